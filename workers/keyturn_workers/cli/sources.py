@@ -7,8 +7,9 @@ source by requests of its own, whether ingest workers watch it or not.
 import asyncio
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
@@ -30,6 +31,7 @@ from keyturn_workers.cli.output import (
     progress_display,
 )
 from keyturn_workers.cli.settings import SourceStatusSettings
+from keyturn_workers.cli.watch import LINE_INTERVAL_S
 from keyturn_workers.ingest.importing import CONNECTIONS, Import, ImportResult, NotIn
 from keyturn_workers.ingest.intake import is_folder_marker, objects_of
 from keyturn_workers.ingest.record import MAX_REFUSED, SourceRecord, SourceRecords
@@ -52,6 +54,9 @@ _REFUSED_COLUMNS: Final = ("s3_key", "code", "refused_at", "upload_id")
 # What the time left is computed from: an object counts as its bytes and this.
 _OBJECT_COST_BYTES: Final = 64 * 1024
 _SHOWN: Final = 20
+_TICK_S: Final = 1.0
+# After so long without any outcome, the user is told what may be wrong.
+_SILENCE_S: Final = 30.0
 
 SourceName = Annotated[str, typer.Argument(help="The source's name in KEYTURN_SOURCES.")]
 OptionalSourceName = Annotated[
@@ -114,7 +119,15 @@ def import_source(
     began = time.monotonic()
     try:
         result = asyncio.run(
-            _import(settings, own, name, prefix, dry_run=dry_run, wait=not no_wait)
+            _import(
+                settings,
+                own,
+                name,
+                prefix,
+                dry_run=dry_run,
+                wait=not no_wait,
+                as_json=as_json,
+            )
         )
     except KeyboardInterrupt:
         if not dry_run:
@@ -126,8 +139,9 @@ def import_source(
 
 def _find(settings: SourceSettings, name: str) -> Source:
     if name not in settings.sources:
-        known = ", ".join(sorted(settings.sources)) or "none"
-        raise UnknownSourceError(f"KEYTURN_SOURCES has no source {name!r}; it has: {known}")
+        known = ", ".join(sorted(settings.sources))
+        reason = f"it has: {known}" if known else "it is empty or not set"
+        raise UnknownSourceError(f"KEYTURN_SOURCES has no source {name!r}; {reason}")
     return settings.sources[name]
 
 
@@ -168,6 +182,7 @@ async def _import(
     *,
     dry_run: bool,
     wait: bool,
+    as_json: bool,
 ) -> ImportResult:
     async with AsyncExitStack() as stack:
         own_bucket = await stack.enter_async_context(open_bucket(own, max_connections=CONNECTIONS))
@@ -178,10 +193,10 @@ async def _import(
         publisher = None
         if not dry_run:
             publisher = await stack.enter_async_context(Publisher.open(settings))
-        progress = stack.enter_context(_import_progress())
-        await stack.enter_async_context(
-            optional_task((lambda: progress.count(bucket, prefix)) if sys.stderr.isatty() else None)
-        )
+        progress = stack.enter_context(_import_progress(waits=wait and not dry_run))
+        if sys.stderr.isatty() or not as_json:
+            await stack.enter_async_context(optional_task(lambda: progress.count(bucket, prefix)))
+        await stack.enter_async_context(optional_task(partial(progress.follow, lines=not as_json)))
         work = Import(
             bucket,
             own_bucket,
@@ -194,14 +209,28 @@ async def _import(
 
 
 class _ImportProgress:
-    """Objects, bytes and the time left."""
+    """Objects, bytes and the time left: a bar on a terminal, otherwise a line every few seconds.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        progress: The bar.
+        waits: Whether workers must serve the requests before an object is done.
+        clock: Tells the time, in seconds.
+    """
+
+    def __init__(
+        self, progress: Progress, *, waits: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._progress = progress
-        self._task = progress.add_task("", total=None, counts="")
+        self._waits = waits
+        self._clock = clock
         self._objects = 0
         self._bytes = 0
         self._is_counted = False
+        self._result = ImportResult()
+        self._outcome_at_s = clock()
+        self._next_line_s = self._outcome_at_s + LINE_INTERVAL_S
+        self._has_warned = False
+        self._task = progress.add_task("", total=None, counts=self._counts())
 
     async def count(self, bucket: SourceBucket, prefix: str) -> None:
         """List the source once more, for the totals, while the import is under way."""
@@ -211,18 +240,46 @@ class _ImportProgress:
                 self._bytes += row.size_bytes
         self._is_counted = True
 
+    async def follow(self, *, lines: bool) -> None:
+        """Show how far the import has come, and that it waits, until this is canceled."""
+        while True:
+            self.tick(lines=lines)
+            await asyncio.sleep(_TICK_S)
+
     def show(self, result: ImportResult) -> None:
-        """Show how far the import has come."""
-        counts = f"{result.objects:,} objects, {decimal(result.size_bytes)}"
-        total = None
-        if self._is_counted:
-            counts = (
-                f"{result.objects:,} of {self._objects:,} objects, "
-                f"{decimal(result.size_bytes)} of {decimal(self._bytes)}"
+        """Show that further objects are done."""
+        self._result = result
+        self._outcome_at_s = self._clock()
+        self._update()
+
+    def tick(self, *, lines: bool) -> None:
+        """Update the bar, or print a line if it is time; warn, once, if no outcome arrives."""
+        self._update()
+        now_s = self._clock()
+        if lines and self._progress.disable and now_s >= self._next_line_s:
+            self._next_line_s = now_s + LINE_INTERVAL_S
+            note(self._counts())
+        if self._waits and not self._has_warned and now_s - self._outcome_at_s >= _SILENCE_S:
+            self._has_warned = True
+            note(
+                f"no outcome in {_SILENCE_S:.0f} s: no worker has served these requests yet, or "
+                "the workers do not know this publisher with this key in this deployment (see "
+                "`keyturn dead list`); still waiting"
             )
-            total = _cost(self._objects, self._bytes)
-        done = _cost(result.objects, result.size_bytes)
-        self._progress.update(self._task, completed=done, total=total, counts=counts)
+
+    def _update(self) -> None:
+        done = _cost(self._result.objects, self._result.size_bytes)
+        total = _cost(self._objects, self._bytes) if self._is_counted else None
+        self._progress.update(self._task, completed=done, total=total, counts=self._counts())
+
+    def _counts(self) -> str:
+        objects, size = f"{self._result.objects:,}", decimal(self._result.size_bytes)
+        if self._is_counted:
+            counts = f"{objects} of {self._objects:,} objects, {size} of {decimal(self._bytes)}"
+        else:
+            counts = f"{objects} objects, {size}"
+        is_waiting = self._waits and not self._result.objects
+        return f"waiting for a worker: {counts}" if is_waiting else counts
 
 
 def _cost(objects: int, size_bytes: int) -> int:
@@ -230,10 +287,10 @@ def _cost(objects: int, size_bytes: int) -> int:
 
 
 @contextmanager
-def _import_progress() -> Iterator[_ImportProgress]:
+def _import_progress(*, waits: bool) -> Iterator[_ImportProgress]:
     columns = (BarColumn(), TextColumn("{task.fields[counts]}"), TimeRemainingColumn())
     with progress_display(*columns) as progress:
-        yield _ImportProgress(progress)
+        yield _ImportProgress(progress, waits=waits)
 
 
 def _print_result(

@@ -1,13 +1,17 @@
-"""`keyturn sources` without any source (SPEC 17)."""
+"""`keyturn sources` and `keyturn import`: what they say while nothing happens (SPEC 17)."""
 
 from __future__ import annotations
 
 import json
 
+import pytest
+from rich.progress import Progress, TextColumn
 from typer.testing import CliRunner
 
 from keyturn.crypto import to_base64
 from keyturn_workers.cli.app import app
+from keyturn_workers.cli.sources import _ImportProgress
+from keyturn_workers.ingest.importing import ImportResult
 
 
 def test_without_a_source_it_names_the_setting() -> None:
@@ -17,3 +21,39 @@ def test_without_a_source_it_names_the_setting() -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith("no sources: KEYTURN_SOURCES")
     assert len(result.stdout.splitlines()) == 1
+
+
+def test_a_source_that_is_not_set_is_named_with_the_reason() -> None:
+    env = {"KEYTURN_MASTER_KEYS": json.dumps({"m1": to_base64(bytes(32))})}
+    env |= {"KEYTURN_S3_BUCKET": "bucket"}
+    result = CliRunner().invoke(app, ["sources", "drop"], env=env)
+    assert result.exit_code == 1
+    assert result.stderr.rstrip().endswith("no source 'drop'; it is empty or not set")
+
+
+def test_an_import_without_a_worker_says_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now_s = 0.0
+    with Progress(TextColumn("{task.fields[counts]}"), disable=True) as bar:
+        progress = _ImportProgress(bar, waits=True, clock=lambda: now_s)
+        assert bar.tasks[0].fields["counts"] == "waiting for a worker: 0 objects, 0 bytes"
+        for second in range(41):
+            now_s = second
+            progress.tick(lines=True)
+        lines = capsys.readouterr().err.splitlines()
+        line = "keyturn: waiting for a worker: 0 objects, 0 bytes"
+        assert lines.count(line) == 8  # every five seconds
+        (warning,) = set(lines) - {line}
+        assert warning.startswith("keyturn: no outcome in 30 s: no worker has served")
+        progress.show(ImportResult(objects=1, size_bytes=2))
+        assert bar.tasks[0].fields["counts"] == "1 objects, 2 bytes"
+
+
+def test_what_waits_for_no_worker_does_not_name_one(capsys: pytest.CaptureFixture[str]) -> None:
+    now_s = 0.0
+    with Progress(TextColumn("{task.fields[counts]}"), disable=True) as bar:
+        progress = _ImportProgress(bar, waits=False, clock=lambda: now_s)
+        now_s = 60.0
+        progress.tick(lines=True)
+    assert capsys.readouterr().err == "keyturn: 0 objects, 0 bytes\n"
