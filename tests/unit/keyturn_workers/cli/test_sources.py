@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-import pytest
 from rich.progress import Progress, TextColumn
 from typer.testing import CliRunner
 
@@ -12,6 +12,9 @@ from keyturn.crypto import to_base64
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.sources import _ImportProgress
 from keyturn_workers.ingest.importing import ImportResult
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_without_a_source_it_names_the_setting() -> None:
