@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import NoDecode
+from yarl import URL
 
 from keyturn.crypto import IntakeKey, Secret
 from keyturn.errors import SettingsError
@@ -352,3 +353,12 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
         if (self.gateway_tls_cert is None) != (self.gateway_tls_key is None):
             raise ValueError("GATEWAY_TLS_CERT and KEYTURN_GATEWAY_TLS_KEY are set together or not")
         return self
+
+
+def redacted(url: str) -> str | None:
+    """Only scheme, host and port of a URL; None if it is malformed."""
+    try:
+        parsed = URL(url)
+        return str(parsed.origin()) if parsed.host else None
+    except ValueError:
+        return None

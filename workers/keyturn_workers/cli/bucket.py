@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from yarl import URL
-
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.errors import first_error
 from keyturn_workers.cli.settings import BrokerSettings
+from keyturn_workers.settings import redacted
 from keyturn_workers.storage import Storage
 
 if TYPE_CHECKING:
@@ -34,15 +33,6 @@ def storage_endpoint(settings: S3Settings) -> str:
     if settings.s3_endpoint_url is None:
         return f"AWS, region {settings.s3_region}, bucket {settings.s3_bucket}"
     return f"{redacted(settings.s3_endpoint_url)}, bucket {settings.s3_bucket}"
-
-
-def redacted(url: str) -> str | None:
-    """Only scheme, host and port of a URL; None if it is malformed."""
-    try:
-        parsed = URL(url)
-        return str(parsed.origin()) if parsed.host else None
-    except ValueError:
-        return None
 
 
 @contextmanager

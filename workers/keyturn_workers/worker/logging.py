@@ -8,6 +8,7 @@ import logging
 import sys
 
 import orjson
+import stamina
 import structlog
 
 from keyturn.publisher.connection import describe_broker_problem
@@ -16,12 +17,13 @@ from keyturn_workers.settings import LogFormat
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRINTABLE = (str, int, float, OSError, type(None))
 # These log every message or request, some with complete headers and URLs.
-# It logs each batch that it cannot send: `keyturn_workers.tracing.export` reports that once.
-_SILENT = "opentelemetry"
+_QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
+# These log each failure to connect or to send. Their callers report that once, in our words:
+# what connects, and `keyturn_workers.tracing.export`.
+_SILENT = ("aiormq.connection", "opentelemetry")
 _RENEWALS = "keyturn.tls"
 # Reconnects after a lost connection.
 _RECONNECTING = "aio_pika.robust_connection"
-_QUIET = ("aio_pika", "aiormq", "aiobotocore", "botocore", "aiohttp", "asyncio", "faststream")
 
 
 def configure(log_format: LogFormat, level: str) -> None:
@@ -70,7 +72,10 @@ def _configure_libraries(
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger(_RECONNECTING).setLevel(logging.WARNING)
-    logging.getLogger(_SILENT).setLevel(logging.CRITICAL)
+    for name in _SILENT:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # What retries logs why, if that needs to be known.
+    stamina.instrumentation.set_on_retry_hooks([])
 
 
 def _without_messages(record: logging.LogRecord) -> bool:

@@ -38,7 +38,11 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.publisher import Publisher
-from keyturn.publisher.connection import BrokerAddress, close_quietly
+from keyturn.publisher.connection import (
+    BrokerAddress,
+    close_quietly,
+    describe_broker_failure,
+)
 from keyturn.topology import audit_queue
 from keyturn_workers.amqp.consumer import QueueConsumer, finish
 from keyturn_workers.amqp.declarations import declare, declare_streams
@@ -52,7 +56,7 @@ from keyturn_workers.keyring.mark_stream import MarkStream, following
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
 from keyturn_workers.service_manager import READY, STOPPING, notify_service_manager
-from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.settings import WorkerSettings, redacted
 from keyturn_workers.sources.bucket import Sources, open_sources
 from keyturn_workers.storage import Capabilities, Storage
 from keyturn_workers.storage.probe.runner import Report, Row, probe
@@ -104,11 +108,12 @@ async def run_worker(
             broker could not be reached within `START_TIMEOUT_S`.
     """
     tolerate_odd_properties()
+    outage = _Outage(settings)
     try:
         async for attempt in stamina.retry_context(
             on=_StartFailedError, attempts=None, timeout=settings.start_timeout_s, wait_max=3
         ):
-            with attempt:
+            with attempt, outage.logged():
                 await _serve(settings, roles, tracing)
     except _StartFailedError as exc:
         raise exc.cause from None
@@ -121,6 +126,41 @@ class _StartFailedError(Exception):
     def __init__(self, cause: Exception) -> None:
         super().__init__(type(cause).__name__)
         self.cause = cause
+
+
+_AWAY: Final = (StorageUnavailableError, EventsUnavailableError, OSError, AMQPException)
+_REPEATED: Final = (_StartFailedError, *_AWAY)
+
+
+class _Outage:
+    """Logs why a start is repeated: each reason once, until another one follows it."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._logged: tuple[str, str | None] | None = None
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Log why broker or storage cannot be used; the error is raised as it is."""
+        try:
+            yield
+        except (BrokerTlsError, StorageTlsError):
+            raise  # nothing is repeated
+        except _REPEATED as exc:
+            problem = self._describe(exc.cause if isinstance(exc, _StartFailedError) else exc)
+            if problem != self._logged:
+                self._logged = problem
+                _log.warning(problem[0], address=problem[1])
+            raise
+
+    def _describe(self, error: Exception) -> tuple[str, str | None]:
+        if isinstance(error, StorageUnavailableError):
+            url = self._settings.s3_endpoint_url
+            return f"the storage cannot be used ({error.detail})", url and redacted(url)
+        if isinstance(error, EventsUnavailableError):
+            return str(error), None
+        address = redacted(self._settings.amqp_url.get_secret_value())
+        return f"the broker cannot be reached ({describe_broker_failure(error)})", address
 
 
 class _App(FastStream):
@@ -407,18 +447,18 @@ async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_
     """
 
     def may_pass(error: Exception) -> bool:
-        away = (StorageUnavailableError, EventsUnavailableError, OSError, AMQPException)
-        return isinstance(error, away) and not (
+        return isinstance(error, _AWAY) and not (
             isinstance(error, (BrokerTlsError, StorageTlsError))
         )
 
+    outage = _Outage(settings)
     async for attempt in stamina.retry_context(
         on=may_pass,
         attempts=None,
         timeout=settings.start_timeout_s,
         wait_max=3,
     ):
-        with attempt:
+        with attempt, outage.logged():
             return await start()
     raise AssertionError("unreachable")  # stamina raises or returns
 

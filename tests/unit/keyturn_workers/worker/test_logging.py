@@ -88,7 +88,10 @@ cause = ssl.SSLCertVerificationError(1, "certificate verify failed")
 cause.verify_code = 10
 lost = ConnectionError(1, "certificate verify failed: certificate has expired (_ssl.c:1006)")
 lost.__cause__ = cause
-logging.getLogger("aiormq.connection").error("error when creating transport: %r", lost)
+log = logging.getLogger("aio_pika.robust_connection")
+log.warning('Connection attempt to "%s" failed: %s', "amqps://canary", lost)
+log = logging.getLogger("aiormq.connection")
+log.error("error when creating transport: %r", lost)  # said again, for each attempt
 """
 
 

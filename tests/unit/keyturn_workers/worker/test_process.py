@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import os
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -116,6 +120,38 @@ async def test_a_broker_that_never_answers_does_not_keep_the_process(
     async with asyncio.timeout(5):
         await app.stop()
     assert "the broker did not answer" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_start_without_a_broker_says_so_once_and_names_the_setting() -> None:
+    """The libraries would log each attempt, and never the address."""
+    env = os.environ | {"URL": "amqp://user:canary@127.0.0.1:1/vhost"}
+    done = subprocess.run(
+        [sys.executable, "-c", _WAITING], capture_output=True, text=True, check=True, env=env
+    )
+    assert done.stdout == "ended\n"
+    (line,) = [json.loads(line) for line in done.stderr.splitlines()]
+    assert line["event"].startswith("the broker cannot be reached (connection refused")
+    assert "KEYTURN_AMQP_URL" in line["event"]
+    assert line["address"] == "amqp://127.0.0.1:1"
+    assert "canary" not in done.stderr
+
+
+_WAITING = """
+import asyncio, os
+from types import SimpleNamespace
+from pydantic import SecretStr
+from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.worker import process
+from keyturn_workers.worker.logging import configure
+configure("json", "info")
+url = os.environ["URL"]
+settings = SimpleNamespace(amqp_url=SecretStr(url), start_timeout_s=2)
+try:
+    asyncio.run(process._retry_start(settings, lambda: declare(url)))
+except OSError:
+    print("ended")
+"""
 
 
 class _SlowDown(MemoryStorage):
