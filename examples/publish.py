@@ -3,7 +3,7 @@
 import asyncio
 import sys
 
-from keyturn.messages import UploadStored
+from keyturn.messages import UploadRejected, UploadStored
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
 
@@ -22,7 +22,8 @@ async def main() -> int:
     if isinstance(event, UploadStored):
         print(f"stored: {event.key}, {event.size} bytes, generation {event.generation}")
         return 0
-    print(f"refused: {event}", file=sys.stderr)
+    if isinstance(event, UploadRejected):
+        print(f"refused: {event.code}: {event.detail}", file=sys.stderr)
     return 1
 
 

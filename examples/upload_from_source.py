@@ -12,7 +12,7 @@ import sys
 
 import boto3
 
-from keyturn.messages import SourceObject, UploadStored
+from keyturn.messages import SourceObject, UploadRejected, UploadStored
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings
 
@@ -34,7 +34,8 @@ async def main(project: str, object_key: str, source: str, bucket: str, s3_key: 
     if isinstance(event, UploadStored):
         print(f"stored: {event.key}, {event.size} bytes, generation {event.generation}")
         return 0
-    print(f"refused: {event}", file=sys.stderr)
+    if isinstance(event, UploadRejected):
+        print(f"refused: {event.code}: {event.detail}", file=sys.stderr)
     return 1
 
 

@@ -43,7 +43,8 @@ async def test_the_page(cli: Cli, tmp_path: Path, moto: S3Server, moto_bucket: s
     made = cli.deployment
     (tmp_path / "acme.key").write_text(made.api_key)
     (tmp_path / "check.py").write_text(_blocks("python"))
-    shutil.copy(_ROOT / "examples/open_by_spec.py", tmp_path)
+    (tmp_path / "examples").mkdir()
+    shutil.copy(_ROOT / "examples/open_by_spec.py", tmp_path / "examples")
     async with worker(made.worker_env(**_FAST)), gateway(made.gateway_env(**_FAST)) as served:
         enrolled = await cli.arun("enroll", "acme", NEW_API_KEY="", API_KEY=made.api_key)
         assert enrolled.exit_code == 0, enrolled.stderr
@@ -74,7 +75,7 @@ async def test_the_page(cli: Cli, tmp_path: Path, moto: S3Server, moto_bucket: s
         files = [path for path in (tmp_path / folder).iterdir() if path.suffix != ".jsonl"]
         assert sorted(path.read_bytes() for path in files) == sorted(OBJECTS.values())
         assert (tmp_path / folder / "q3%3Afinal.pdf").read_bytes() == OBJECTS["q3:final.pdf"]
-    assert (tmp_path / "README.md").read_bytes() == OBJECTS["README.md"]
+    assert (tmp_path / "opened.md").read_bytes() == OBJECTS["README.md"]
     client = sync_client(moto)
     for key, body in OBJECTS.items():
         stored = client.get_object(Bucket=moto_bucket, Key=f"acme/{key}")

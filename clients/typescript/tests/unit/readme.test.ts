@@ -36,10 +36,11 @@ function compile(compilerOptions: object, write: (folder: string) => void, base?
   }
 }
 
-test("the first program of the README is complete, and compiles under strict", () => {
-  const options = { strict: true, module: "NodeNext", target: "ES2022", noEmit: true };
+test("the first program of the README is complete, and compiles with its tsconfig.json", () => {
+  const { compilerOptions } = JSON.parse(README.match(/^```json\n(.*?)^```$/ms)?.[1] ?? "{}");
+  assert(compilerOptions.strict);
   assert.match(FIRST, /new Keyturn/);
-  compile({ ...options, types: ["node"] }, (folder) => {
+  compile({ ...compilerOptions, noEmit: true }, (folder) => {
     writeFileSync(join(folder, "first.ts"), FIRST);
   });
 });
