@@ -286,12 +286,14 @@ async def test_deletes_without_a_response_hold_up_few_uploads(
 async def test_deletes_of_a_slow_source_all_have_their_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """All together they take longer than one waits in vain; no single one does."""
+
     class Slow(MemoryStorage):
         async def delete_version(self, key: str, version_id: str) -> None:
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.15)
             await super().delete_version(key, version_id)
 
-    monkeypatch.setattr("keyturn_workers.sources.bucket._DELETE_TURN_S", 0.05)
+    monkeypatch.setattr("keyturn_workers.sources.bucket._DELETE_TURN_S", 0.6)
     storage = Slow(versioned=True)
     bucket = _bucket(storage, delete=True)
     named = [await _named(storage, key=f"in/{number}") for number in range(50)]
