@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.filesize import decimal
 
 from keyturn.crypto import new_api_key
 from tests.integration.cli.conftest import Cli, cli_for, document
@@ -83,8 +84,8 @@ async def test_through_a_gateway(cli: Cli, tmp_path: Path) -> None:
         assert (exported.exit_code, exported.stderr) == (0, ""), exported.stderr
         size_bytes = sum(map(len, OBJECTS.values()))
         assert exported.stdout == (
-            f"{len(OBJECTS)} objects with {size_bytes} bytes in {target}: "
-            f"{len(OBJECTS)} new, 0 there before\n"
+            f"{len(OBJECTS)} objects with {decimal(size_bytes)} in {target}: "
+            f"{len(OBJECTS)} new, 0 already there\n"
         )
         _check_folder(target, OBJECTS)
 
@@ -106,7 +107,9 @@ async def test_through_a_gateway(cli: Cli, tmp_path: Path) -> None:
 
         refused = await caller.arun("export", "acme", str(tmp_path / "no"), API_KEY=new_api_key())
         assert refused.exit_code == 1
-        assert refused.stderr.splitlines()[-1].startswith("keyturn: unauthorized")
+        assert refused.stderr.startswith("keyturn: unauthorized")
+        assert len(refused.stderr.splitlines()) == 1
+        assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("who", ["project", "operator"])
@@ -133,7 +136,7 @@ def test_from_the_bucket(operator_cli: Cli, tmp_path: Path, who: str) -> None:
         ["/odd", "foreign_object"],
         ["plain", "corrupt_object"],
     ]
-    assert lines[-1].endswith(f": 0 new, {len(OBJECTS)} there before, 1 deleted")
+    assert lines[-1].endswith(f": 0 new, {len(OBJECTS)} already there, 1 deleted")
     _check_folder(target, OBJECTS)
 
 

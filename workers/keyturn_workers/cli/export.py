@@ -8,7 +8,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Annotated, Final, NamedTuple
 
 import typer
 from pydantic import ValidationError
+from rich.filesize import decimal
 
-from keyturn.errors import SettingsError
+from keyturn.errors import CodedError, GatewayError, SettingsError, TransientError
 from keyturn.gateway import ListedObject
 from keyturn.identifiers import has_control_characters, object_s3_key
 from keyturn.metadata import COBBLESTONE
@@ -31,7 +32,7 @@ from keyturn_workers.cli.download import (
     operator_access,
     project_access,
 )
-from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.errors import CommandError, first_error, note
 from keyturn_workers.cli.objects import (
     configured_gateway,
     gateway_client,
@@ -120,6 +121,11 @@ def export(
                 def listing(after: str) -> AsyncGenerator[ListedObject, None]:
                     return client.list(project, after=after)
 
+                # A refusal ends the command before it creates a folder. The export itself tries
+                # again what may pass.
+                with suppress(TransientError, GatewayError):
+                    async with aclosing(listing("")) as first:
+                        await anext(first, None)
                 return await _export(Source(listing, partial(client.open, project)), run)
 
         report = asyncio.run(through_gateway())
@@ -221,8 +227,10 @@ async def _export(source: Source, run: _Run) -> Report:
             try:
                 async with optional_task(counting):
                     await exporting.run(run.concurrency)
-            except BaseException:
-                note("not finished: run the same command again to continue")
+            except BaseException as exc:
+                first = first_error(exc)
+                if isinstance(first, TransientError) or not isinstance(first, CodedError):
+                    note("not finished: run the same command again to continue")
                 raise
     return exporting.report
 
@@ -247,8 +255,8 @@ def _print(report: Report, project: str, destination: str, *, as_json: bool) -> 
             print_line("")
         deleted = f", {report.deleted} deleted" if report.deleted else ""
         print_line(
-            f"{there} objects with {report.size_bytes} bytes in {destination}: "
-            f"{report.exported} new, {report.already_there} there before{deleted}"
+            f"{there} objects with {decimal(report.size_bytes)} in {destination}: "
+            f"{report.exported} new, {report.already_there} already there{deleted}"
         )
     if omitted := failed - len(report.failures):
         note(f"{omitted} more failures are not listed")

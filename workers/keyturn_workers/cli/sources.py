@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
+from itertools import compress
 from typing import Annotated, Any, Final
 
 import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from keyturn.errors import UnknownSourceError
+from keyturn.errors import SourceUnavailableError, UnknownSourceError
 from keyturn.identifiers import format_time
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings
@@ -36,7 +37,12 @@ from keyturn_workers.ingest.importing import CONNECTIONS, Import, ImportResult, 
 from keyturn_workers.ingest.intake import is_folder_marker, objects_of
 from keyturn_workers.ingest.record import MAX_REFUSED, SourceRecord, SourceRecords
 from keyturn_workers.settings import SourceSettings
-from keyturn_workers.sources.bucket import SourceBucket, open_sources
+from keyturn_workers.sources.bucket import (
+    Deletion,
+    SourceBucket,
+    open_source,
+    open_sources,
+)
 from keyturn_workers.sources.config import Source
 
 _COLUMNS: Final = (
@@ -54,6 +60,7 @@ _REFUSED_COLUMNS: Final = ("s3_key", "code", "refused_at", "upload_id")
 # What the time left is computed from: an object counts as its bytes and this.
 _OBJECT_COST_BYTES: Final = 64 * 1024
 _SHOWN: Final = 20
+_NOT_POSSIBLE: Final = "not possible"
 _TICK_S: Final = 1.0
 # After so long without any outcome, the user is told what may be wrong.
 _SILENCE_S: Final = 30.0
@@ -75,9 +82,12 @@ def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
     elif not settings.sources and not as_json:
         print_line("no sources: KEYTURN_SOURCES, the setting that lists them, is empty or missing")
         return
-    records = asyncio.run(_read_records(settings, [name] if name else list(settings.sources)))
+    records, kept = asyncio.run(_read(settings, name))
     if name is None:
         rows = [_row(each, settings.sources[each], records[each]) for each in records]
+        for row in rows:
+            if row["source"] in kept:
+                row["delete"] = _NOT_POSSIBLE
         print_rows(_COLUMNS, rows, as_json=as_json)
         return
     refused = [
@@ -145,9 +155,13 @@ def _find(settings: SourceSettings, name: str) -> Source:
     return settings.sources[name]
 
 
-async def _read_records(
-    settings: SourceStatusSettings, names: list[str]
-) -> dict[str, SourceRecord]:
+async def _read(
+    settings: SourceStatusSettings, name: str | None
+) -> tuple[dict[str, SourceRecord], set[str]]:
+    """The record of the source, or of each, and which of all sources cannot delete as they should.
+
+    A source that cannot be reached is not among these.
+    """
     # It takes half a second to import what may reach a provider of master keys.
     from keyturn_workers.master_keys.providers import open_operator_keys  # noqa: PLC0415
 
@@ -155,8 +169,17 @@ async def _read_records(
         open_bucket(settings) as storage,
         open_operator_keys(settings, storage, seals=False) as keys,
     ):
-        records = SourceRecords(storage, keys)
-        return {name: (await records.read(name)).record for name in names}
+        source_records = SourceRecords(storage, keys)
+        names = [name] if name else list(settings.sources)
+        records = {each: (await source_records.read(each)).record for each in names}
+
+        async def cannot_delete(each: str) -> bool:
+            async with open_source(each, settings.sources[each], settings, storage) as bucket:
+                return await _find_deletion(bucket) == _NOT_POSSIBLE
+
+        deleting = [each for each in names if name is None and settings.sources[each].delete]
+        found = await asyncio.gather(*map(cannot_delete, deleting))
+        return records, set(compress(deleting, found))
 
 
 def _row(name: str, source: Source, record: SourceRecord) -> dict[str, Any]:
@@ -205,7 +228,22 @@ async def _import(
             wait=wait,
             on_progress=progress.show,
         )
-        return await work.run(prefix)
+        result = await work.run(prefix)
+        stays = not dry_run and await _find_deletion(bucket) == _NOT_POSSIBLE
+    if stays:
+        note(
+            f"the objects stay in the source {name}: its storage cannot delete only what was read. "
+            'Turn on versioning there, or set "delete": "unconditional"'
+        )
+    return result
+
+
+async def _find_deletion(bucket: SourceBucket) -> Deletion | None:
+    """How stored objects are deleted from the source; None if that cannot be found out now."""
+    try:
+        return await bucket.find_deletion()
+    except SourceUnavailableError:
+        return None
 
 
 class _ImportProgress:

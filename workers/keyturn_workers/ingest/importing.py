@@ -42,7 +42,7 @@ _IDLE_S: Final = 900.0
 _ATTEMPTS: Final = 3
 
 STORED: Final = "stored"
-THERE_ALREADY: Final = "there already"
+ALREADY_THERE: Final = "already there"
 QUEUED: Final = "queued"
 NOT_REQUESTED: Final = "not requested"
 GONE: Final = "gone"
@@ -65,7 +65,7 @@ class ImportResult:
     Attributes:
         objects: How many are done, folder markers aside.
         size_bytes: Their sizes added up.
-        statuses: How many are stored, there already, queued, not requested or gone.
+        statuses: How many are stored, already there, queued, not requested or gone.
         refused: How many were not taken in, by code; those without an outcome are `waiting`.
         not_in: Some of those, with the reasons.
     """
@@ -164,7 +164,7 @@ class Import:
         is_there = await self._is_there(found)
         if self._publisher is None:
             if is_there:
-                return THERE_ALREADY
+                return ALREADY_THERE
             if not await self._is_enrolled(target.project):
                 detail = f"{target.project} is not enrolled"
                 return NotIn(found.object.key, UnknownProjectError.code, detail)
@@ -181,7 +181,7 @@ class Import:
         if not self._wait:
             return QUEUED
         outcome = await self._answer(self._publisher, found)
-        return THERE_ALREADY if is_there and outcome == STORED else outcome
+        return ALREADY_THERE if is_there and outcome == STORED else outcome
 
     async def _answer(self, publisher: Publisher, found: Candidate) -> str | NotIn:
         done = -1

@@ -68,7 +68,7 @@ async def test_run_again_it_says_what_is_there_already() -> None:
     put_target(scene, "c", "another upload")
     scene.outcomes.codes |= {"b": "corrupt_object", "c": "already_exists"}
     result = await run(scene)
-    assert result.statuses == {"there already": 1}
+    assert result.statuses == {"already there": 1}
     assert result.refused == {"corrupt_object": 1, "already_exists": 1}
 
 
@@ -88,7 +88,7 @@ async def test_a_dry_run_requests_nothing() -> None:
     scene.own.plant("acme/a", b"", Headers({"enc-upload": first.upload_id(DEPLOYMENT)}))
     scene.outcomes = Outcomes()
     result = await run(scene, dry_run=True)
-    assert result.statuses == {"not requested": 1, "there already": 1}
+    assert result.statuses == {"not requested": 1, "already there": 1}
     assert result.refused == {"malformed_request": 1, "unknown_project": 1}
     assert not scene.outcomes.requested
 
