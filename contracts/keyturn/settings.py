@@ -35,6 +35,14 @@ SECRETS_DIR_VARIABLE: Final = "KEYTURN_SECRETS_DIR"
 SEED_BYTES: Final = 32
 _LABEL_MAX: Final = 63  # of a host name
 _DEFAULT_SECRETS_DIR: Final = Path("/run/secrets")
+# In place of the library's words.
+_MUST_BE: Final = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+}
+_SHOULD_BE: Final = "Input should be "
 _QUOTED_JSON: Final = re.compile(r"'([{\[].*)'", re.DOTALL)
 _QUOTED: Final = re.compile(r"""'[^{\[].*'|".*\"""", re.DOTALL)
 
@@ -88,8 +96,13 @@ def _one_line(error: ValidationError) -> str:
             lines.append(PREFIX + message)
             continue
         name = PREFIX + str(problem["loc"][0]).upper()
-        missing = problem["type"] == "missing"
-        lines.append(f"{name} is missing" if missing else f"{name} is malformed: {message}")
+        if problem["type"] == "missing":
+            lines.append(f"{name} is missing")
+        elif problem["type"] in _MUST_BE or message.startswith(_SHOULD_BE):
+            wanted = _MUST_BE.get(problem["type"], message.removeprefix(_SHOULD_BE))
+            lines.append(f"{name} must be {wanted}")
+        else:
+            lines.append(f"{name} is malformed: {message}")
     return "; ".join(dict.fromkeys(lines))
 
 

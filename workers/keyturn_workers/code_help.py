@@ -30,7 +30,7 @@ CODES: Final = {
         "keyturn enroll --adopt",
     ),
     "already_exists": CodeHelp(
-        "another upload's object has this object key", "use a new object key"
+        "this key already holds another upload's object", "use a new object key"
     ),
     "archived_object": CodeHelp(
         "the object's storage class must be restored before it can be read",
@@ -101,8 +101,8 @@ CODES: Final = {
         "the publisher's grant does not cover this type, this project or this source, or the "
         "source maps its object to another place; or the gateway "
         "has KEYTURN_GATEWAY_ROTATION=forbidden or KEYTURN_GATEWAY_DELETE=forbidden",
-        "add the type, the project or the source to the grant in KEYTURN_PUBLISHERS; at such a "
-        "gateway, ask the operator",
+        "add the type, the project or the source to the grant in KEYTURN_PUBLISHERS; if a gateway "
+        "forbids it, ask its operator",
     ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),
     "request_expired": CodeHelp(

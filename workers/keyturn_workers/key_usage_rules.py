@@ -53,9 +53,10 @@ class DropVerdict:
 def judge_drop(usage: KeyUsage, around: Surroundings) -> DropVerdict:
     """Whether the master key may be dropped."""
     if usage.objects is None:
+        verb = "uses" if usage.records == 1 else "use"
         return DropVerdict(
             may_be_dropped=None,
-            reason=f"{plural(usage.records, 'record')}; objects were not inspected",
+            reason=f"{plural(usage.records, 'record')} {verb} it; objects were not counted",
         )
     uses = [plural(usage.objects, "object"), plural(usage.records, "record")]
     if usage.noncurrent:

@@ -91,8 +91,12 @@ def _unread(number: str) -> None:
 
 
 def problems(error: ValidationError) -> str:
-    """The fields and rules that fail, in one line and without a value."""
+    """The fields and rules that fail, in one line and without a value.
+
+    Unknown fields come first: one is often why another is missing.
+    """
     found = error.errors(include_url=False, include_input=False, include_context=False)
+    found.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     described = [
         f"{_path(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
         for problem in found[:_MAX_PROBLEMS]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import pytest
+from pydantic import Field
 
 from keyturn.crypto import IntakeKey, SigningKey
 from keyturn.errors import SettingsError
-from keyturn.settings import PublisherSettings, S3Settings, json_text, secrets_dir, seed_from_b64
+from keyturn.settings import (
+    PublisherSettings,
+    S3Settings,
+    Settings,
+    json_text,
+    secrets_dir,
+    seed_from_b64,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +115,34 @@ def test_a_bucket_that_cannot_be_is_refused(
         monkeypatch.setenv(f"KEYTURN_S3_{name}", value)
     with pytest.raises(SettingsError, match=reason):
         S3Settings.read()
+
+
+class _Kinds(Settings):
+    count: int = 1
+    share: float = 1
+    tracing: bool = False
+    form: Literal["json", "console"] = "json"
+    least: Annotated[int, Field(ge=1)] = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("COUNT", "canary", "a whole number"),
+        ("COUNT", "1.5", "a whole number"),
+        ("SHARE", "canary", "a number"),
+        ("TRACING", "canary", "true or false"),
+        ("FORM", "canary", "'json' or 'console'"),
+        ("LEAST", "0", "greater than or equal to 1"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_says_what_it_must_be(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(f"KEYTURN_{name}", value)
+    with pytest.raises(SettingsError) as refused:
+        _Kinds.read()
+    assert str(refused.value) == f"KEYTURN_{name} must be {reason}"
 
 
 def test_a_folder_of_secrets_that_is_named_must_exist(

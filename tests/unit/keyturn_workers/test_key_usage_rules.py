@@ -67,7 +67,7 @@ def test_a_key_that_nothing_uses_is_safe_to_drop() -> None:
         (
             KeyUsage(None, 0, 3, is_active=False),
             _AT_REST,
-            DropVerdict(may_be_dropped=None, reason="3 records; objects were not inspected"),
+            DropVerdict(may_be_dropped=None, reason="3 records use it; objects were not counted"),
         ),
         (
             _UNUSED,

@@ -94,7 +94,9 @@ def delete(
     api_key_file: ApiKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete objects permanently. Their keys can never be reused.
+    """Delete objects permanently. Their keys can never be used again.
+
+    On the broker, that includes a key you name that holds no object; a gateway refuses such a key.
 
     Publishes the requests on the broker, or sends them to a gateway if one is configured. With
     --prefix, the objects are listed and counted, in the bucket or through the gateway, and you are

@@ -120,8 +120,9 @@ async def _check_source(name: str, source: Source, settings: SourceSettings, own
     except SourceUnavailableError as exc:
         return Check(check, "wanted", False, exc.detail, "its objects are not taken in")
     ok = deletion != "not possible"
-    consequence = "stored objects stay in the source; see its field delete"
-    return Check(check, "wanted", ok, f"readable; deleted: {deletion}", consequence)
+    consequence = "stored objects stay in the source; see the source's `delete` field"
+    result = f"readable; deleted: {deletion}" if ok else "readable; cannot delete"
+    return Check(check, "wanted", ok, result, consequence)
 
 
 async def broker_checks(broker: Broker) -> list[Check]:

@@ -214,6 +214,8 @@ async def _to_stdout(opened: _Opened) -> None:
 
 
 async def _to_file(opened: _Opened, target: Path, progress: ByteProgress) -> None:
+    if not target.parent.is_dir():
+        raise CommandError(f"{target.parent}: no such folder")
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -184,7 +184,9 @@ class DeleteRoutes:
         with self._pending.hold(caller.project, request_id, count=len(keys)) as pending:
             found = await run_while_connected(request.receive, self._find_used(caller, keys))
             if not found:
-                raise NotFoundError("no object has one of these keys")
+                raise NotFoundError(
+                    _NOTHING_THERE if len(keys) == 1 else "no object has any of these keys"
+                )
             missing = [
                 _refused(key, NotFoundError.code, _NOTHING_THERE)
                 for key in keys

@@ -110,7 +110,10 @@ def authorize(body: bytes, signer: Signer, arrival: Arrival) -> Request:
     if isinstance(request, UploadRequested) and isinstance(request.body, SourceBody):
         source = request.body.source.name
         if source not in signer.grant.sources:
-            raise NotPermittedError(f"{signer.name} may not name objects of the source {source}")
+            raise NotPermittedError(
+                f"publisher {signer.name} may not request objects of source {source}: its grant "
+                'does not list it in "sources"'
+            )
     return request
 
 

@@ -54,8 +54,10 @@ def parse_named_settings(value: object) -> dict[str, Any]:
     """
     try:
         document = load_json(json_text(value).encode()) if isinstance(value, str) else value
-    except (MalformedRequestError, UnicodeEncodeError):
-        raise ValueError("not a JSON object, or a name occurs twice") from None
+    except MalformedRequestError as exc:
+        raise ValueError(exc.detail.removeprefix("the body is ")) from None
+    except UnicodeEncodeError:
+        raise ValueError("not a JSON object") from None
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004  # pydantic wants ValueError
     for name in document:

@@ -236,8 +236,8 @@ def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         "source ignoring": (
             "wanted",
             False,
-            "readable; deleted: not possible",
-            "stored objects stay in the source; see its field delete",
+            "readable; cannot delete",
+            "stored objects stay in the source; see the source's `delete` field",
         ),
     }
 

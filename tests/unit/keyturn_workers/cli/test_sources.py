@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 from rich.progress import Progress, TextColumn
 from typer.testing import CliRunner
 
 from keyturn.crypto import to_base64
+from keyturn_workers.cli import sources as cli_sources
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.sources import _ImportProgress
 from keyturn_workers.ingest.importing import ImportResult
+from keyturn_workers.sources.bucket import SourceBucket
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import AsyncIterator
+
+    from keyturn_workers.sources.config import Source
 
 
 def test_without_a_source_it_names_the_setting() -> None:
@@ -60,3 +67,42 @@ def test_what_waits_for_no_worker_does_not_name_one(capsys: pytest.CaptureFixtur
         now_s = 60.0
         progress.tick(lines=True)
     assert capsys.readouterr().err == "keyturn: 0 objects, 0 bytes\n"
+
+
+class _IgnoresConditions(MemoryStorage):
+    """Looks at no ETag before it deletes."""
+
+    async def delete_if_match(self, key: str, etag: str) -> str | None:
+        del etag
+        await self.delete(key)
+        return None
+
+
+@pytest.mark.parametrize("is_safe", [True, False])
+def test_a_source_that_cannot_delete_safely_shows_that(
+    monkeypatch: pytest.MonkeyPatch, *, is_safe: bool
+) -> None:
+    own = MemoryStorage()
+
+    @asynccontextmanager
+    async def own_bucket(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
+        yield own
+
+    @asynccontextmanager
+    async def opened(name: str, source: Source, *_: object) -> AsyncIterator[SourceBucket]:
+        storage = MemoryStorage() if is_safe else _IgnoresConditions()
+        yield SourceBucket(name, source, storage, own)
+
+    monkeypatch.setattr(cli_sources, "open_bucket", own_bucket)
+    monkeypatch.setattr(cli_sources, "open_source", opened)
+    fields = {"bucket": "the-drop", "project": "acme", "key": "{name}"}
+    sources = {"kept": fields, "emptied": {**fields, "delete": True}}
+    env = {
+        "KEYTURN_MASTER_KEYS": json.dumps({"m1": to_base64(bytes(32))}),
+        "KEYTURN_S3_BUCKET": "bucket",
+        "KEYTURN_SOURCES": json.dumps(sources),
+    }
+    result = CliRunner().invoke(app, ["sources", "--json"], env=env)
+    assert result.exit_code == 0, result.stderr
+    shown = {row["source"]: row["delete"] for row in json.loads(result.stdout)}
+    assert shown == {"kept": False, "emptied": True if is_safe else "not possible"}

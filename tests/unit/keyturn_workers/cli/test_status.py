@@ -199,7 +199,7 @@ def test_no_objects_inspects_no_object(bucket: Bench) -> None:
     bucket.put(_FIRST, "a")
     report = bucket.json("--no-objects")
     assert report["objects"] is None
-    assert _key_usage(report)[0] == "m1: 1 record; objects were not inspected"
+    assert _key_usage(report)[0] == "m1: 1 record uses it; objects were not counted"
     assert {row["may_be_dropped"] for row in report["master_keys"]} == {None}
     assert bucket.storage.calls["head"] == 0
 
