@@ -118,6 +118,8 @@ def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
         raise typer.BadParameter(f"{target} is not a file")
     if target.exists() and not force:
         raise CommandError(f"{target} already exists; use --force to replace it")
+    if not target.parent.is_dir():
+        raise CommandError(f"{target.parent}: no such folder")
     return target
 
 
@@ -214,8 +216,6 @@ async def _to_stdout(opened: _Opened) -> None:
 
 
 async def _to_file(opened: _Opened, target: Path, progress: ByteProgress) -> None:
-    if not target.parent.is_dir():
-        raise CommandError(f"{target.parent}: no such folder")
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -208,7 +208,7 @@ async def _rotate(
         if not as_json:
             note(f"accepted: {project} is at generation {event.generation} ({request.id})")
         events = publisher.progress(request.id, project=project, request_type="rotation.requested")
-        return await watch(events, as_json=as_json, count=object_counter(project))
+        return await watch(events, as_json=as_json, count=object_counter(project), known=event)
 
 
 def _check_master_key(value: str | None) -> str | None:

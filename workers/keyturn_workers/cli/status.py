@@ -279,7 +279,10 @@ def status(
     if report is not None and publisher is not None:
         _watch_sweep(publisher, report, project, read, as_json=as_json)
     elif report is not None:
-        _show_sweep(report, as_json=as_json)
+        if failures and report.row.clean and not as_json:
+            print_line("no failures")
+        else:
+            _show_sweep(report, as_json=as_json)
     elif watching or failures or project is not None:
         raise NotFoundError(_NO_SWEEP)
     else:

@@ -26,6 +26,8 @@ from keyturn_workers.cli.settings import ProjectKekSettings, ReaderSettings
 from keyturn_workers.verify import Report, VerificationKeys, check_project
 
 _COLUMNS: Final = ("s3_key", "version", "kind", "state", "code", "detail")
+_SHOWN: Final = 20
+_SHOWN_AS_JSON: Final = 1000
 
 
 def verify(
@@ -63,8 +65,13 @@ def verify(
         bool, typer.Option("--allow-plaintext", help="Accept objects that are not encrypted.")
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=1, help="Maximum number of findings to print. All are counted.")
-    ] = 1000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Maximum number of findings to print. All are counted. Default: "
+            f"{_SHOWN}, with --json {_SHOWN_AS_JSON}.",
+        ),
+    ] = None,
     concurrency: Annotated[
         int, typer.Option(min=1, max=256, help="How many objects to read at once.")
     ] = 32,
@@ -82,7 +89,8 @@ def verify(
     settings = S3Settings.read()
     keys = _read_keys(project, api_key_file, admin_kek_file, tuple(generation or ()))
     _check_kek_id(keys, kek_id_option)
-    report = Report("gone" if expect_gone else "opens", allow_plaintext, limit)
+    shown = limit or (_SHOWN_AS_JSON if as_json else _SHOWN)
+    report = Report("gone" if expect_gone else "opens", allow_plaintext, shown)
     started_at = format_time(datetime.now(UTC))
     asyncio.run(_check(settings, keys, report, concurrency))
     document = {

@@ -106,7 +106,11 @@ Display = Callable[[Followed], None]
 
 
 async def watch(
-    events: AsyncGenerator[Event, None], *, as_json: bool, count: ObjectCounter | None = None
+    events: AsyncGenerator[Event, None],
+    *,
+    as_json: bool,
+    count: ObjectCounter | None = None,
+    known: Event | None = None,
 ) -> Event:
     """Show the progress of a rotation or sweep until it ends; the last event.
 
@@ -114,11 +118,14 @@ async def watch(
         events: Its events, and no others, until the end.
         as_json: Show nothing.
         count: Counts the objects meanwhile, in case the project is large.
+        known: An event that has arrived already, which `events` may repeat.
 
     Raises:
         EventsUnavailableError: the event stream does not exist or may not be read.
     """
     followed = Followed()
+    if known is not None:
+        followed.add(known)
 
     async def count_expected() -> None:
         followed.expected = None if count is None else await count()

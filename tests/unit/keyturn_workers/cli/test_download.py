@@ -133,6 +133,12 @@ async def test_an_existing_file_is_replaced_by_force_alone(
     assert (here / "q 3.bin").read_bytes() == BODY
 
 
+async def test_a_folder_that_does_not_exist_is_named(gateway: FakeGateway) -> None:
+    result = await _download("--gateway", gateway.url, "-o", "none/x")
+    assert (result.exit_code, result.stderr) == (1, "keyturn: none: no such folder\n")
+    assert gateway.seen == []
+
+
 async def test_the_operator_never_reads_through_the_gateway(gateway: FakeGateway) -> None:
     result = await _download("--gateway", gateway.url, "--as-operator")
     assert result.exit_code == 2

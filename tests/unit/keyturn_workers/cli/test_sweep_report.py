@@ -176,6 +176,13 @@ def test_failures_are_limited_unless_all_are_requested(bucket: Bench) -> None:
     assert "add --failures to see all" in result.stderr
 
 
+def test_a_clean_sweep_has_no_failures_to_show(bucket: Bench) -> None:
+    bucket.add(record(done(1)))
+    result = bucket.run(_ID, "--failures")
+    assert (result.exit_code, result.stdout) == (0, "no failures\n")
+    assert bucket.json(_ID, "--failures")["failures"] == []
+
+
 def test_exactly_the_limit_of_failures_leaves_no_more(bucket: Bench) -> None:
     bucket.add(record(done(1, clean=False)))
     _fail(bucket, 20)

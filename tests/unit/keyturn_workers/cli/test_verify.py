@@ -361,6 +361,15 @@ def test_omitted_findings_are_announced(bucket: Bench) -> None:
     assert "1 more finding; raise --limit" in result.stderr
 
 
+def test_a_table_shows_20_findings_and_json_all(bucket: Bench) -> None:
+    for number in range(30):
+        bucket.put(OLD, 1, f"forgotten-{number}")
+    result = bucket.run(API_KEY=NEW)
+    assert result.stdout.count("forgotten-") == 20
+    assert "10 more findings; raise --limit" in result.stderr
+    assert len(json.loads(bucket.run("--json", API_KEY=NEW).stdout)["findings"]) == 30
+
+
 def test_plaintext_fails_unless_it_is_allowed(bucket: Bench) -> None:
     bucket.storage.plant("acme/plain", b"x", Headers({}))
     assert bucket.run(API_KEY=NEW).exit_code == 1

@@ -162,6 +162,19 @@ async def test_watching_shows_every_event_and_returns_the_last(shown: _Recording
     ]
 
 
+async def test_an_accepted_rotation_does_not_wait_for_a_worker(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    accepted = event("rotation.accepted", rotation_id=_ID, generation=4)
+
+    async def silent() -> AsyncGenerator[Event, None]:
+        await asyncio.sleep(0)
+        yield _END
+
+    await watch.watch(silent(), as_json=False, known=accepted)
+    assert capsys.readouterr().err.startswith("keyturn: generation 4: 0 objects, 0 rewrapped")
+
+
 async def test_between_two_events_the_display_is_renewed(
     shown: _RecordingDisplay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,6 +290,8 @@ async def test_keys_without_an_object_are_not_published(stored: Serving) -> None
     stored.bench.plant(deleted(stored.bench.desired, KEY), b"")
     got = await _delete_many(stored, "x", "y")
     assert (got.status, got.document()["code"]) == (404, "not_found")
+    assert got.document()["detail"] == "no object has any of these keys"
+    assert (await _delete_many(stored, "x")).document()["detail"] == "no object has this key"
     assert not stored.publisher.many
     assert not _pending(stored)
     assert (await _delete_many(stored, KEY)).status == 202

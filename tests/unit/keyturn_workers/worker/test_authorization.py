@@ -197,8 +197,12 @@ def test_a_source_is_named_only_with_the_grant_for_it(name: str) -> None:
     if name == "drop":
         assert admitted(body, "intake") == "upload.requested"
     else:
-        with pytest.raises(MalformedRequestError if name == "*" else NotPermittedError):
+        error = MalformedRequestError if name == "*" else NotPermittedError
+        with pytest.raises(error) as refused:
             admitted(body, "intake")
+        if name == "other":
+            reason = 'source other: its grant does not list it in "sources"'
+            assert refused.value.detail.endswith(reason)
     with pytest.raises(MalformedRequestError if name == "*" else NotPermittedError):
         admitted(body)
 
