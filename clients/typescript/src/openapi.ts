@@ -174,7 +174,7 @@ export interface paths {
         put?: never;
         /**
          * Rotate the project to a new API key
-         * @description Authenticate with the current key. The rotation expects that key's generation. Once it is accepted, only the new key is accepted. `Prefer: wait=N` waits until the rotation is accepted or refused. A gateway may be set up to rotate no key: then every request with the current key is refused with `not_permitted`.
+         * @description Authenticate with the current key. The rotation expects that key's generation. Once it is accepted, only the new key is accepted. `Prefer: wait=N` waits until the rotation is accepted or refused. A gateway can be configured to refuse rotations: then every request with the current key is refused with `not_permitted`.
          */
         post: operations["rotate"];
         delete?: never;
@@ -190,6 +190,7 @@ export interface paths {
             path: {
                 /** @description The project's id */
                 project: string;
+                /** @description The rotation's id, from the response to its request */
                 rotation_id: string;
             };
             cookie?: never;
@@ -1417,6 +1418,7 @@ export interface operations {
                 };
                 content: {
                     "application/json": {
+                        /** @description The rotation's id, with which its state can be read */
                         rotation_id: string;
                     };
                 };
@@ -1529,6 +1531,7 @@ export interface operations {
             path: {
                 /** @description The project's id */
                 project: string;
+                /** @description The rotation's id, from the response to its request */
                 rotation_id: string;
             };
             cookie?: never;

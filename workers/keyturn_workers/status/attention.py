@@ -389,7 +389,8 @@ def dead_letters(facts: Facts) -> Iterable[AttentionStatus]:
         filters = {} if code == _OTHER else {"code": code}
         if len(queues[code]) == 1:
             filters["queue"] = next(iter(queues[code]))
-        then = "discard them" if code in CODES_WITHOUT_BODY else "replay or discard them"
+        letters = "the letter" if number == 1 else "them"
+        then = f"{'discard' if code in CODES_WITHOUT_BODY else 'replay or discard'} {letters}"
         remedy = _sentence(found.remedy)
         yield _item(
             "dead_letters",

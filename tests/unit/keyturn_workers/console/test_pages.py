@@ -254,12 +254,12 @@ def test_now_shows_what_needs_attention_with_its_remedy_and_link() -> None:
     words = words_of(page)
     for shown in ("Act now", "Give the workers the master key.", "keyturn status stark"):
         assert shown in words
-    assert "240 projects 42 sweeps and rotations run 4 workers report" in words
-    assert "341 requests wait on the queues" in words
+    assert "240 projects 42 sweeps and rotations running 4 workers reporting" in words
+    assert "341 requests waiting in the queues" in words
     # What runs comes before what was done.
     assert words.index("Sweeps and rotations under way") < words.index("Work done")
     assert "Proving 46 of 91 objects, earliest end in" in words
-    assert "The last hour, as reported by workers, as of" in words
+    assert "The last hour, as reported by workers at" in words
     # Each value has its time, also the totals.
     assert "dead letters to replay or discard as of" in words
 
@@ -584,7 +584,7 @@ def test_an_error_is_a_page_and_its_text_stays_in_the_log(monkeypatch: pytest.Mo
     page = scene.words("/queues", 500)
     assert "Something went wrong" in page
     assert "secret" not in page
-    assert "There is no such page" in scene.words("/nowhere", 404)
+    assert "This page does not exist" in scene.words("/nowhere", 404)
     assert "does not take that kind of request" in scene.words("/keys/count", 405)
 
 

@@ -254,6 +254,11 @@ def test_letters_without_their_body_can_only_be_discarded() -> None:
         assert remedy in item.remedy
 
 
+def test_the_remedy_of_one_letter_names_one() -> None:
+    (item,) = find_attention(Facts(now=at(0), **_dead("already_exists", count=1)))
+    assert item.remedy == "Use a new object key. Then discard the letter."
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0, "0 seconds"), (119, "119 seconds"), (120, "2 minutes"), (2 * DAY, "2 days")],

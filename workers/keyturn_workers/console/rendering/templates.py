@@ -254,7 +254,7 @@ _TEXTS: Final = {
     ),
     404: _Text(
         "Not found",
-        "There is no such page, or what it showed is gone.",
+        "This page does not exist, or its content is gone.",
         "Check the address, or start from a page in the navigation.",
     ),
     405: _Text(
