@@ -27,7 +27,6 @@ _GONE_S = 0.5
 CACHED_S = KEYRING_CACHE_S + 0.5
 """After a rotation is accepted the gateway may use its cache for this long (SPEC 9.1), plus the
 time until the run itself receives the event."""
-_MARKS_READ_S = 10.0
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
@@ -84,7 +83,7 @@ class GatewayReaders:
 
     def knows_marks(self) -> bool:
         """Whether the gateway has surely read the marks since it started."""
-        return self.operator.supervisor.processes[GATEWAY].served_s() > _MARKS_READ_S
+        return self.operator.supervisor.processes[GATEWAY].knows_marks()
 
     def _was_denied(self, s3_key: str, began: float) -> bool:
         at = self.denied.get(s3_key)

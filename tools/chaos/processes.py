@@ -14,7 +14,7 @@ import signal
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -58,6 +58,8 @@ _END_S = 40
 _SWEPT_UP_S = 5
 _SWEEPS = 4
 _METRICS_EVERY_S = 2
+_MARKS_READ = timedelta(seconds=10)
+_STARTED = ' started"'
 
 
 @dataclass
@@ -80,12 +82,32 @@ class ManagedProcess:
 
     def served_s(self) -> float:
         """For how long the present process has served; 0 before it logged its start."""
+        began = self._first_logged(_STARTED)
+        return 0.0 if began is None else (datetime.now(UTC) - began).total_seconds()
+
+    def knows_marks(self) -> bool:
+        """Whether the present process, a gateway, has surely read the marks since it started.
+
+        It reads them within ten seconds, unless the broker is away: then its log says so, and says
+        when they were read.
+        """
+        began = self._first_logged(_STARTED)
+        if began is None or datetime.now(UTC) - began < _MARKS_READ:
+            return False
+        failed = self._first_logged('"event":"marks cannot be read"')
+        return (
+            failed is None
+            or failed - began > _MARKS_READ
+            or self._first_logged('"event":"marks are current"') is not None
+        )
+
+    def _first_logged(self, text: str) -> datetime | None:
+        """When the present process first logged an event with this text."""
         lines = () if self.running is None else self.running.lines
         for line in lines:
-            if '"event":"' in line and ' started"' in line:
-                began = datetime.fromisoformat(json.loads(line)["timestamp"])
-                return (datetime.now(UTC) - began).total_seconds()
-        return 0.0
+            if '"event":"' in line and text in line:
+                return datetime.fromisoformat(json.loads(line)["timestamp"])
+        return None
 
 
 @dataclass

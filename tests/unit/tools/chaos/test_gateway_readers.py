@@ -58,14 +58,14 @@ async def _read(
     accepted_at: float = 0.0,
     denied: dict[str, float] | None = None,
     stolen: Iterable[str] = (),
-    served_s: float = 60.0,
+    knows_marks: bool = True,
 ) -> GatewayReaders:
     """What two readers noted in some reads; both keys were accepted long ago, or as given."""
     operator: Any = SimpleNamespace(
         tenants={"amber": SimpleNamespace(api_keys=[OLD, CURRENT])},
         accepted={"amber": [0.0, accepted_at]},
         supervisor=SimpleNamespace(
-            processes={"gateway-1": SimpleNamespace(served_s=lambda: served_s)}
+            processes={"gateway-1": SimpleNamespace(knows_marks=lambda: knows_marks)}
         ),
     )
     async with _standing_for_a_gateway(answer) as url:
@@ -158,10 +158,10 @@ async def test_the_gateway_may_deny_what_the_storage_denied(
         assert any(message in wrong for wrong in found.wrong)
 
 
-@pytest.mark.parametrize(("served_s", "problems"), [(1.0, 0), (60.0, 2)])
+@pytest.mark.parametrize(("knows_marks", "problems"), [(False, 0), (True, 2)])
 async def test_a_gateway_may_read_the_marks_first_after_its_start(
-    served_s: float, problems: int
+    *, knows_marks: bool, problems: int
 ) -> None:
     """Until then it may accept a keyring that a thief has rolled back."""
-    found = await _read(_answers(200, 401), stolen={"amber"}, served_s=served_s)
+    found = await _read(_answers(200, 401), stolen={"amber"}, knows_marks=knows_marks)
     assert len({message.rpartition(": ")[2] for message in found.wrong}) == problems

@@ -135,3 +135,28 @@ def test_a_process_serves_from_the_start_that_it_logged() -> None:
     assert process.served_s() == 0
     process.running.lines.append(started)
     assert 90 <= process.served_s() < 100
+
+
+@pytest.mark.parametrize(
+    ("events", "knows"),
+    [
+        ({}, False),
+        ({"gateway started": 5}, False),
+        ({"gateway started": 20}, True),
+        ({"gateway started": 20, "marks cannot be read": 19}, False),
+        ({"gateway started": 20, "marks cannot be read": 19, "marks are current": 1}, True),
+        ({"gateway started": 20, "marks cannot be read": 3}, True),
+    ],
+    ids=["no start", "just started", "read", "no broker", "broker again", "broker lost later"],
+)
+def test_a_gateway_knows_the_marks_once_it_has_read_them(
+    events: dict[str, int], *, knows: bool
+) -> None:
+    nothing: Any = None
+    now = datetime.now(UTC)
+    lines = [
+        f'{{"event":"{event}","timestamp":"{now - timedelta(seconds=age_s)}"}}'
+        for event, age_s in events.items()
+    ]
+    process = ManagedProcess("gateway-1", nothing, {}, 0, running=WorkerProcess(nothing, lines))
+    assert process.knows_marks() is knows

@@ -46,7 +46,7 @@ class _Run:
         server = S3Server("http://127.0.0.1:9", "key", "secret", "us-east-1", "given")
         self.deployment = Deployment("amqp://127.0.0.1:9/", server, "bucket")
         self.s3 = FakeS3(NEWEST, put_at=NOW)
-        self.served_s = 60.0
+        self.knows_marks = True
         self.killed: list[str] = []
         self.early: list[str] = []
         self.present: list[bytes | None] = []
@@ -64,7 +64,7 @@ class _Run:
             tenants={"amber": tenant}, accepted={"amber": [0.0, 0.0]}, keyrings={"amber": [OLD]}
         )
         worker = SimpleNamespace(role="upload", logs=[self._worker])
-        gateway = SimpleNamespace(role="gateway", logs=[], served_s=lambda: self.served_s)
+        gateway = SimpleNamespace(role="gateway", logs=[], knows_marks=lambda: self.knows_marks)
         proxy = SimpleNamespace(sent_bytes=7, has_sent=self._connected)
         control = SimpleNamespace(role="control", logs=[], broker_proxy=proxy)
         supervisor: Any = SimpleNamespace(
@@ -221,7 +221,7 @@ async def test_a_gateway_that_serves_the_old_key_is_noticed(
     run, seen = _Run(monkeypatch, _nothing), list[str]()
 
     def kill(_: FakeS3) -> None:
-        run.served_s = 0.0
+        run.knows_marks = False
 
     if is_killed:
         run.during = kill
