@@ -39,6 +39,8 @@ from keyturn_workers.cli.publishing import event_error
 
 LINE_INTERVAL_S: Final = 5.0
 _TICK_S: Final = 1.0
+# A wait that becomes longer by this is worth a line.
+_EXTENDED: Final = timedelta(seconds=5)
 # Leaves room on a terminal of 80 columns for how far it is, and why it waits.
 _BAR_CHARACTERS: Final = 10
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
@@ -52,11 +54,13 @@ class Followed:
     Attributes:
         state: What is going on.
         expected: How many objects a listing returned, if there was one.
+        is_extended: Whether the wait for a proof has begun again.
     """
 
     def __init__(self) -> None:
         self.state = "waiting for a worker"
         self.expected: int | None = None
+        self.is_extended = False
         self._counts: dict[str, Counts] = {}
         self._progress: dict[str, Progress] = {}
         self._started_at: datetime | None = None
@@ -71,6 +75,9 @@ class Followed:
                 self._counts.clear()
             self._counts[project] = event.counts
         if isinstance(event, SweepProgressed) and event.progress is not None:
+            before = self._progress.get(event.project)
+            if before is not None and _is_extended(before, event.progress):
+                self.is_extended = True
             self._progress[event.project] = event.progress
 
     @property
@@ -99,6 +106,16 @@ class Followed:
                 yield f"{count} {name}"
         elapsed_s = (now - (self._started_at or now)).total_seconds()
         yield f"{timedelta(seconds=max(0, int(elapsed_s)))} elapsed"
+
+
+def _is_extended(before: Progress, after: Progress) -> bool:
+    """Whether an object can be proven only later than it seemed."""
+    if before.phase != "proving" or before.proof_possible_at is None:
+        return False
+    if after.phase != "proving" or after.proof_possible_at is None:
+        return False
+    longer = parse_time(after.proof_possible_at) - parse_time(before.proof_possible_at)
+    return longer >= _EXTENDED
 
 
 Display = Callable[[Followed], None]
@@ -142,7 +159,10 @@ async def watch(
         counting = optional_task(None if count is None or as_json else count_expected)
         async with counting, optional_task(None if as_json else tick), aclosing(events):
             async for event in events:
+                was_extended = followed.is_extended
                 followed.add(event)
+                if followed.is_extended and not was_extended and not as_json:
+                    note("the wait for leases begins again, as it does after a worker has started")
                 show(followed)
                 last = event
     if last is None:

@@ -175,6 +175,18 @@ async def test_an_accepted_rotation_does_not_wait_for_a_worker(
     assert capsys.readouterr().err.startswith("keyturn: generation 4: 0 objects, 0 rewrapped")
 
 
+@pytest.mark.parametrize(("moved_s", "said"), [(1, 0), (15, 1)])
+async def test_a_wait_that_begins_again_is_explained_once(
+    capsys: pytest.CaptureFixture[str], moved_s: int, said: int
+) -> None:
+    waits = [
+        _progressed(n, progress={"phase": "proving", "proof_possible_at": _at(30 + n * moved_s)})
+        for n in range(3)
+    ]
+    await watch.watch(_events(*waits, _END), as_json=False)
+    assert capsys.readouterr().err.count("the wait for leases begins again") == said
+
+
 async def test_between_two_events_the_display_is_renewed(
     shown: _RecordingDisplay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
