@@ -113,7 +113,7 @@ async def run_worker(
         async for attempt in stamina.retry_context(
             on=_StartFailedError, attempts=None, timeout=settings.start_timeout_s, wait_max=3
         ):
-            with attempt, outage.logged():
+            with attempt, outage.logged(_StartFailedError):
                 await _serve(settings, roles, tracing)
     except _StartFailedError as exc:
         raise exc.cause from None
@@ -129,7 +129,6 @@ class _StartFailedError(Exception):
 
 
 _AWAY: Final = (StorageUnavailableError, EventsUnavailableError, OSError, AMQPException)
-_REPEATED: Final = (_StartFailedError, *_AWAY)
 
 
 class _Outage:
@@ -140,13 +139,13 @@ class _Outage:
         self._logged: tuple[str, str | None] | None = None
 
     @contextmanager
-    def logged(self) -> Iterator[None]:
-        """Log why broker or storage cannot be used; the error is raised as it is."""
+    def logged(self, *errors: type[Exception]) -> Iterator[None]:
+        """Log one of these errors, after which the start is repeated; it is raised as it is."""
         try:
             yield
         except (BrokerTlsError, StorageTlsError):
             raise  # nothing is repeated
-        except _REPEATED as exc:
+        except errors as exc:
             problem = self._describe(exc.cause if isinstance(exc, _StartFailedError) else exc)
             if problem != self._logged:
                 self._logged = problem
@@ -458,7 +457,7 @@ async def _retry_start(settings: WorkerSettings, start: Callable[[], Awaitable[_
         timeout=settings.start_timeout_s,
         wait_max=3,
     ):
-        with attempt, outage.logged():
+        with attempt, outage.logged(*_AWAY):
             return await start()
     raise AssertionError("unreachable")  # stamina raises or returns
 
