@@ -94,7 +94,7 @@ class ManagedProcess:
         began = self._first_logged(_STARTED)
         if began is None or datetime.now(UTC) - began < _MARKS_READ:
             return False
-        failed = self._first_logged('"event":"marks cannot be read"')
+        failed = self._first_logged('"event":"marks are not current"')
         return (
             failed is None
             or failed - began > _MARKS_READ

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import structlog
+
 from keyturn.crypto import HEADER_BYTES, seal_tombstone
 from keyturn.errors import (
     CodedError,
@@ -47,6 +49,8 @@ from keyturn_workers.objects.storable_key import check_storable
 from keyturn_workers.objects.wraps import build_tombstone_metadata
 from keyturn_workers.storage import Headers, ObjectHead, Storage
 from keyturn_workers.storage.clock import DateTrust
+
+_log = structlog.get_logger()
 
 _MAX_ATTEMPTS: Final = 8
 # A tombstone is put again if a front end dated it whose clock is wrong.
@@ -86,6 +90,7 @@ class Deleter:
         self._operator_keys = operator_keys
         self._lease_s = lease_s
         self._in_progress = 0  # requests with many keys
+        self._dates_ahead = False
 
     async def delete(self, request: DeleteRequested) -> None:
         """Put the tombstone of a request for one key; returns once it is there for good.
@@ -186,7 +191,7 @@ class Deleter:
             if tombstone is None:
                 return False
             if self._is_dated_ahead(tombstone):
-                await self._put_tombstone(key, snapshot)
+                await self._date_again(key, snapshot)
             await self._delete_older_versions(object_s3_key(snapshot.keyring.project, key))
         self._check_age(tombstone, snapshot)
         return True
@@ -263,6 +268,19 @@ class Deleter:
         """Whether a front end with a fast clock dated it: it would become final far too late."""
         ahead_s = (tombstone.head.last_modified - tombstone.head.date).total_seconds()
         return tombstone.trust.proves and ahead_s > self._keyrings.clock.tolerated_s
+
+    async def _date_again(self, key: str, snapshot: KeyringSnapshot) -> None:
+        """Put the tombstone again, unless all objects here are dated ahead: then that is useless.
+
+        Such a storage dates objects by another clock than its responses.
+        """
+        if self._dates_ahead:
+            return
+        await self._put_tombstone(key, snapshot)
+        again = await self._find_tombstone(key, snapshot)
+        if again is not None and self._is_dated_ahead(again):
+            self._dates_ahead = True
+            _log.warning("the storage dates objects ahead of its own time: deletes wait longer")
 
     def _check_age(self, tombstone: _Tombstone, snapshot: KeyringSnapshot) -> None:
         head = tombstone.head

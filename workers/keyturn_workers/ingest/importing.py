@@ -126,7 +126,8 @@ class Import:
         Raises:
             ExceptionGroup: of the errors of storage and broker.
         """
-        listing_suffices = not await self._bucket.may_keep_versions()
+        # Without waiting, nobody notices that an object has changed since it was listed.
+        listing_suffices = self._wait and not await self._bucket.may_keep_versions()
         async with asyncio.TaskGroup() as group:
             async for row in objects_of(self._bucket, prefix):
                 if is_folder_marker(row):

@@ -179,7 +179,8 @@ async def _copy_parts(
     is_resent = "%" in s3_key
     part_bytes = _RESENT_PART_BYTES if is_resent else copy_limit_bytes
     ranges = part_ranges(head.size_bytes, part_bytes)
-    slots = asyncio.Semaphore(_PARTS_IN_FLIGHT)
+    # A part that is resent is in memory, and many objects may be copied at once.
+    slots = asyncio.Semaphore(1 if is_resent else _PARTS_IN_FLIGHT)
 
     async def copy(number: int, first: int, last: int) -> Part:
         async with slots:

@@ -126,11 +126,15 @@ class SourceBucket:
             return await self._storage.head(s3_key)
 
     async def may_keep_versions(self) -> bool:
-        """Whether objects may have versions, which a listing does not show."""
+        """Whether objects may have versions, which a listing does not show.
+
+        Not every storage, nor every policy, lets this be found out. A failure says nothing about
+        other requests, so that it causes no pause.
+        """
         try:
-            async with self._asking():
+            async with asyncio.timeout(_RESPONSE_S):
                 return await self._storage.versioning() != ""
-        except SourceUnavailableError:  # such as credentials that may not ask for it
+        except (StorageAnswerError, StorageUnavailableError, TimeoutError):
             return True
 
     async def list_page(self, *, prefix: str = "", after: str = "") -> EntriesPage:

@@ -74,9 +74,8 @@ class Uploader:
             self._context.sources.bucket_of(request)
         existing: ExistingUpload | None = None
         # A body that is not in the request is deleted once its upload is stored, so such a request
-        # that was published twice is answered from its target. A small one is read at once: if it
-        # is gone, the target is read then.
-        if seen_before or upload.is_streamed:
+        # that was published twice is answered from its target.
+        if seen_before or upload.is_staged or upload.source is not None:
             existing = await self._find_own_object(upload)
         if existing is not None:
             return await self._continue(upload, existing)

@@ -15,7 +15,7 @@ from keyturn_workers.amqp.consumer import DeferError
 from keyturn_workers.control import Deleter
 from keyturn_workers.errors import RefusedError, UnstorableKeyError
 from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.storage import Capabilities, Headers, StorageClock
+from keyturn_workers.storage import Capabilities, Headers, ObjectHead, StorageClock
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring
 from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
@@ -40,11 +40,18 @@ class _Storage(MemoryStorage):
         ring = build_keyring(replace(keyring(), lease_s=lease_s), MASTER_KEYS)
         self.off_s: dict[str, list[float]] = {}
         self._off = timedelta()
+        self.dated_ahead = timedelta()
         self.plant(keyring_s3_key("acme"), ring, Headers({}))
 
     @property
     def now(self) -> datetime:
         return super().now + self._off
+
+    async def read_start(
+        self, key: str, length_bytes: int, *, version_id: str | None = None
+    ) -> tuple[ObjectHead, bytes]:
+        head, body = await super().read_start(key, length_bytes, version_id=version_id)
+        return replace(head, last_modified=head.last_modified + self.dated_ahead), body
 
     async def _hook(self, operation: str) -> None:
         await super()._hook(operation)
@@ -140,6 +147,22 @@ async def test_a_tombstone_dated_ahead_is_put_again_once_the_clock_is_known() ->
     storage.advance(2 * _LEASE_S + 2)
     await started.delete(_REQUEST)
     assert storage.calls["put"] == puts + 1
+
+
+async def test_a_storage_that_dates_all_objects_ahead_delays_a_delete_but_does_not_prevent_it() -> (
+    None
+):
+    """Its objects are dated by another clock than its responses."""
+    storage = _Storage()
+    storage.dated_ahead = timedelta(seconds=100)
+    deleter = _deleter(storage)
+    await _deferred_s(deleter)
+    for _ in range(3):
+        storage.advance(2 * _LEASE_S + 1)
+        await _deferred_s(deleter)
+    assert storage.calls["put"] == 2
+    storage.advance(2 * _LEASE_S + 100)
+    await deleter.delete(_REQUEST)
 
 
 async def test_a_fast_front_end_puts_no_tombstone() -> None:

@@ -77,6 +77,7 @@ async def test_without_waiting_it_only_requests() -> None:
     scene.put("a", "b")
     scene.outcomes.hold.clear()
     assert (await run(scene, wait=False)).statuses == {"queued": 2}
+    assert scene.bucket.calls["head"] == 2  # nobody would notice that one has changed
 
 
 async def test_a_dry_run_requests_nothing() -> None:
@@ -105,15 +106,21 @@ async def test_an_object_that_changes_meanwhile_is_asked_for_again(code: str, st
     assert scene.bucket.calls["head"] == (0 if status else 2)
 
 
-@pytest.mark.parametrize("may_ask", [True, False])
-async def test_only_an_object_that_may_have_a_version_is_asked_for(*, may_ask: bool) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [None, RefusedError("403"), StorageUnavailableError("501")],
+    ids=["answered", "refused", "not implemented"],
+)
+async def test_only_an_object_that_may_have_a_version_is_asked_for(
+    failure: Exception | None,
+) -> None:
     """A listing shows no version. Where versions were never kept, it names the object."""
     scene = Scene()
     scene.put("a", "b")
-    if not may_ask:
-        scene.bucket.fail_next("versioning", RefusedError("403"))
+    if failure is not None:
+        scene.bucket.fail_next("versioning", failure)
     assert (await run(scene)).statuses == {"stored": 2}
-    assert scene.bucket.calls["head"] == (0 if may_ask else 2)
+    assert scene.bucket.calls["head"] == (0 if failure is None else 2)
     ids = {each.upload_id(DEPLOYMENT) for each in scene.outcomes.requested}
     scene.outcomes.requested.clear()
     scene.bucket.fail_next("versioning", RefusedError("403"))

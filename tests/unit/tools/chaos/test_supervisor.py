@@ -143,9 +143,9 @@ def test_a_process_serves_from_the_start_that_it_logged() -> None:
         ({}, False),
         ({"gateway started": 5}, False),
         ({"gateway started": 20}, True),
-        ({"gateway started": 20, "marks cannot be read": 19}, False),
-        ({"gateway started": 20, "marks cannot be read": 19, "marks are current": 1}, True),
-        ({"gateway started": 20, "marks cannot be read": 3}, True),
+        ({"gateway started": 20, "marks are not current": 19}, False),
+        ({"gateway started": 20, "marks are not current": 19, "marks are current": 1}, True),
+        ({"gateway started": 20, "marks are not current": 3}, True),
     ],
     ids=["no start", "just started", "read", "no broker", "broker again", "broker lost later"],
 )
