@@ -90,13 +90,17 @@ def _unread(number: str) -> None:
     del number
 
 
+_LAST: Final = {"extra_forbidden": 1, "missing": 2}
+
+
 def problems(error: ValidationError) -> str:
     """The fields and rules that fail, in one line and without a value.
 
-    Unknown fields come first: one is often why another is missing.
+    Wrong values come first, since of a union each other alternative has fields that are unknown or
+    missing; then unknown fields, since one is often why another is missing.
     """
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    found.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    found.sort(key=lambda problem: _LAST.get(problem["type"], 0))
     described = [
         f"{_path(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
         for problem in found[:_MAX_PROBLEMS]

@@ -112,7 +112,7 @@ def test_folders_of_customers_do_not_meet(one: str, other: str) -> None:
         ("{", "not a JSON object"),
         ('{"drop": {}, "drop": {}}', "duplicate name in an object"),
         # Of four problems, the one that explains the others is not left out.
-        ({"drop": {"projct": "a", "watch": 1, "delete": 2}}, "source drop: projct: Extra inputs"),
+        ({"drop": {"projct": "a", "watch": 1, "delete": 2}}, "projct: Extra inputs"),
         ("[]", "cannot be read"),
         ("/no/such/file", "the file cannot be read (No such file or directory)"),
         ({"Drop": _DROP}, "1 to 32 characters"),
