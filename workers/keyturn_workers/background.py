@@ -2,9 +2,10 @@
 
 One cancellation has to be enough, but a library can swallow it. Where a request to the broker is
 canceled while its connection is lost, aiormq raises the error of the connection
-(`aiormq.abc.TaskWrapper`), and before Python 3.12 `asyncio.wait_for` returns a result that came at
-the same moment. A loop that handles both and goes on would never end. But a canceled task stays
-marked as canceled (`asyncio.Task.cancelling`), so a loop looks there before it goes on.
+(`aiormq.abc.TaskWrapper`). Before Python 3.12 `asyncio.wait_for` returns a result that came at the
+same moment, and `asyncio.gather` raises the error of a task that failed then. A loop that handles
+these and goes on would never end. But a canceled task stays marked as canceled
+(`asyncio.Task.cancelling`), so a loop looks there before it goes on.
 """
 
 import asyncio

@@ -24,6 +24,7 @@ from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
 from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
 from keyturn_workers.audit import log_kek_derived
+from keyturn_workers.background import background, raise_if_canceled
 from keyturn_workers.errors import PreconditionError, StorageAnswerError, StorageTlsError
 from keyturn_workers.gateway.app import Gateway
 from keyturn_workers.gateway.auth import Authenticator
@@ -124,7 +125,7 @@ async def open_app(
             publish_timeout_s=settings.gateway_publish_timeout_s,
             alarm_timeout_s=_ALARM_TIMEOUT_S,
         ) as publisher,
-        _detecting_capabilities(storage, settings.publisher_name),
+        background(detect_capabilities(storage, settings.publisher_name)),
         open_operator_keys(
             settings,
             storage,
@@ -242,6 +243,7 @@ async def detect_capabilities(
         try:
             found = await _test(storage, f"{STAGING_PREFIX}{publisher}/doctor-")
         except StorageUnavailableError:
+            raise_if_canceled()
             await asyncio.sleep(retry_s)
             continue
         except StorageAnswerError as exc:
@@ -279,14 +281,3 @@ async def _takes_backslash_for_slash(storage: Storage, folder: str) -> bool:
     except PreconditionError:
         return True
     return False
-
-
-@asynccontextmanager
-async def _detecting_capabilities(storage: Storage, publisher: str) -> AsyncIterator[None]:
-    """Run `detect_capabilities` in the background for the duration of the block."""
-    task = asyncio.create_task(detect_capabilities(storage, publisher))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

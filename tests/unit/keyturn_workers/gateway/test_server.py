@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from keyturn.errors import StorageUnavailableError
+from keyturn_workers.background import background
 from keyturn_workers.errors import AddressError, RefusedError
 from keyturn_workers.gateway import server
 from keyturn_workers.gateway.metrics import GatewayMetrics
@@ -129,6 +130,26 @@ async def test_detection_is_retried_if_the_storage_is_unavailable() -> None:
     storage.fail_next("put", StorageUnavailableError("down"), times=20)
     await detect_capabilities(storage, "gateway", retry_s=0)
     assert storage.capabilities.listings_show_overwrites
+
+
+async def test_detection_ends_if_it_is_canceled_as_the_storage_fails() -> None:
+    """`asyncio.gather` raises the error of a put that fails at that moment, instead."""
+    failing = asyncio.Event()
+
+    class Fails(MemoryStorage):
+        async def put(self, key: str, body: bytes, headers: Headers, **how: Any) -> WriteResult:
+            if key.endswith("/0"):
+                await failing.wait()
+                raise StorageUnavailableError("down")
+            await asyncio.sleep(60)
+            return await super().put(key, body, headers, **how)
+
+    with capture_logs() as logs:
+        async with background(detect_capabilities(Fails(), "gateway", retry_s=60)):
+            await asyncio.sleep(0.01)
+            failing.set()
+            await asyncio.sleep(0)
+    assert logs == []  # "background work does not end"
 
 
 async def test_a_gateway_without_write_permission_reads_keyrings_one_by_one() -> None:
