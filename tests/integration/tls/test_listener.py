@@ -123,7 +123,7 @@ async def test_a_renewal_reaches_new_connections_and_a_download_goes_on(
             nonlocal received
             while received < len(_FILM):
                 received += len(await reader.read(2**16))
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)  # in all far longer than two renewals take
 
         reading = asyncio.create_task(read_slowly())
         known = len(listener.process.lines)
