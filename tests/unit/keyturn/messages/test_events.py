@@ -57,3 +57,11 @@ def test_a_refusal_alone_may_repeat_a_project_that_cannot_be() -> None:
         else:
             with pytest.raises(MalformedRequestError, match="project"):
                 parse_event(document)
+
+
+def test_an_unknown_type_is_refused_without_being_repeated() -> None:
+    tag = "canary" * 100
+    with pytest.raises(MalformedRequestError) as refused:
+        parse_event(json.dumps({"type": tag}).encode())
+    assert "canary" not in str(refused.value)
+    assert "unknown type" in str(refused.value)
