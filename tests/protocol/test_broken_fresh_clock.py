@@ -157,11 +157,9 @@ def test_a_first_date_proves_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("acme/a is wrapped under (2," in what and "at the end of" in what for what in found)
 
 
-def a_request_served_at_a_first_date_of_next_week(world: World) -> None:
-    """A fresh process takes the request for older than any may be."""
-    begin(world)
-    ahead = world.restart(world.processes[0], clock_s=timedelta(days=8).total_seconds())
-    _only(world, ahead)
+def _a_fresh_request_is_served(world: World, process: Process) -> None:
+    """By this process first; by the others once all front ends agree."""
+    _only(world, process)
     upload = world.upload("acme", "a", b"x")
     world.run(seconds=1)
     world.server.mend()
@@ -169,6 +167,13 @@ def a_request_served_at_a_first_date_of_next_week(world: World) -> None:
     assert world.run(until=lambda: world.ended(upload))
     if world.events_of_type("upload.rejected"):
         world.oracle.violated("a request of this minute was refused as expired")
+
+
+def a_request_served_at_a_first_date_of_next_week(world: World) -> None:
+    """A fresh process takes the request for older than any may be."""
+    begin(world)
+    ahead = world.restart(world.processes[0], clock_s=timedelta(days=8).total_seconds())
+    _a_fresh_request_is_served(world, ahead)
 
 
 def test_a_first_date_refuses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,14 +188,7 @@ def a_request_served_while_two_clocks_are_slow(world: World) -> None:
     begin(world)
     slow = world.restart(world.processes[0], clock_s=-timedelta(days=1).total_seconds())
     slow.clock_s = -600
-    _only(world, slow)
-    upload = world.upload("acme", "a", b"x")
-    world.run(seconds=1)
-    world.server.mend()
-    world.processes[1].stalled = world.processes[2].stalled = False
-    assert world.run(until=lambda: world.ended(upload))
-    if world.events_of_type("upload.rejected"):
-        world.oracle.violated("a request of this minute was refused as expired")
+    _a_fresh_request_is_served(world, slow)
 
 
 class _BelievesEither(RequestConsumer):
