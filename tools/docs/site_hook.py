@@ -37,12 +37,12 @@ ROOT: Final = Path(__file__).parents[2]
 # Documents at the root, and the page of the site that each one is.
 ROOT_PAGES: Final = {
     "README.md": "index.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "security-policy.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
 # Those that have no page below `docs/`.
-_GENERATED: Final = ("CONTRIBUTING.md", "CHANGELOG.md")
+_GENERATED: Final = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")
 _DOCS: Final = "docs/"
 _FENCED: Final = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.MULTILINE | re.DOTALL)
 _INLINE: Final = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")

@@ -1,7 +1,7 @@
 """`make doctor`: start each server, probe it, and compare with the committed results.
 
 Exit status 1 if a cell differs from docs/storage-servers.json; `--write` updates that file and the
-tables of docs/operations/storage-servers.md. A server whose packages cannot be
+table of docs/operations/storage-servers.md. A server whose packages cannot be
 installed here is skipped, and its columns stay as they are; with `--only`, that is an error.
 """
 

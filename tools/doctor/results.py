@@ -148,27 +148,16 @@ def _shorter(detail: str) -> str:
     return detail
 
 
-def whole(seen: ServerResults) -> str:
-    """Every row on every server; the verdict last."""
-    columns = _folded(seen.columns)
-    heads = [f"{column.name} ({column.seen})" for column in columns]
-    rows = [
-        [row, needed, *(_cell(column.rows[row], needed) for column in columns)]
-        for row, needed in seen.needed.items()
-    ]
-    verdicts = [_verdict(column, seen) for column in columns]
-    return _markdown(["row", "needed", *heads], [*rows, ["**Keyturn**", "", *verdicts]])
-
-
-def short(seen: ServerResults) -> str:
+def verdicts(seen: ServerResults) -> str:
     """One line per server: whether Keyturn starts there, why not, or what is missing."""
     rows = []
     for column in _folded(seen.columns):
-        refused = _reasons(column.lacks(seen.needed, "required"))
-        reasons = refused or _reasons(column.lacks(seen.needed, "wanted"))
+        refused = _reasons(column, column.lacks(seen.needed, "required"))
+        reasons = refused or _reasons(column, column.lacks(seen.needed, "wanted"))
         verdict = "**refused** for" if refused else "safe, without"
-        rows.append([column.name, f"{verdict}: {'; '.join(reasons)}" if reasons else "safe"])
-    return _markdown(["server", "`keyturn doctor` says"], rows)
+        said = f"{verdict}: {'; '.join(reasons)}" if reasons else "safe"
+        rows.append([column.name, column.seen, said])
+    return _markdown(["server", "measured", "`keyturn doctor` says"], rows)
 
 
 def placed(text: str, table: str) -> str:
@@ -184,9 +173,9 @@ def placed(text: str, table: str) -> str:
 
 
 def document(seen: ServerResults) -> tuple[Path, str]:
-    """The page that shows both tables, as it should be."""
+    """The page that shows the table, as it should be."""
     page = _ROOT / "docs" / "operations" / "storage-servers.md"
-    return page, placed(page.read_text(), f"{short(seen)}\n{whole(seen)}")
+    return page, placed(page.read_text(), verdicts(seen))
 
 
 def _folded(columns: Sequence[Column]) -> Sequence[Column]:
@@ -201,20 +190,10 @@ def _folded(columns: Sequence[Column]) -> Sequence[Column]:
     return folded
 
 
-def _reasons(rows: Sequence[str]) -> Sequence[str]:
-    """Without the races where the row fails for a single request already."""
-    return [row for row in rows if row.partition(", ")[0] not in rows or ", " not in row]
-
-
-def _cell(found: str, needed: str) -> str:
-    if found == HOLDS:
-        return HOLDS
-    return f"**no**: {found}" if needed == "required" else found
-
-
-def _verdict(column: Column, seen: ServerResults) -> str:
-    refused = _reasons(column.lacks(seen.needed, "required"))
-    return f"**refused**: {'; '.join(refused)}" if refused else "**safe**"
+def _reasons(column: Column, rows: Sequence[str]) -> Sequence[str]:
+    """Each row with what happened, without the races where a single request fails already."""
+    named = [row for row in rows if row.partition(", ")[0] not in rows or ", " not in row]
+    return [f"{row} ({column.rows[row]})" for row in named]
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -161,7 +161,7 @@ REPOSITORY = "https://example.org/keyturn"
     [
         ("../../CHANGELOG.md#unreleased", "../changelog.md#unreleased"),
         ("../../README.md", "../index.md"),
-        ("../../SECURITY.md", "../security.md"),
+        ("../../SECURITY.md", "../security-policy.md"),
         ("../concepts.md#leases", "../concepts.md#leases"),
         ("publish-python.md", "publish-python.md"),
         ("#below", "#below"),
@@ -179,7 +179,7 @@ def test_a_link_of_a_page_leads_to_the_same_place_on_the_site(link: str, expecte
 def test_a_link_of_a_root_document_leads_into_the_site() -> None:
     text = "[Read](docs/howto/read.md), [report](SECURITY.md)\n\n[up]: docs/howto/upgrade.md\n"
     rewritten = rewrite(text, "CHANGELOG.md", "changelog.md", None)
-    assert rewritten == "[Read](howto/read.md), [report](security.md)\n\n[up]: howto/upgrade.md\n"
+    assert rewritten == "[Read](howto/read.md), [report](security-policy.md)\n\n[up]: howto/upgrade.md\n"
 
 
 def test_a_link_to_code_is_plain_text_where_no_repository_is_named() -> None:
