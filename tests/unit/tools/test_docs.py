@@ -179,7 +179,8 @@ def test_a_link_of_a_page_leads_to_the_same_place_on_the_site(link: str, expecte
 def test_a_link_of_a_root_document_leads_into_the_site() -> None:
     text = "[Read](docs/howto/read.md), [report](SECURITY.md)\n\n[up]: docs/howto/upgrade.md\n"
     rewritten = rewrite(text, "CHANGELOG.md", "changelog.md", None)
-    assert rewritten == "[Read](howto/read.md), [report](security-policy.md)\n\n[up]: howto/upgrade.md\n"
+    links = "[Read](howto/read.md), [report](security-policy.md)"
+    assert rewritten == f"{links}\n\n[up]: howto/upgrade.md\n"
 
 
 def test_a_link_to_code_is_plain_text_where_no_repository_is_named() -> None:
