@@ -126,7 +126,7 @@ bench: setup  ## Measure; prints a table (and writes JSON with ARGS="--json FILE
 
 .PHONY: profile
 profile: setup  ## CPU time by layer of one upload, of a rotation's two passes, and of a download
-	@$(PYTHON) -m tools.bench --only layers --server ceph $(ARGS)
+	@$(PYTHON) -m tools.bench --only layers $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(UV)  ## Mutate all that comes from outside; ARGS="--only metadata --seconds 60"

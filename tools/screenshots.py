@@ -25,9 +25,9 @@ from tools.harness import requests as rq
 from tools.harness.console_browser import DESKTOP, NARROW, launched, signed_in, visiting
 from tools.harness.console_client import console_client
 from tools.harness.console_crawl import crawl, pages_of
-from tools.harness.console_history import Publisher
 from tools.harness.console_site import OPERATOR, console_site
 from tools.harness.marks import mark_keyrings
+from tools.harness.wire import SignedPublisher
 from tools.harness.world import open_world
 from tools.servers import Servers
 
@@ -64,8 +64,8 @@ async def furnish(site: ConsoleSite, *, is_calm: bool = False) -> None:
         await console_letters.publish(channel, letters)
         if not is_calm:
             await console_letters.publish(channel, console_letters.hostile_letters(deployment))
-    publisher = Publisher(deployment, site.wire)
-    await publisher.publish_and_wait(rq.enroll(deployment, LONG))
+    publisher = SignedPublisher(deployment, site.wire)
+    await publisher.enroll(LONG)
     async with open_world(deployment) as world:
         await world.load(LONG, _OBJECTS, _SIZE_BYTES)
     await asyncio.gather(
@@ -78,7 +78,7 @@ async def furnish(site: ConsoleSite, *, is_calm: bool = False) -> None:
 
 async def rotate_long(site: ConsoleSite) -> str:
     """Begin the long rotation; returns its id once it makes progress."""
-    publisher = Publisher(site.deployment, site.wire)
+    publisher = SignedPublisher(site.deployment, site.wire)
     rotation = await publisher.publish(rq.rotation(site.deployment, LONG, new_api_key()))
     await site.wire.event(
         lambda event: event["type"] == "sweep.progressed" and event["sweep_id"] == rotation
@@ -213,10 +213,9 @@ async def _run(folder: Path, *, is_readme: bool) -> list[Path]:
 def main(argv: list[str]) -> int:
     """Take the pictures, and list them."""
     parser = argparse.ArgumentParser(prog="python -m tools.screenshots", description=__doc__)
-    parser.add_argument("--into", type=Path, metavar="FOLDER", help=f"{_INTO} by default")
     parser.add_argument("--readme", action="store_true", help="only those of the README")
     given = parser.parse_args(argv)
-    folder = given.into or (_README if given.readme else _INTO)
+    folder = _README if given.readme else _INTO
     folder.mkdir(parents=True, exist_ok=True)
     for path in asyncio.run(_run(folder, is_readme=given.readme)):
         print(f"{path.stat().st_size / 1000:6.0f} kB  {path}")

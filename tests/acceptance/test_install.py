@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tools.harness import requests, stored_objects
+from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
-from tools.harness.wire import open_wire
+from tools.harness.wire import SignedPublisher, open_wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -205,11 +205,7 @@ async def test_the_examples_run_on_a_real_broker(
         gateway(deployment.gateway_env()) as served,
         open_wire(deployment) as wire,
     ):
-        body = requests.encode(requests.enroll(deployment, "acme"))
-        await wire.publish(
-            "enroll.requested", body, requests.headers(body, deployment.publisher_key)
-        )
-        await wire.event(lambda event: event["type"] == "project.enrolled")
+        await SignedPublisher(deployment, wire).enroll("acme")
         published = await complete.run(EXAMPLES / "publish.py", tmp_path, publisher_env)
         assert published == (0, "stored: reports/q3.txt, 17 bytes, generation 1\n")
         reading = {"KEYTURN_GATEWAY_URL": served.url, "KEYTURN_API_KEY": deployment.api_key}

@@ -21,7 +21,7 @@ from tests.unit.compatibility.released import RELEASES, Released
 from tools.harness import requests, stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
-from tools.harness.wire import open_wire
+from tools.harness.wire import SignedPublisher, open_wire
 
 if TYPE_CHECKING:
     from tools.servers import S3Server
@@ -98,8 +98,7 @@ async def test_objects_are_read_and_a_rotation_extends_the_evidence(
         with pytest.raises(UnauthorizedError):
             await _texts(served.url, made.api_key("old_api_key"), keys)
         rotation = requests.rotation(deployment, "acme", new_key)
-        body = requests.encode(rotation)
-        await wire.publish(rotation["type"], body, requests.headers(body, deployment.publisher_key))
+        await SignedPublisher(deployment, wire).publish(rotation)
         end = await wire.event(lambda event: event["type"] == "rotation.completed")
         assert (end["clean"], end["current"], end["deleted"]) == (True, len(keys), 1)
         assert await _texts(served.url, new_key, keys) == made.texts

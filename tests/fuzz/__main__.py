@@ -45,9 +45,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=int, default=_SECONDS, help=f"of a harness, guided; {_SECONDS} by default"
     )
-    parser.add_argument(
-        "--at-random", action="store_true", help="harnesses without the coverage-guided engine"
-    )
     parser.add_argument("--replay", type=Path, metavar="FILE", help="one input of the part named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     given = parser.parse_args(argv)
@@ -74,7 +71,7 @@ def _run(part: str, given: argparse.Namespace) -> Report:
                     servers.amqp_url, servers.s3, servers.new_bucket()
                 )
                 return live_workers.run(deployment, given.seed, count)
-    if given.at_random or not coverage_guided.is_there():
+    if not coverage_guided.is_there():
         return harness.at_random(ALL[part], given.seed, count)
     return coverage_guided.run(part, given.seed, given.seconds)
 

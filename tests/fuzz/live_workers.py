@@ -44,7 +44,7 @@ from tools.harness import stored_objects
 from tools.harness.bucket import Bucket
 from tools.harness.canaries import Canaries
 from tools.harness.process import worker
-from tools.harness.wire import open_wire
+from tools.harness.wire import SignedPublisher, open_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,12 +179,7 @@ class Live:
 
     async def _enroll(self) -> None:
         async with open_wire(self._deployment) as wire:
-            for project in _PROJECTS:
-                document = rq.enroll(self._deployment, project)
-                body = rq.encode(document)
-                headers = rq.headers(body, self._deployment.publisher_key)
-                await wire.publish(document["type"], body, headers)
-                await wire.outcome(document["request_id"])
+            await SignedPublisher(self._deployment, wire).enroll(*_PROJECTS)
 
     async def _send(self, count: int) -> None:
         pool = valid_messages.pool(self._deployment, self._rng, fresh=60)

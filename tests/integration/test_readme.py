@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.harness import requests, stored_objects
+from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
-from tools.harness.wire import open_wire
+from tools.harness.wire import SignedPublisher, open_wire
 
 if TYPE_CHECKING:
     from tools.servers import S3Server
@@ -58,11 +58,7 @@ async def test_the_examples(
         gateway(deployment.gateway_env()) as served,
         open_wire(deployment) as wire,
     ):
-        body = requests.encode(requests.enroll(deployment, "acme"))
-        await wire.publish(
-            "enroll.requested", body, requests.headers(body, deployment.publisher_key)
-        )
-        await wire.event(lambda event: event["type"] == "project.enrolled")
+        await SignedPublisher(deployment, wire).enroll("acme")
         published = await _run(
             _example("README.md", "publish"), tmp_path, deployment.publisher_env()
         )

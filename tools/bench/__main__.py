@@ -15,7 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
@@ -27,134 +27,49 @@ from tools.servers import Servers
 from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Coroutine
 
     from tools.bench.figures import Row
-    from tools.servers import StorageKind
 
-_KINDS: Final[tuple[StorageKind, ...]] = ("ceph", "moto")
 _MIB: Final = 2**20
-# moto handles a few hundred puts per second, so fewer objects take as long.
-_COUNTS: Final = {"ceph": 3000, "moto": 1200}
-_QUICK_COUNT: Final = 600
-_UPLOADS_A_PROJECT: Final = 5
+_SMALL: Final = (3000, 600)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One part on one server."""
+class Part:
+    """What is measured, in how many rounds, and its sizes by name: the usual one, a quick one."""
 
-    deployment: Deployment
-    scratch: Path
-    quick: bool
-    rounds: int | None
+    measure: Callable[..., Coroutine[Any, Any, list[Row]]]
+    rounds: int
+    sizes: dict[str, tuple[int, int]]
 
-    @property
-    def where(self) -> tuple[Deployment, Path]:
-        """What every part is given."""
-        return self.deployment, self.scratch
-
-    @property
-    def count(self) -> int:
-        """The number of small objects."""
-        return _QUICK_COUNT if self.quick else _COUNTS[self.deployment.s3.kind]
-
-    def times(self, usual: int) -> int:
-        """The number of rounds."""
-        return self.rounds or (1 if self.quick else usual)
-
-
-async def _uploads(run: Run) -> list[Row]:
-    return await uploads.measure(*run.where, count=run.count, rounds=run.times(3))
-
-
-async def _plain(run: Run) -> list[Row]:
-    rounds = run.times(3)
-    return await against_plain.measure_drained(*run.where, count=run.count, rounds=rounds)
-
-
-async def _latency(run: Run) -> list[Row]:
-    seconds, rounds = 4 if run.quick else 10, run.times(3)
-    return await against_plain.measure_latency(
-        *run.where, rates=against_plain.RATES, seconds=seconds, rounds=rounds
-    )
-
-
-def _projects(number: int) -> Callable[[Run], Awaitable[list[Row]]]:
-    async def measure(run: Run) -> list[Row]:
-        projects = number // 10 if run.quick else number
-        count = max(run.count, projects * _UPLOADS_A_PROJECT)
-        return await uploads.measure_projects(
-            *run.where, projects=projects, count=count, rounds=run.times(2)
-        )
-
-    return measure
-
-
-async def _rotation(run: Run) -> list[Row]:
-    return await rotation.measure(*run.where, count=run.count, rounds=run.times(3))
-
-
-async def _gateway_large(run: Run) -> list[Row]:
-    size_bytes = (128 if run.quick else 1024) * _MIB
-    return await gateway.measure_large(*run.where, size_bytes=size_bytes, rounds=run.times(5))
-
-
-async def _gateway_bodies(run: Run) -> list[Row]:
-    size_bytes = (1 if run.quick else 16) * _MIB
-    return await gateway.measure_bodies(*run.where, size_bytes=size_bytes, rounds=run.times(5))
-
-
-async def _gateway_small(run: Run) -> list[Row]:
-    return await gateway.measure_small(*run.where, count=run.count, rounds=run.times(5))
-
-
-async def _gateway_listing(run: Run) -> list[Row]:
-    count = 2_000 if run.quick else 10_000
-    return await gateway.measure_listing(*run.where, count=count, rounds=run.times(5))
-
-
-async def _export_small(run: Run) -> list[Row]:
-    return await export.measure_small(*run.where, count=run.count, rounds=run.times(3))
-
-
-async def _export_large(run: Run) -> list[Row]:
-    return await export.measure_large(*run.where, count=4 if run.quick else 20, rounds=run.times(3))
-
-
-async def _sources_small(run: Run) -> list[Row]:
-    count = _QUICK_COUNT if run.quick else 5_000
-    return await sources.measure_small(*run.where, count=count, rounds=run.times(3))
-
-
-async def _sources_large(run: Run) -> list[Row]:
-    return await sources.measure_large(
-        *run.where, count=4 if run.quick else 20, rounds=run.times(3)
-    )
-
-
-async def _deletes(run: Run) -> list[Row]:
-    count = 2_000 if run.quick else 10_000
-    return await deletes.measure(*run.where, count=count, rounds=run.times(3))
+    def options(self, given: argparse.Namespace) -> dict[str, Any]:
+        """The arguments of `measure` besides where it measures."""
+        rounds = given.rounds or (1 if given.quick else self.rounds)
+        return {"rounds": rounds} | {name: size[given.quick] for name, size in self.sizes.items()}
 
 
 _LAYERS: Final = "layers"
-_PARTS: Final[dict[str, Callable[[Run], Awaitable[list[Row]]]]] = {
-    "uploads": _uploads,
-    "plain": _plain,
-    "latency": _latency,
-    "projects-1000": _projects(1_000),
-    "projects-10000": _projects(10_000),
-    "rotation": _rotation,
-    "gateway-large": _gateway_large,
-    "gateway-bodies": _gateway_bodies,
-    "gateway-small": _gateway_small,
-    "gateway-listing": _gateway_listing,
-    "export-small": _export_small,
-    "export-large": _export_large,
-    "sources-small": _sources_small,
-    "sources-large": _sources_large,
-    "deletes": _deletes,
+_PARTS: Final = {
+    "uploads": Part(uploads.measure, 3, {"count": _SMALL}),
+    "plain": Part(against_plain.measure_drained, 3, {"count": _SMALL}),
+    "latency": Part(against_plain.measure_latency, 3, {"seconds": (10, 4)}),
+    "projects-1000": Part(
+        uploads.measure_projects, 2, {"projects": (1000, 100), "count": (5000, 600)}
+    ),
+    "projects-10000": Part(
+        uploads.measure_projects, 2, {"projects": (10_000, 1000), "count": (50_000, 5000)}
+    ),
+    "rotation": Part(rotation.measure, 3, {"count": _SMALL}),
+    "gateway-large": Part(gateway.measure_large, 5, {"size_bytes": (1024 * _MIB, 128 * _MIB)}),
+    "gateway-bodies": Part(gateway.measure_bodies, 5, {"size_bytes": (16 * _MIB, _MIB)}),
+    "gateway-small": Part(gateway.measure_small, 5, {"count": _SMALL}),
+    "gateway-listing": Part(gateway.measure_listing, 5, {"count": (10_000, 2000)}),
+    "export-small": Part(export.measure_small, 3, {"count": _SMALL}),
+    "export-large": Part(export.measure_large, 3, {"count": (20, 4)}),
+    "sources-small": Part(sources.measure_small, 3, {"count": (5000, 600)}),
+    "sources-large": Part(sources.measure_large, 3, {"count": (20, 4)}),
+    "deletes": Part(deletes.measure, 3, {"count": (10_000, 2000)}),
 }
 _NAMES: Final = (*_PARTS, _LAYERS)
 
@@ -167,12 +82,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         type=_parts,
         metavar="PART,PART",
         help=f"some of {', '.join(_NAMES)}; gateway, export and the like select all of theirs",
-    )
-    parser.add_argument(
-        "--server",
-        choices=[*_KINDS, "both"],
-        default="both",
-        help="where uploads and layers are measured; the rest runs on one of them",
     )
     parser.add_argument("--quick", action="store_true", help="smaller and fewer rounds")
     parser.add_argument("--rounds", type=int, choices=range(1, 21), metavar="1-20")
@@ -192,31 +101,19 @@ def _is_part(part: str, name: str) -> bool:
     return part == name or part.startswith(f"{name}-")
 
 
-def _measurements(given: argparse.Namespace) -> Iterator[tuple[str, StorageKind]]:
-    """Every part with the server on which it is measured."""
-    kinds = _KINDS if given.server == "both" else (given.server,)
-    for part in given.only:
-        # Elsewhere moto would only measure itself, so it is used only if nothing else may be.
-        for kind in kinds if part in {"uploads", _LAYERS} else kinds[:1]:
-            yield part, kind
-
-
-def _measure(part: str, kind: StorageKind, given: argparse.Namespace, results: Results) -> None:
+def _measure(name: str, given: argparse.Namespace, results: Results) -> None:
     """Measure one part on fresh servers."""
     with (
-        Servers(kind, environ={}) as servers,
+        Servers("ceph", environ={}) as servers,
         tempfile.TemporaryDirectory(prefix="keyturn-bench-") as folder,
     ):
-        deployment = Deployment(servers.amqp_url, servers.s3, servers.new_bucket())
-        run = Run(deployment, Path(folder), given.quick, given.rounds)
-        if part == _LAYERS:
-            results.profiles |= asyncio.run(layers.measure(*run.where, count=run.count))
+        where = Deployment(servers.amqp_url, servers.s3, servers.new_bucket()), Path(folder)
+        if name == _LAYERS:
+            count = _SMALL[given.quick]
+            results.profiles |= asyncio.run(layers.measure(*where, count=count))
         else:
-            results.rows += asyncio.run(_rows(part, run))
-
-
-async def _rows(part: str, run: Run) -> list[Row]:
-    return await _PARTS[part](run)
+            part = _PARTS[name]
+            results.rows += asyncio.run(part.measure(*where, **part.options(given)))
 
 
 def main(argv: list[str]) -> int:
@@ -228,13 +125,13 @@ def main(argv: list[str]) -> int:
     results = Results()
     began = time.monotonic()
     failed = False
-    for part, kind in _measurements(given):
-        console.print(f"{part} on {kind} …")
+    for name in given.only:
+        console.print(f"{name} …")
         try:
-            _measure(part, kind, given, results)
+            _measure(name, given, results)
         except (BenchError, ServerError) as exc:
             failed = True
-            results.notes.append(f"{part} on {kind}: NOT MEASURED: {exc}")
+            results.notes.append(f"{name}: NOT MEASURED: {exc}")
         # After each part: an interrupted run keeps its results.
         if given.json:
             given.json.write_text(results.as_json())

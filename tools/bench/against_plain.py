@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tools.bench.processes import Running
     from tools.harness.deployment import Deployment
 
-RATES: Final = (20, 50, 150, 300)
+_RATES: Final = (20, 50, 150, 300)
 AGAINST: Final = "plain FastStream + aioboto3 + AES-GCM worker"
 _WARM_S: Final = 2
 _LATE_S: Final = 30
@@ -138,13 +138,13 @@ async def measure_drained(
 
 
 async def measure_latency(
-    deployment: Deployment, scratch: Path, *, rates: Sequence[int], seconds: int, rounds: int
+    deployment: Deployment, scratch: Path, *, seconds: int, rounds: int
 ) -> list[Row]:
     """Median and 99th percentile of both at each rate."""
     await uploads.enroll(deployment, scratch)
     await _declare(deployment, scratch)
     rows: list[Row] = []
-    for rate in rates:
+    for rate in _RATES:
         ours, theirs = Latencies(), Latencies()
         count = rate * (seconds + _WARM_S)
         for number in range(rounds):

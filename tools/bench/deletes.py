@@ -14,7 +14,6 @@ from keyturn.messages import DELETED_KEYS, ObjectDeleted
 from keyturn.publisher import Publisher
 from tools.bench.figures import Row, Spread
 from tools.bench.processes import BenchError, worker
-from tools.chaos.publisher import publisher_settings
 from tools.harness.stored_objects import s3_client
 from tools.harness.world import LEASE_S, key_of, open_world
 
@@ -62,7 +61,7 @@ async def measure(deployment: Deployment, scratch: Path, *, count: int, rounds: 
     async with (
         open_world(deployment) as world,
         worker(deployment.worker_env(), scratch / "deletes.log", "control") as running,
-        Publisher.open(publisher_settings(deployment, deployment.amqp_url)) as publisher,
+        Publisher.open(deployment.publisher_settings()) as publisher,
     ):
         # A worker proves nothing before it has known the storage's clock for two leases.
         await world.enroll("first")

@@ -158,10 +158,12 @@ async def opened(
         yield Sides(world, project, a, b)
 
 
-async def run_job(what: str, targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
-    """Do one job of `tools.bench.load_client`; errors as `printed`."""
-    job = json.dumps({"what": what, "targets": targets, **more})
-    report: dict[str, Any] = await printed({}, "tools.bench.load_client", stdin_text=job)
+async def run_job(targets: list[dict[str, Any]], **more: float) -> dict[str, Any]:
+    """Do one job of `tools.bench.load_client`, by default one GET; errors as `printed`."""
+    job = {"targets": targets, "count": 1, "warm": 0, "concurrency": 1, **more}
+    report: dict[str, Any] = await printed(
+        {}, "tools.bench.load_client", stdin_text=json.dumps(job)
+    )
     return report
 
 
@@ -173,9 +175,7 @@ class Rounds:
     passed: list[Rate] = field(default_factory=list)
     stored: list[Rate] = field(default_factory=list)
 
-    async def add(
-        self, sides: Sides, targets: Targets, units: float, what: str, **job: Any
-    ) -> None:
+    async def add(self, sides: Sides, targets: Targets, units: float, **job: float) -> None:
         """One job to each side; it moves so many units."""
         for rates, running, of in (
             (self.ours, sides.gateway, targets.ours),
@@ -183,7 +183,7 @@ class Rounds:
             (self.stored, None, targets.stored),
         ):
             before = running.cpu_s() if running else math.nan
-            report = await run_job(what, of, **job)
+            report = await run_job(of, **job)
             cpu_s = running.cpu_s() - before if running else math.nan
             rates.append(Rate(units / report["wall_s"], 1000 * cpu_s / units))
 
@@ -229,11 +229,11 @@ async def measure_large(
         sha256 = await world.load_large(PROJECT, _LARGE, size_bytes)
         async with opened(world, PROJECT, scratch, "large") as sides:
             targets = Targets.of(sides, [_LARGE])
-            report = await run_job("single", targets.ours, hash=True)
+            report = await run_job(targets.ours, hash=True)
             if (report["size_bytes"], report["sha256"]) != (size_bytes, sha256):
                 raise BenchError("the gateway gave out other bytes than those that were stored")
             for _ in range(rounds):
-                await found.add(sides, targets, mib, "single", hash=False)
+                await found.add(sides, targets, mib)
     return found.rows(deployment.s3.kind, f"{mib} MiB through the gateway", "MiB", _LARGE_AIM)
 
 
@@ -242,7 +242,7 @@ async def measure_bodies(
 ) -> list[Row]:
     """Many bodies at once; memory is the gateway's, in a process that did nothing else."""
     found, memory_mib, mib = Rounds(), list[float](), size_bytes // _MIB
-    job = {"count": _BODIES_AT_ONCE, "concurrency": _BODIES_AT_ONCE, "warm": 0}
+    job = {"count": _BODIES_AT_ONCE, "concurrency": _BODIES_AT_ONCE}
     async with open_world(deployment) as world:
         await world.enroll(PROJECT)
         await world.load(PROJECT, 1, _SMALL_BYTES)
@@ -254,11 +254,11 @@ async def measure_bodies(
                 targets, small = Targets.of(sides, keys), Targets.of(sides, [key_of(0)])
                 # What is imported or opened at a first request; the storage's first read is slow.
                 for of in (small.ours, small.passed):
-                    await run_job("single", of, hash=False)
-                await run_job("many", targets.stored, **job)
+                    await run_job(of)
+                await run_job(targets.stored, **job)
                 idle = sides.gateway.rss_bytes()
                 sides.gateway.forget_peak()
-                await found.add(sides, targets, _BODIES_AT_ONCE * mib, "many", **job)
+                await found.add(sides, targets, _BODIES_AT_ONCE * mib, **job)
                 memory_mib.append((sides.gateway.peak_bytes() - idle) / _MIB)
     server, figure = deployment.s3.kind, f"{_BODIES_AT_ONCE} of {mib} MiB at once"
     memory = Row(
@@ -284,11 +284,9 @@ async def measure_small(
         async with opened(world, PROJECT, scratch, "small") as sides:
             targets = Targets.of(sides, [key_of(number) for number in range(count)])
             for of in (targets.ours, targets.passed):
-                await run_job("many", of, count=warm, warm=0, concurrency=at_once)
+                await run_job(of, count=warm, concurrency=at_once)
             for _ in range(rounds):
-                await found.add(
-                    sides, targets, count, "many", count=count, warm=0, concurrency=at_once
-                )
+                await found.add(sides, targets, count, count=count, concurrency=at_once)
                 loop.append(
                     await bare(env, "gets", "bare", count=count, warm=warm, concurrency=at_once)
                 )
@@ -306,10 +304,10 @@ async def sampled(world: World, scratch: Path, count: int) -> tuple[Path, Rate]:
     samples, warm = scratch / "gateway.json", count // 10
     async with opened(world, PROJECT, scratch, "sampled", samples=samples) as sides:
         targets = [sides.ours(key_of(number)) for number in range(count)]
-        await run_job("many", targets, count=warm, warm=0, concurrency=_SMALL_AT_ONCE)
+        await run_job(targets, count=warm, concurrency=_SMALL_AT_ONCE)
         sample_from_now(sides.gateway)
         before = sides.gateway.cpu_s()
-        report = await run_job("many", targets, count=count, warm=0, concurrency=_SMALL_AT_ONCE)
+        report = await run_job(targets, count=count, concurrency=_SMALL_AT_ONCE)
         cpu_s = sides.gateway.cpu_s() - before
     return samples, Rate(count / report["wall_s"], 1000 * cpu_s / count)
 
@@ -323,7 +321,7 @@ async def measure_listing(
     """
     ours, theirs = list[Rate](), list[Rate]()
     starts = ["", *(key_of(number - 1) for number in range(_PAGE_KEYS, count, _PAGE_KEYS))]
-    job = {"count": len(starts), "concurrency": 1, "warm": 1}
+    job = {"count": len(starts), "warm": 1}
     async with open_world(deployment) as world:
         await world.enroll(PROJECT)
         await world.load_copies(PROJECT, count)
@@ -331,10 +329,10 @@ async def measure_listing(
             await _check_listing(sides, count)
             for _ in range(rounds):
                 pages = [sides.our_page(after, _PAGE_KEYS) for after in starts]
-                report = await run_job("many", pages, **job)
+                report = await run_job(pages, **job)
                 ours.append(Rate(count / report["wall_s"], math.nan))
                 pages = [sides.bare_page(after, _PAGE_KEYS) for after in starts]
-                report = await run_job("many", pages, **job)
+                report = await run_job(pages, **job)
                 theirs.append(Rate(count / report["wall_s"], math.nan))
     figure = f"list of {count:,} objects in pages of {_PAGE_KEYS:,}"
     against = "ListObjectsV2 of the same, same client"

@@ -6,10 +6,8 @@ httptools on an asyncio protocol, no session, no buffers. A connection is open b
 clock of a request starts. A response that is not 200 or 206, or not of its announced length,
 fails the run.
 
-| job | what it does |
-| --- | --- |
-| `single` | one GET of the first target, with its SHA-256 where `hash` is on |
-| `many` | `count` GETs over the targets, `concurrency` at once, after `warm` that do not count |
+A job does `count` GETs over its `targets`, `concurrency` of them at once, after `warm` that do not
+count. With `hash`, it also reports the SHA-256 of all bodies.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import httptools
 import uvloop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
 _GOOD = (200, 206)
 
@@ -61,13 +59,13 @@ class Target:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, for one request after the other."""
+    """One connection, for one request after the other; each body is added to `hashed`."""
 
-    def __init__(self) -> None:
+    def __init__(self, hashed: Any = None) -> None:
         self._transport: asyncio.Transport | None = None
         self._done: asyncio.Future[None] | None = None
         self._parser: Any = None
-        self._hashed: Any = None
+        self._hashed = hashed
         self.size_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -103,10 +101,9 @@ class Connection(asyncio.Protocol):
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
-    async def request(self, head: bytes, *, hashed: Any = None) -> None:
+    async def request(self, head: bytes) -> None:
         """Send a request and read its complete response."""
         assert self._transport is not None
-        self.size_bytes, self._hashed = 0, hashed
         self._done = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(head)
@@ -123,68 +120,38 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-async def _opened(target: Target) -> Connection:
-    loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(Connection, *target.address)
-    return connection
-
-
-async def single(target: Target, *, hash_it: bool) -> dict[str, Any]:
-    """One GET, to its end."""
-    hashed = hashlib.sha256() if hash_it else None
-    connection, head = await _opened(target), target.head
-    began, cpu = time.perf_counter(), time.process_time()
-    await connection.request(head, hashed=hashed)
-    report = _figures(began, cpu, 1)
-    connection.close()
-    digest = hashed.hexdigest() if hashed is not None else ""
-    return {**report, "size_bytes": connection.size_bytes, "sha256": digest}
-
-
-async def many(
-    targets: Sequence[Target], count: int, *, warm: int, concurrency: int
-) -> dict[str, Any]:
-    """`count` GETs, `concurrency` at a time, each of these on one connection."""
+async def do(job: Mapping[str, Any]) -> dict[str, Any]:
+    """One job: the seconds that it took, its bytes, and their SHA-256 if that was asked for."""
+    targets = [Target(each["url"], each["headers"]) for each in job["targets"]]
     heads = [target.head for target in targets]
-    connections = [await _opened(targets[0]) for _ in range(concurrency)]
-    size_bytes = 0
+    hashed = hashlib.sha256() if job.get("hash") else None
+    loop = asyncio.get_running_loop()
+    connections = [
+        (await loop.create_connection(lambda: Connection(hashed), *targets[0].address))[1]
+        for _ in range(job["concurrency"])
+    ]
 
     async def work(connection: Connection, heads: Iterator[bytes]) -> None:
-        nonlocal size_bytes
         for head in heads:
             await connection.request(head)
-            size_bytes += connection.size_bytes
 
-    async def span(number: int) -> None:
-        one = islice(cycle(heads), number)
+    async def span(number: int) -> int:
+        """Bytes of so many GETs, `concurrency` at a time, each of these on one connection."""
+        some = islice(cycle(heads), number)
+        before = sum(each.size_bytes for each in connections)
         async with asyncio.TaskGroup() as group:
             for connection in connections:
-                group.create_task(work(connection, one))
+                group.create_task(work(connection, some))
+        return sum(each.size_bytes for each in connections) - before
 
-    await span(warm)
-    size_bytes = 0
-    began, cpu = time.perf_counter(), time.process_time()
-    await span(count)
-    report = _figures(began, cpu, count)
+    await span(job["warm"])
+    began = time.perf_counter()
+    size_bytes = await span(job["count"])
+    wall_s = time.perf_counter() - began
     for connection in connections:
         connection.close()
-    return {**report, "size_bytes": size_bytes}
-
-
-def _figures(began: float, cpu: float, done: int) -> dict[str, Any]:
-    return {
-        "wall_s": time.perf_counter() - began,
-        "cpu_s": time.process_time() - cpu,
-        "done": done,
-    }
-
-
-async def do(job: Mapping[str, Any]) -> dict[str, Any]:
-    """One job."""
-    targets = [Target(each["url"], each["headers"]) for each in job["targets"]]
-    if job["what"] == "single":
-        return await single(targets[0], hash_it=job["hash"])
-    return await many(targets, job["count"], warm=job["warm"], concurrency=job["concurrency"])
+    digest = "" if hashed is None else hashed.hexdigest()
+    return {"wall_s": wall_s, "size_bytes": size_bytes, "sha256": digest}
 
 
 def main() -> None:

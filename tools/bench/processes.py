@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tools.bench.figures import Rate
+from tools.harness.process import peak_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,9 +66,7 @@ class Running:
 
     def peak_bytes(self) -> int:
         """The kernel's own peak of resident memory."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
+        return peak_bytes(self.process.pid)
 
 
 def _environment(env: dict[str, str]) -> dict[str, str]:

@@ -22,11 +22,10 @@ from keyturn.publisher.sessions import SealingSession
 from keyturn.topology import EVENTS_STREAM, EXCHANGE, UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, Traffic, bare, worker
-from tools.chaos.publisher import publisher_settings
 from tools.chaos.storage_proxy import run_fault_proxy
 from tools.harness import requests, stored_objects
 from tools.harness.events import documents_in, verified_events
-from tools.harness.wire import Wire, open_wire
+from tools.harness.wire import SignedPublisher, Wire, open_wire
 from tools.harness.world import open_world
 
 if TYPE_CHECKING:
@@ -80,14 +79,7 @@ async def enroll(deployment: Deployment, scratch: Path) -> None:
     """Enroll the bench's project; the worker that does it declares the topology too."""
     env = deployment.worker_env()
     async with worker(env, scratch / "control.log", "control"), open_wire(deployment) as wire:
-        document = requests.enroll(deployment, PROJECT)
-        body = requests.encode(document)
-        await wire.publish(
-            "enroll.requested", body, requests.headers(body, deployment.publisher_key)
-        )
-        event = await wire.outcome(document["request_id"])
-    if event["type"] != "project.enrolled":
-        raise BenchError(f"the project was not enrolled: {event}")
+        await SignedPublisher(deployment, wire).enroll(PROJECT)
 
 
 @dataclass(frozen=True)
@@ -114,7 +106,7 @@ def letters(
 ) -> list[Letter]:
     """`count` good requests, sealed under a session and signed; projects take turns."""
     found = []
-    session = SealingSession(publisher_settings(deployment, deployment.amqp_url))
+    session = SealingSession(deployment.publisher_settings())
     for number in range(count):
         project = projects[number % len(projects)]
         key = f"{prefix}/{number}"

@@ -42,7 +42,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--uploads", type=int, default=3000, help="number of uploads (default: 3000)"
     )
-    parser.add_argument("--server", choices=("ceph", "moto"), default="ceph")
     parser.add_argument(
         "--timeout-s", type=float, default=600, help="time limit of the run (default: 600)"
     )
@@ -79,7 +78,7 @@ def print_report(found: dict[str, list[str]], counts: dict[str, object], again: 
 def _go(given: argparse.Namespace, plan: Plan, folder: Path, again: str) -> int:
     (folder / "schedule.json").write_text(json.dumps(plan.shown(), indent=1))
     began = time.monotonic()
-    with Servers(given.server, environ={}) as servers:
+    with Servers("ceph", environ={}) as servers:
         assert servers.rabbitmq is not None
         running = run(plan, servers.rabbitmq, servers.s3, folder, timeout_s=given.timeout_s)
         evidence = uvloop.run(running)
@@ -99,7 +98,7 @@ def chaos(argv: list[str]) -> int:
     print_schedule(plan)
     if given.schedule:
         return 0
-    again = f'make chaos ARGS="--seed {seed} --uploads {given.uploads} --server {given.server}"'
+    again = f'make chaos ARGS="--seed {seed} --uploads {given.uploads}"'
     folder = given.keep or Path(tempfile.mkdtemp(prefix="keyturn-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -43,12 +43,11 @@ from keyturn.crypto import SealError
 from keyturn.publisher import Publisher
 from tools.bench.figures import Results, Row, Spread, number, table
 from tools.chaos.evidence import on_broker
-from tools.chaos.publisher import publisher_settings, staging_settings
 from tools.chaos.storage_proxy import run_fault_proxy
-from tools.harness import requests, stored_objects
+from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
-from tools.harness.process import worker
-from tools.harness.wire import Wire, open_wire
+from tools.harness.process import peak_bytes, worker
+from tools.harness.wire import SignedPublisher, Wire, open_wire
 from tools.servers import Servers
 from tools.servers.process import ServerError
 
@@ -113,18 +112,9 @@ class Uploads:
 
 
 async def enroll(deployment: Deployment) -> None:
-    """Enroll the project; the worker that does it declares the topology too.
-
-    Raises:
-        DrainError: it was rejected.
-    """
+    """Enroll the project; the worker that does it declares the topology too."""
     async with worker(deployment.worker_env(), "control"), open_wire(deployment) as wire:
-        document = requests.enroll(deployment, PROJECT)
-        body = requests.encode(document)
-        await wire.publish(document["type"], body, requests.headers(body, deployment.publisher_key))
-        event = await wire.outcome(document["request_id"])
-    if event["type"] != "project.enrolled":
-        raise DrainError(f"the project was not enrolled: {event}")
+        await SignedPublisher(deployment, wire).enroll(PROJECT)
 
 
 async def fill(deployment: Deployment, uploads: Uploads) -> float:
@@ -132,8 +122,8 @@ async def fill(deployment: Deployment, uploads: Uploads) -> float:
     began_s, waiting = time.process_time(), iter(range(uploads.count))
     inline = uploads.size_bytes <= _INLINE_MAX_BYTES
     async with Publisher.open(
-        publisher_settings(deployment, deployment.amqp_url),
-        s3=staging_settings(deployment, deployment.s3.endpoint_url),
+        deployment.publisher_settings(),
+        s3=deployment.s3_settings(),
         publish_timeout_s=_PUBLISH_S,
     ) as publisher:
 
@@ -179,7 +169,7 @@ class Crew:
         """
         stopping = which or tuple(self.running)
         for each in stopping:
-            self.peaks_bytes.append(_peak_bytes(each.process.pid))
+            self.peaks_bytes.append(peak_bytes(each.process.pid))
             each.process.send_signal(signal.SIGTERM)
         for each in stopping:
             self.running.remove(each)
@@ -211,13 +201,6 @@ class Crew:
             if time.perf_counter() > until:
                 raise DrainError("not every upload was acknowledged in time")
             await asyncio.sleep(0.5)
-
-
-def _peak_bytes(pid: int) -> int:
-    """A process's peak memory, as the kernel counts it."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,6 @@ class ManagedProcess:
         """`upload`, `control`, `sweep`, `ingest`, `gateway` or `console`."""
         return self.name.partition("-")[0]
 
-    def served_s(self) -> float:
-        """For how long the present process has served; 0 before it logged its start."""
-        began = self._first_logged(_STARTED)
-        return 0.0 if began is None else (datetime.now(UTC) - began).total_seconds()
-
     def knows_marks(self) -> bool:
         """Whether the present process, a gateway, has surely read the marks since it started.
 

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from keyturn.crypto import VerifyKey
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time
 from keyturn.messages import request_id
 from keyturn.publisher import Publisher, PublisherError
 from keyturn.publisher.requests import SignedRequest
-from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings
 from tools.chaos.plan import FLAWS_WITHOUT_EVENT, RIVAL, plaintext
 from tools.harness import requests as rq
 
@@ -51,31 +49,6 @@ class RecordingPublisher(Publisher):
         # Recorded before publishing: a message with unknown outcome may be on the broker's disk.
         self.__dict__.setdefault("sent", {}).setdefault(signed.request_id, []).append(signed)
         await super()._send(signed)
-
-
-def publisher_settings(deployment: Deployment, amqp_url: str) -> PublisherSettings:
-    """The settings of the deployment's publisher `api`, with this broker URL."""
-    return PublisherSettings(
-        deployment=deployment.name,
-        amqp_url=amqp_url,
-        publisher_name="api",
-        publisher_key=deployment.publisher_key,
-        intake_public_key=NamedIntakeKey("main", deployment.intake.public_key),
-        event_public_key=VerifyKey.from_bytes(deployment.event_key.public_bytes),
-    )
-
-
-def staging_settings(deployment: Deployment, endpoint_url: str) -> S3Settings:
-    """The staging settings of the publisher, with this storage URL."""
-    return S3Settings.model_validate(
-        {
-            "s3_endpoint_url": endpoint_url,
-            "s3_region": deployment.s3.region,
-            "s3_bucket": deployment.bucket,
-            "s3_access_key_id": deployment.s3.access_key_id,
-            "s3_secret_access_key": deployment.s3.secret_access_key,
-        }
-    )
 
 
 @dataclass

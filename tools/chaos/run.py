@@ -36,8 +36,6 @@ from tools.chaos.publisher import (
     EventLog,
     LoadSender,
     RecordingPublisher,
-    publisher_settings,
-    staging_settings,
 )
 from tools.chaos.storage_proxy import FaultProxy, run_fault_proxy
 from tools.chaos.thief import Thief
@@ -127,8 +125,8 @@ class Run:
         await asyncio.to_thread(self.broker.wait_until_it_survives)
         broker_proxy = self.supervisor.url_of(self.supervisor.processes[PUBLISHER].broker_proxy)
         async with RecordingPublisher.open(
-            publisher_settings(self.deployment, broker_proxy),
-            s3=staging_settings(self.deployment, self.storage.url),
+            self.deployment.publisher_settings(broker_proxy),
+            s3=self.deployment.s3_settings(self.storage.url),
             publish_timeout_s=PUBLISH_TIMEOUT_S,
         ) as publisher:
             self.publisher = publisher

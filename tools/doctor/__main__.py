@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from keyturn_workers.storage.probe.runner import probe
 from tools.doctor.results import Column, ServerResults, cells, document, needs, with_decided_rows
 from tools.doctor.server_kinds import KINDS, probe_bucket
 from tools.harness.memory_storage import MemoryStorage
-from tools.servers import S3Server
 from tools.servers.packages import MissingPackagesError
 from tools.servers.process import ServerError
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 
     from tools.doctor.results import Bucket
     from tools.doctor.server_kinds import Kind
+    from tools.servers import S3Server
 
 _MORE_PROBES = 2
 
@@ -37,19 +36,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.doctor", description=__doc__)
     names = [kind.server for kind in KINDS]
     parser.add_argument("--only", action="append", choices=names, help="only this server")
-    parser.add_argument(
-        "--given",
-        nargs=2,
-        metavar=("NAME", "VERSION"),
-        help="one that runs already, where KEYTURN_S3_ENDPOINT_URL and its keys say",
-    )
     parser.add_argument("--write", action="store_true", help="write the results")
     arguments = parser.parse_args()
     try:
-        if arguments.given:
-            found = list(_given(*arguments.given))
-        else:
-            found = list(_started(arguments.only or names, skip=not arguments.only))
+        found = list(_started(arguments.only or names, skip=not arguments.only))
     except (MissingPackagesError, ServerError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -81,14 +71,8 @@ def _started(names: Sequence[str], *, skip: bool) -> Iterator[Column]:
 def _columns(kind: Kind) -> Iterator[Column]:
     with kind.started() as server:
         for bucket in kind.buckets:
-            yield Column(kind.server, kind.version(), bucket, _today(), _probed(server, bucket))
-
-
-def _given(name: str, version: str) -> Iterator[Column]:
-    server = S3Server.from_environment(os.environ)
-    if server is None:
-        raise ServerError("KEYTURN_S3_ENDPOINT_URL names no server")
-    yield Column(name, version, "plain", _today(), _probed(server, "plain"))
+            today = f"{datetime.now(UTC):%Y-%m-%d}"
+            yield Column(kind.server, kind.version(), bucket, today, _probed(server, bucket))
 
 
 def _probed(server: S3Server, bucket: Bucket) -> Mapping[str, str]:
@@ -101,10 +85,6 @@ def _probed(server: S3Server, bucket: Bucket) -> Mapping[str, str]:
         if any(row.undecided for row in report.rows):
             report = with_decided_rows(report, asyncio.run(probe_bucket(server, bucket)))
     return cells(report)
-
-
-def _today() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 def _show(seen: ServerResults) -> None:

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from keyturn.settings import S3Settings
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import open_storage
-from tools.servers import CephRgw, MotoServer, SeaweedFS, packages
+from tools.harness.deployment import Deployment
+from tools.servers import CephRgw, MotoServer, SeaweedFS, new_bucket, packages
 from tools.servers.ceph import AES_256, CephPrograms
 from tools.servers.emulators import installed_version, localstack, ministack
 from tools.servers.other_release import OtherRelease
@@ -119,21 +119,16 @@ KINDS = (
 
 def make_bucket(server: S3Server, kind: Bucket) -> str:
     """Creates an empty bucket of this kind and returns its name."""
+    if kind != "locked":
+        return new_bucket(server, versioned=kind == "versioned")
     name = f"keyturn-{secrets.token_hex(8)}"
     with closing(sync_client(server)) as client:
-        client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=kind == "locked")
-        if kind == "versioned":
-            client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+        client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
     return name
 
 
 async def probe_bucket(server: S3Server, bucket: Bucket) -> Report:
     """The whole probe on a fresh bucket of this kind."""
-    settings = S3Settings.model_validate(
-        {
-            name.removeprefix("KEYTURN_").lower(): value
-            for name, value in server.environment(make_bucket(server, bucket)).items()
-        }
-    )
+    settings = Deployment("", server, make_bucket(server, bucket)).s3_settings()
     async with open_storage(settings, max_connections=_CONNECTIONS) as storage:
         return await probe(storage)

@@ -2,7 +2,7 @@
 
 | modules | what they hold |
 | --- | --- |
-| `deployment`, `process`, `fork_server` | a deployment's settings, and its processes |
+| `deployment`, `process`, `fork_server`, `preloaded` | a deployment's settings, and its processes |
 | `scene`, `worker_under_test`, `tenants`, `world` | deployments with something in them |
 | `requests`, `wire`, `http`, `marks` | requests, deliveries and HTTP, byte by byte |
 | `bucket`, `stored_objects` | the bucket, read without the workers' code |

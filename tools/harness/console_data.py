@@ -417,10 +417,6 @@ class _Maker:
             for name, depth, consumers, dead in (*depths, ("plan", 1, 0, 0))
         ] + [QueueStatus(queue="keyturn.notifications", depth=0, consumers=0)]
 
-    def minute(self, age: int) -> TotalsStatus:
-        at = self.ago(minutes=age)
-        return TotalsStatus(at=at, uploads=40 + age % 17, uploads_refused=age % 5)
-
     def attention(self) -> list[AttentionStatus]:
         return [
             AttentionStatus(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from keyturn.crypto import new_api_key
 from tools.harness import hostile
 from tools.harness import requests as rq
 from tools.harness.bucket import Bucket
 from tools.harness.scene import wait_for_end
+from tools.harness.wire import SignedPublisher
 
 if TYPE_CHECKING:
     from tools.harness.bucket import HandmadeObject
@@ -38,45 +39,10 @@ class History:
     new_api_key: str
 
 
-@dataclass(frozen=True)
-class Publisher:
-    """Publishes as `api` and waits for the ends."""
-
-    deployment: Deployment
-    wire: Wire
-
-    async def publish(self, document: dict[str, Any]) -> str:
-        """Sign and publish a request; returns its id."""
-        body = rq.encode(document)
-        signed = rq.headers(body, self.deployment.publisher_key)
-        await self.wire.publish(document["type"], body, signed)
-        return str(document[_ID_FIELDS[document["type"]]])
-
-    async def publish_and_wait(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Publish a request, and return its first event."""
-        return await self.wire.outcome(await self.publish(document))
-
-    async def upload(self, project: str, object_keys: list[str]) -> None:
-        """Store small objects."""
-        made = [rq.upload(self.deployment, project, key, b"x" * 100) for key in object_keys]
-        await asyncio.gather(*(self.publish_and_wait(each.document) for each in made))
-
-
-_ID_FIELDS: Final = {
-    "enroll.requested": "request_id",
-    "upload.requested": "upload_id",
-    "rotation.requested": "rotation_id",
-    "sweep.requested": "sweep_id",
-    "delete.requested": "request_id",
-}
-
-
 async def live(deployment: Deployment, wire: Wire) -> History:
     """Let the deployment's workers, which must be running, do all of it."""
-    publisher = Publisher(deployment, wire)
-    await asyncio.gather(
-        *(publisher.publish_and_wait(rq.enroll(deployment, project)) for project in PROJECTS)
-    )
+    publisher = SignedPublisher(deployment, wire)
+    await publisher.enroll(*PROJECTS)
     await publisher.upload("acme", [f"reports/{number:03}.pdf" for number in range(_OBJECTS)])
     await publisher.upload("globex", [f"orders/{number:03}.json" for number in range(_OBJECTS)])
     await asyncio.to_thread(damage, deployment, "globex")
@@ -102,7 +68,7 @@ def damage(deployment: Deployment, project: str) -> None:
         bucket.put_made(project, made)
 
 
-async def _be_refused(publisher: Publisher) -> None:
+async def _be_refused(publisher: SignedPublisher) -> None:
     """Refusals, which leave dead letters; the details of some repeat hostile object keys."""
     deployment = publisher.deployment
     taken = [("acme", "reports/000.pdf"), *(("globex", key) for key in hostile.OBJECT_KEYS)]

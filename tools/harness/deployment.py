@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from keyturn.crypto import IntakeKey, SigningKey, new_api_key, to_base64
+from keyturn.crypto import IntakeKey, SigningKey, VerifyKey, new_api_key, to_base64
+from keyturn.settings import NamedIntakeKey, PublisherSettings, S3Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +68,29 @@ class Deployment:
             "KEYTURN_S3_ACCESS_KEY_ID": self.s3.access_key_id,
             "KEYTURN_S3_SECRET_ACCESS_KEY": self.s3.secret_access_key,
         }
+
+    def s3_settings(self, endpoint_url: str = "") -> S3Settings:
+        """The same as settings, at another URL of the storage if one is given."""
+        return S3Settings.model_validate(
+            {
+                "s3_endpoint_url": endpoint_url or self.s3.endpoint_url,
+                "s3_region": self.s3.region,
+                "s3_bucket": self.bucket,
+                "s3_access_key_id": self.s3.access_key_id,
+                "s3_secret_access_key": self.s3.secret_access_key,
+            }
+        )
+
+    def publisher_settings(self, amqp_url: str = "") -> PublisherSettings:
+        """The settings of the publisher `api`, at another URL of the broker if one is given."""
+        return PublisherSettings(
+            deployment=self.name,
+            amqp_url=amqp_url or self.amqp_url,
+            publisher_name="api",
+            publisher_key=self.publisher_key,
+            intake_public_key=NamedIntakeKey("main", self.intake.public_key),
+            event_public_key=VerifyKey.from_bytes(self.event_key.public_bytes),
+        )
 
     def publishers(self) -> dict[str, dict[str, list[str]]]:
         """The value of the setting `PUBLISHERS`."""

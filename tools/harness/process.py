@@ -29,6 +29,13 @@ _LAST_LINES = 20
 _STOP_TIMEOUT_S = 30
 
 
+def peak_bytes(pid: int) -> int:
+    """A process's peak of resident memory, as the kernel counts it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 @dataclass
 class WorkerProcess:
     """A running worker; `lines` is its log so far."""

@@ -18,7 +18,7 @@ from tools.harness.canaries import MARKER, Canaries
 from tools.harness.marks import mark_keyrings
 from tools.harness.process import worker
 from tools.harness.tenants import Tenant
-from tools.harness.wire import open_wire
+from tools.harness.wire import SignedPublisher, open_wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -99,9 +99,7 @@ class Scene:
 
     async def publish(self, wire: Wire, document: dict[str, Any]) -> None:
         """Sign and publish a request."""
-        body = rq.encode(document)
-        signed = rq.headers(body, self.deployment.publisher_key)
-        await wire.publish(document["type"], body, signed)
+        await SignedPublisher(self.deployment, wire).publish(document)
 
     def find_object(self, key: str) -> stored_objects.StoredObject | None:
         """The object, or None if it does not exist."""
@@ -188,12 +186,7 @@ async def enroll_projects(scene: Scene, projects: Iterable[str]) -> list[Tenant]
         scene.worker("control", LEASE_S="2", KEYRING_CACHE_S="0.5") as running,
         open_wire(scene.deployment) as wire,
     ):
-        documents = [rq.enroll(scene.deployment, tenant.project) for tenant in tenants]
-        for document in documents:
-            await scene.publish(wire, document)
-        for document in documents:
-            event = await wire.outcome(document["request_id"])
-            assert event["type"] == "project.enrolled"
+        await SignedPublisher(scene.deployment, wire).enroll(*(one.project for one in tenants))
         assert await running.terminate() == 0
     return tenants
 

@@ -14,6 +14,8 @@ import aio_pika
 from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from keyturn.crypto import SignatureError, VerifyKey
+from keyturn.topology import REQUEST_ID_FIELDS
+from tools.harness import requests
 from tools.harness.events import verified_events
 
 if TYPE_CHECKING:
@@ -108,6 +110,36 @@ class Wire:
         async with self._arrived:
             self.events += events
             self._arrived.notify_all()
+
+
+@dataclass(frozen=True)
+class SignedPublisher:
+    """Publishes requests as the publisher `api`, and waits for what answers them."""
+
+    deployment: Deployment
+    wire: Wire
+
+    async def publish(self, document: dict[str, Any]) -> str:
+        """Sign and publish a request; returns its id."""
+        body = requests.encode(document)
+        signed = requests.headers(body, self.deployment.publisher_key)
+        await self.wire.publish(document["type"], body, signed)
+        return str(document[REQUEST_ID_FIELDS[document["type"]]])
+
+    async def publish_and_wait(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Publish a request, and return the event that answers it."""
+        return await self.wire.outcome(await self.publish(document))
+
+    async def enroll(self, *projects: str) -> None:
+        """Enroll projects with the deployment's API key."""
+        made = [requests.enroll(self.deployment, project) for project in projects]
+        for event in await asyncio.gather(*map(self.publish_and_wait, made)):
+            assert event["type"] == "project.enrolled", event
+
+    async def upload(self, project: str, object_keys: list[str]) -> None:
+        """Store small objects."""
+        made = [requests.upload(self.deployment, project, key, b"x" * 100) for key in object_keys]
+        await asyncio.gather(*(self.publish_and_wait(each.document) for each in made))
 
 
 @asynccontextmanager

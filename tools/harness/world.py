@@ -25,7 +25,6 @@ from keyturn.crypto import (
 )
 from keyturn.identifiers import object_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn.settings import S3Settings
 from keyturn_workers.keyring import (
     Generation,
     Keyring,
@@ -212,15 +211,8 @@ def pages_of(keys: Sequence[str], page_keys: int, *, after: str = "") -> list[tu
 @asynccontextmanager
 async def open_world(deployment: Deployment) -> AsyncIterator[World]:
     """The bucket, with a reader of keyrings and the records of sweeps."""
-    s3 = deployment.s3
-    settings = S3Settings(
-        s3_endpoint_url=s3.endpoint_url,
-        s3_region=s3.region,
-        s3_bucket=deployment.bucket,
-        s3_access_key_id=s3.access_key_id,
-        s3_secret_access_key=s3.secret_access_key,
-    )
-    master_keys = {MASTER_KEY: Secret(deployment.master_key)}
+    settings = deployment.s3_settings()
+    keys = operator_keys({MASTER_KEY: Secret(deployment.master_key)})
     async with open_storage(settings) as storage:
         capabilities = (await probe(storage, quick=True)).capabilities
     async with open_storage(
@@ -229,7 +221,7 @@ async def open_world(deployment: Deployment) -> AsyncIterator[World]:
         yield World(
             deployment,
             storage,
-            KeyringReader(storage, operator_keys(master_keys), lease_s=LEASE_S, cache_s=_CACHE_S),
-            SweepStore(storage, operator_keys(master_keys)),
-            operator_keys(master_keys),
+            KeyringReader(storage, keys, lease_s=LEASE_S, cache_s=_CACHE_S),
+            SweepStore(storage, keys),
+            keys,
         )

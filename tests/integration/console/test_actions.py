@@ -17,9 +17,9 @@ import pytest
 from tools.harness import requests as rq
 from tools.harness.bucket import Bucket
 from tools.harness.console_client import console_client
-from tools.harness.console_history import Publisher
 from tools.harness.console_site import OPERATOR, VIEWER
 from tools.harness.process import gateway
+from tools.harness.wire import SignedPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -70,8 +70,8 @@ async def _audited(client: ConsoleClient, request_id: str) -> None:
 async def test_the_failures_of_a_sweep_are_fixed_and_swept_again(
     site: ConsoleSite,
 ) -> None:
-    publisher = Publisher(site.deployment, site.wire)
-    await publisher.publish_and_wait(rq.enroll(site.deployment, PROJECT))
+    publisher = SignedPublisher(site.deployment, site.wire)
+    await publisher.enroll(PROJECT)
     await publisher.upload(PROJECT, [f"sheets/{number}" for number in range(5)])
     bucket = Bucket(site.deployment)
     made = bucket.made(PROJECT, "sheets/damaged")
@@ -103,7 +103,7 @@ async def test_the_failures_of_a_sweep_are_fixed_and_swept_again(
 
 async def test_a_rotation_to_a_key_that_is_shown_once(site: ConsoleSite) -> None:
     project = "aviato"
-    publisher = Publisher(site.deployment, site.wire)
+    publisher = SignedPublisher(site.deployment, site.wire)
     enrolled = rq.enroll(site.deployment, project)
     await publisher.publish_and_wait(enrolled)
     await publisher.upload(project, ["flights"])
@@ -147,8 +147,8 @@ async def test_a_rotation_to_a_key_that_is_shown_once(site: ConsoleSite) -> None
 
 async def test_a_rotation_from_a_page_that_is_too_old_is_refused(site: ConsoleSite) -> None:
     project = "bachmanity"
-    publisher = Publisher(site.deployment, site.wire)
-    await publisher.publish_and_wait(rq.enroll(site.deployment, project))
+    publisher = SignedPublisher(site.deployment, site.wire)
+    await publisher.enroll(project)
     path = f"/projects/{project}/rotate"
     # Two sessions: a fresh key belongs to the one that it was shown in.
     async with (

@@ -24,9 +24,9 @@ from keyturn_workers.dead_letters.queue import QueueBrowser, exclusive
 from tools.harness import console_letters
 from tools.harness import requests as rq
 from tools.harness.console_client import console_client, forms_of
-from tools.harness.console_history import Publisher
 from tools.harness.console_letters import CONTROL, UPLOADS, Letter
 from tools.harness.console_site import OPERATOR
+from tools.harness.wire import SignedPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -116,9 +116,7 @@ async def test_a_letter_is_replayed_after_its_cause_was_mended(
     project = "replayed"
     made = rq.upload(site.deployment, project, "k", b"a body")
     await _bury(site, [_letter(site, made.document, "unknown_project", own="kept")])
-    publisher = Publisher(site.deployment, site.wire)
-    enrolled = await publisher.publish_and_wait(rq.enroll(site.deployment, project))
-    assert enrolled["type"] == "project.enrolled"
+    await SignedPublisher(site.deployment, site.wire).enroll(project)
     (path,) = await _listed(client, made.upload_id, 1)
     letter = await client.get(path)
     assert "as tested" in letter.text

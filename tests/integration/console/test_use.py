@@ -13,8 +13,8 @@ from playwright.async_api import expect
 from tools.harness import console_letters
 from tools.harness import requests as rq
 from tools.harness.console_browser import visiting
-from tools.harness.console_history import Publisher
 from tools.harness.console_site import VIEWER
+from tools.harness.wire import SignedPublisher
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Locator, Page, Route, StorageState
@@ -57,8 +57,8 @@ async def test_a_page_refreshes_itself_and_keeps_what_a_person_is_doing(
     await field.press_sequentially("vandel")
     await expect(page.get_by_text("No project matches")).to_be_visible()
     await field.press("ArrowLeft")
-    publisher = Publisher(site.deployment, site.wire)
-    await publisher.publish_and_wait(rq.enroll(site.deployment, "vandelay"))
+    publisher = SignedPublisher(site.deployment, site.wire)
+    await publisher.enroll("vandelay")
     await expect(page.get_by_role("link", name="vandelay")).to_be_visible(timeout=_POLLED_MS)
     await expect(field).to_have_value("vandel")
     await expect(field).to_be_focused()
@@ -145,7 +145,7 @@ async def test_a_sweep_that_is_not_known_yet_appears_by_itself(
         pass
     assert (await again.value).status == 404
     await expect(page.locator("#connection")).to_have_text("")
-    await Publisher(site.deployment, site.wire).publish(sweep)
+    await SignedPublisher(site.deployment, site.wire).publish(sweep)
     await expect(page.get_by_role("heading", name="Progress")).to_be_visible(timeout=_POLLED_MS)
 
 

@@ -19,7 +19,6 @@ from keyturn.fsspec import KeyturnFileSystem
 from keyturn.sync import Client, Publisher
 from tests.integration.gateway.scene import plain
 from tests.unit.keyturn.blocking import django_project
-from tools.chaos.publisher import publisher_settings
 
 if TYPE_CHECKING:
     from tests.integration.gateway.scene import Live
@@ -34,7 +33,7 @@ def test_a_service_without_an_event_loop_publishes_and_reads(live: Live) -> None
     deployment = live.scene.deployment
     bodies = {f"sync/{number}": plain(30_000, number) for number in range(12)}
     with (
-        Publisher(publisher_settings(deployment, deployment.amqp_url)) as publisher,
+        Publisher(deployment.publisher_settings()) as publisher,
         Client(live.scene.process.url, deployment.api_key) as client,
         ThreadPoolExecutor(4) as threads,
     ):

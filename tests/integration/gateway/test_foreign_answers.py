@@ -26,7 +26,6 @@ from keyturn.messages import (
 )
 from keyturn.publisher import Publisher
 from tests.integration.publisher.side import worker_side
-from tools.chaos.publisher import publisher_settings
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
 
@@ -47,7 +46,7 @@ async def deployment(vhost_url: str, moto: S3Server, moto_bucket: str) -> Deploy
     made = Deployment(vhost_url, moto, moto_bucket)
     async with (
         worker(made.worker_env()) as running,
-        Publisher.open(publisher_settings(made, made.amqp_url)) as publisher,
+        Publisher.open(made.publisher_settings()) as publisher,
     ):
         request_id = await publisher.enroll("acme", api_key=made.api_key)
         assert isinstance(await publisher.wait(request_id), ProjectEnrolled)

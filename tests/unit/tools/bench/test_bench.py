@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keyturn.counts import Counts
 from tools.bench import against_plain, layers, plain, rotation
-from tools.bench.__main__ import _arguments, _measurements
+from tools.bench.__main__ import _PARTS, Part, _arguments
 from tools.bench.figures import (
     WAITING,
     Comparison,
@@ -145,18 +146,23 @@ def test_layers_are_milliseconds_that_add_up_to_the_cpu_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("named", "parts"),
     [
-        ("--only gateway", ["gateway-large", "gateway-bodies", "gateway-small", "gateway-listing"]),
-        ("--only rotation,plain", ["plain", "rotation"]),
-        ("--only uploads", ["uploads", "uploads"]),
-        ("--only uploads,latency --server moto", ["uploads", "latency"]),
+        ("gateway", ("gateway-large", "gateway-bodies", "gateway-small", "gateway-listing")),
+        ("rotation,plain", ("plain", "rotation")),
+        ("uploads", ("uploads",)),
     ],
 )
-def test_the_parts_that_were_named_are_measured(arguments: str, parts: list[str]) -> None:
-    measured = list(_measurements(_arguments(arguments.split())))
-    assert [part for part, _ in measured] == parts
-    assert {kind for _, kind in measured} <= {"ceph", "moto"}
+def test_the_parts_that_were_named_are_measured(named: str, parts: tuple[str, ...]) -> None:
+    assert _arguments(["--only", named]).only == parts
+
+
+@pytest.mark.parametrize("part", _PARTS.values(), ids=_PARTS)
+def test_a_part_gets_what_it_measures_by(part: Part) -> None:
+    for arguments, rounds in ([], part.rounds), (["--quick"], 1), (["--rounds", "7"], 7):
+        options = part.options(_arguments(arguments))
+        assert options["rounds"] == rounds
+        inspect.signature(part.measure).bind("deployment", "scratch", **options)
 
 
 def test_an_unknown_part_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

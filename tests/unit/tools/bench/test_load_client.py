@@ -36,24 +36,23 @@ async def _answering(answer: bytes) -> AsyncIterator[str]:
         await asyncio.gather(*serving)  # the client closed all of them
 
 
-def _job(url: str, what: str, **more: object) -> dict[str, object]:
+def _job(url: str, **more: object) -> dict[str, object]:
     target = {"url": url, "headers": {"range": "bytes=0-1"}}
-    return {"what": what, "targets": [target], **more}
+    return {"targets": [target], "count": 1, "warm": 0, "concurrency": 1, **more}
 
 
 async def test_the_client_counts_what_was_answered() -> None:
-    """Bytes, requests, and the hash of a whole body; warming does not count."""
+    """Bytes, and the hash of a whole body; warming does not count."""
     async with _answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello") as url:
-        report = await do(_job(url, "single", hash=True))
+        report = await do(_job(url, hash=True))
         assert (report["size_bytes"], report["sha256"]) == (5, hashlib.sha256(b"hello").hexdigest())
-        report = await do(_job(url, "many", count=7, warm=3, concurrency=2))
-        assert (report["done"], report["size_bytes"]) == (7, 35)
+        assert (await do(_job(url, count=7, warm=3, concurrency=2)))["size_bytes"] == 35
 
 
 async def test_a_refusal_is_no_measurement() -> None:
     async with _answering(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n") as url:
-        with pytest.raises(LoadClientError):
-            await do(_job(url, "single", hash=False))
+        with pytest.RaisesGroup(LoadClientError):
+            await do(_job(url))
 
 
 def test_a_target_is_sent_unchanged() -> None:

@@ -125,18 +125,6 @@ async def test_a_failed_shutdown_is_recorded(
         assert process.logs[0].process.returncode == (-signal.SIGKILL if status is None else status)
 
 
-def test_a_process_serves_from_the_start_that_it_logged() -> None:
-    began = (datetime.now(UTC) - timedelta(seconds=90)).isoformat()
-    started = f'{{"roles":["upload"],"event":"worker started","timestamp":"{began}"}}'
-    nothing: Any = None
-    process = ManagedProcess(NAME, nothing, {}, 0)
-    assert process.served_s() == 0
-    process.running = WorkerProcess(nothing, ['{"event":"starting"}'])
-    assert process.served_s() == 0
-    process.running.lines.append(started)
-    assert 90 <= process.served_s() < 100
-
-
 @pytest.mark.parametrize(
     ("events", "knows"),
     [
