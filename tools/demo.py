@@ -2,7 +2,8 @@
 
 It starts private servers where no address is given, and ends them: RabbitMQ, and for storage moto,
 an imitation of S3 in one process that starts in a second. (The tests use Ceph's gateway, a real
-one.) What a table shows was read back from the broker and the bucket, or came over HTTP: no cell is
+one.) The workers and the gateway are forked from a process that has done their imports. What a
+table shows was read back from the broker and the bucket, or came over HTTP: no cell is
 computed from what was sent.
 """
 
@@ -24,6 +25,7 @@ import urllib.error
 import urllib.request
 import zlib
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,7 @@ from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.storage.s3 import open_storage
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
-from tools.harness.process import gateway, worker
+from tools.harness.process import forking, gateway, worker
 from tools.servers import Servers
 from tools.servers.packages import MissingPackagesError
 from tools.servers.process import ServerError
@@ -163,11 +165,10 @@ async def waiting(amqp_url: str, queue: str) -> dict[str, Waiting]:
 
 
 async def bucket_shows(storage: Storage, project: str, key: str) -> Bucket:
-    """Read an object as it lies there."""
-    async with storage.stream(object_s3_key(project, key)) as stream:
-        sample = b""
-        async for piece in stream.chunks(_SAMPLE_BYTES):
-            sample = sample or piece
+    """Read an object as it lies there: its head, and up to a MiB of its body."""
+    s3_key = object_s3_key(project, key)
+    async with storage.stream(s3_key, length_bytes=_SAMPLE_BYTES) as stream:
+        sample = b"".join([piece async for piece in stream.chunks(_SAMPLE_BYTES)])
     envelope = object_metadata.parse(stream.head.metadata)
     algorithm = (
         "plaintext!"
@@ -209,10 +210,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_LEASE_S = 2
+_LEASE_S = 1
 _DEFAULT_LEASE_S = WorkerSettings.model_fields["lease_s"].default
 # All workers: a keyring names the lease of the worker that made it.
-QUICK = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "0.5"}
+QUICK = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "0.3"}
 
 
 @dataclass(frozen=True)
@@ -530,7 +531,9 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     try:
-        with tempfile.TemporaryDirectory(prefix="keyturn-demo-") as scratch:
+        with forking(), tempfile.TemporaryDirectory(prefix="keyturn-demo-") as scratch:
+            # It imports what the workers need while the files are read and the servers start.
+            ensure_running()
             selected = given_files(arguments.files) or of_the_clone(Path(scratch))
             with Servers("moto") as servers:
                 names = {
