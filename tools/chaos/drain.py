@@ -113,8 +113,14 @@ class Uploads:
 
 async def enroll(deployment: Deployment) -> None:
     """Enroll the project; the worker that does it declares the topology too."""
-    async with worker(deployment.worker_env(), "control"), open_wire(deployment) as wire:
+    async with (
+        worker(deployment.worker_env(), "control") as running,
+        open_wire(deployment) as wire,
+    ):
         await SignedPublisher(deployment, wire).enroll(PROJECT)
+        # Its event comes before its acknowledgment: killed now, the worker could leave it waiting.
+        if (exit_status := await running.terminate()) != 0:
+            raise DrainError(f"the enrolling worker exited with {exit_status}")
 
 
 async def fill(deployment: Deployment, uploads: Uploads) -> float:
