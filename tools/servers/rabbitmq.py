@@ -45,6 +45,10 @@ prometheus.tcp.ip = 127.0.0.1
 prometheus.tcp.port = {port}
 """
 
+# What leaves a retry queue while the node boots may find its target not there yet, and leaves again
+# only after this time, by default 180 s.
+_LEAVE_AGAIN_MS = 3000
+
 # Queues and streams that nothing uses do housekeeping every 5 s, and hundreds of them stay behind.
 # Of what can be read, only the numbers of the metrics come from it.
 _RENEW_S = 60
@@ -52,6 +56,7 @@ METRICS_RENEW_S = 1
 """How often a node with metrics renews the numbers of its queues."""
 _ADVANCED = """\
 [{{rabbit, [
+  {{dead_letter_worker_publisher_confirm_timeout, {leave_again_ms}}},
   {{quorum_tick_interval, {ms}}},
   {{stream_tick_interval, {ms}}},
   {{collect_statistics_interval, {ms}}}
@@ -335,7 +340,9 @@ class RabbitMQ:
             config += _METRICS_CONFIG.format(port=self._metrics_port)
             plugins, renew_s = "rabbitmq_prometheus", METRICS_RENEW_S
         (self._folder / "rabbitmq.conf").write_text(config)
-        (self._folder / "advanced.config").write_text(_ADVANCED.format(ms=renew_s * 1000))
+        (self._folder / "advanced.config").write_text(
+            _ADVANCED.format(leave_again_ms=_LEAVE_AGAIN_MS, ms=renew_s * 1000)
+        )
         (self._folder / "enabled_plugins").write_text(f"[{plugins}].\n")
         (self._folder / "home").mkdir()
 
