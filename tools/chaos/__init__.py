@@ -8,5 +8,6 @@
 
 `plan` is the pure schedule; `run` performs it with `processes`, `storage_proxy`, `publisher`,
 `operator`, `gateway_readers`, `attackers` and `thief`; `evidence` is read from the broker, and
-`checks` and `bucket_checks` judge it. `drain` and `capacity` are the two other profiles.
+`checks` and `bucket_checks` judge it. `drain`, with `drained` for what it shows, and `capacity` are
+the two other profiles.
 """

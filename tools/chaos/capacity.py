@@ -35,7 +35,8 @@ from keyturn_workers.keyring.reader import BETWEEN_READS_S
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
 from keyturn_workers.sweep import paginator, reconciler
 from tools.bench.figures import number
-from tools.chaos.drain import PROJECT, DrainError, Uploads, drain, enroll
+from tools.chaos.drain import PROJECT, Uploads, drain, enroll
+from tools.chaos.drained import DrainError
 from tools.harness import requests
 from tools.harness.deployment import Deployment
 from tools.servers import Servers

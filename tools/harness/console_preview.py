@@ -1,20 +1,13 @@
-"""The console's pages with made-up data, without a broker.
-
-`python -m tools.harness.console_preview` serves them for developers who change a page; tests of
-pages use the same application. Every request is signed in.
-"""
+"""The console's application with made-up data, without a broker: every request is signed in."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import uvicorn
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
-from keyturn.errors import WaitTimeoutError
 from keyturn_workers.console.actions import Actions
 from keyturn_workers.console.app import create_app
 from keyturn_workers.console.ask import Asker
@@ -22,7 +15,6 @@ from keyturn_workers.console.auth.person import SESSION_SCOPE, Person, Role, Ses
 from keyturn_workers.console.context import ConsoleContext
 from keyturn_workers.console.key_usage import CensusTaker
 from tools.harness import console_data
-from tools.harness.console_data import MadeUp
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -32,6 +24,7 @@ if TYPE_CHECKING:
     from keyturn.publisher import Publisher
     from keyturn_workers.console.app import SignedIn
     from keyturn_workers.console.prometheus import Prometheus
+    from tools.harness.console_data import MadeUp
 
 CSRF: Final = "csrf-of-this-session"
 _POLICY: Final = (
@@ -93,22 +86,3 @@ def preview_app(
 def client(app: Starlette) -> TestClient:
     """A browser without scripts."""
     return TestClient(app, base_url="https://console.test", raise_server_exceptions=False)
-
-
-def main() -> None:
-    """Serve the pages until it is interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m tools.harness.console_preview")
-    parser.add_argument("--port", type=int, default=8099)
-    parser.add_argument("--projects", type=int, default=240)
-    parser.add_argument("--role", choices=("view", "operate"), default="operate")
-    parser.add_argument("--empty", action="store_true", help="there is nothing yet")
-    parser.add_argument("--silent", action="store_true", help="no control worker answers")
-    given = parser.parse_args()
-    publisher = MadeUp() if given.empty else console_data.deployment(given.projects)
-    if given.silent:
-        publisher.error = WaitTimeoutError("nothing was published in time")
-    uvicorn.run(preview_app(publisher, role=given.role), port=given.port, log_level="warning")
-
-
-if __name__ == "__main__":
-    main()

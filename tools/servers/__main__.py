@@ -10,18 +10,11 @@ import argparse
 import shlex
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn, get_args
+from typing import get_args
 
 from tools.servers.packages import MissingPackagesError
 from tools.servers.process import ServerError
 from tools.servers.stack import Servers, StorageKind
-
-if TYPE_CHECKING:
-    from types import FrameType
-
-
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def serve(storage: StorageKind) -> None:
@@ -41,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.servers", description=__doc__)
     parser.add_argument("--storage", choices=get_args(StorageKind), default="ceph")
     storage: StorageKind = parser.parse_args().storage
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(storage)
     except KeyboardInterrupt:

@@ -13,7 +13,6 @@ import base64
 import os
 import secrets
 import struct
-import subprocess
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from tools.servers.process import (
     ServerProcess,
     free_port,
     remove_scratch,
+    run_program,
     scratch_folder,
 )
 from tools.servers.s3 import S3Server
@@ -254,18 +254,8 @@ class CephRgw:
         }
 
     def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            self._programs.command(self._folder, program, *arguments),
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_READY_TIMEOUT_S,
-            check=False,
-        )
-        if done.returncode != 0:
-            # Only the program's name: its arguments may contain the S3 secret.
-            raise ServerError(f"{program} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        command = self._programs.command(self._folder, program, *arguments)
+        run_program(program, command, self._environment(), timeout_s=_READY_TIMEOUT_S)
 
     def _daemon(self, program: str, *arguments: str) -> ServerProcess:
         daemon = ServerProcess(

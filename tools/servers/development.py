@@ -9,21 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from tools.servers.ceph import CephRgw
 from tools.servers.process import ServerError
 from tools.servers.s3 import S3Server, sync_client
 
-if TYPE_CHECKING:
-    from types import FrameType
-
 _NEEDED = ("KEYTURN_S3_ENDPOINT_URL", "KEYTURN_S3_ACCESS_KEY_ID", "KEYTURN_S3_SECRET_ACCESS_KEY")
-
-
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def serve(environ: dict[str, str]) -> None:
@@ -45,7 +37,7 @@ def serve(environ: dict[str, str]) -> None:
 
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(dict(os.environ))
     except KeyboardInterrupt:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tools.servers.packages import CACHE, MissingPackagesError
-from tools.servers.process import PrivateServer
+from tools.servers.process import PrivateServer, run_program
 from tools.servers.s3 import S3Server
 
 if TYPE_CHECKING:
@@ -115,28 +114,18 @@ def locked_python(name: str) -> Path:
     if uv is None:
         raise MissingPackagesError("uv is missing: `make doctor` installs it")
     folder = CACHE / name
-    done = subprocess.run(
+    run_program(
+        f"the installation of {name}",
         [uv, "sync", "--locked", "--quiet", "--project", str(PROJECTS / name)],
-        env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
+        {**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder)},
+        timeout_s=None,
+        error=MissingPackagesError,
     )
-    if done.returncode != 0:
-        raise MissingPackagesError(
-            f"cannot create the environment for {name}:\n{done.stderr[-2000:]}"
-        )
     return folder / "bin" / "python"
 
 
 def installed_version(name: str, package: str) -> str:
     """The version of a package in an environment that `locked_python` created."""
     script = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
-    done = subprocess.run(
-        [str(CACHE / name / "bin" / "python"), "-c", script, package],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
+    python = str(CACHE / name / "bin" / "python")
+    return run_program(f"Python of {name}", [python, "-c", script, package], os.environ).strip()

@@ -6,7 +6,6 @@ their usual paths, keeps its keys over `stop` and `start`, and logs each request
 
 from __future__ import annotations
 
-import http.client
 import json
 import secrets
 import shutil
@@ -15,6 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import httpx2
 
 from tools.servers.process import PrivateServer, ServerError, free_port
 
@@ -204,28 +205,21 @@ class OpenBao(PrivateServer):
         return answer
 
     def _try(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
-        connection: http.client.HTTPConnection
-        if self._tls is None:
-            connection = http.client.HTTPConnection(
-                "127.0.0.1", self._port, timeout=_CALL_TIMEOUT_S
-            )
-        else:
-            context = ssl.create_default_context(cafile=self._tls.ca)
-            connection = http.client.HTTPSConnection(
-                "127.0.0.1", self._port, timeout=_CALL_TIMEOUT_S, context=context
-            )
-        try:
-            headers = {"X-Vault-Token": self.root_token} if self.root_token else {}
-            connection.request(method, f"/v1/{path}", json.dumps(body or {}), headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+        answer = httpx2.request(
+            method,
+            f"{self.url}/v1/{path}",
+            json=body or {},
+            headers={"X-Vault-Token": self.root_token} if self.root_token else {},
+            verify=ssl.create_default_context(cafile=self._tls.ca) if self._tls else True,
+            timeout=_CALL_TIMEOUT_S,
+            trust_env=False,
+        )
+        return answer.status_code, answer.content
 
     def _responds(self) -> bool:
         try:
             return self._try("GET", "sys/seal-status", None)[0] == 200
-        except OSError:
+        except httpx2.TransportError:
             return False
 
     def _wait(self, what: str, ready: Any) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from tools.servers import apt, packages
 from tools.servers.packages import CACHE, MissingPackagesError
+from tools.servers.process import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,23 +86,17 @@ class OtherRelease:
     def _extract(self, sources: list[apt.Source], folder: Path) -> None:
         options = folder / "apt.conf"
         options.write_text(apt.apt_options())
-        done = subprocess.run(
+        run_program(
+            f"the download of Debian {self.release}",
             [
                 *("mmdebstrap", "--quiet", "--variant=extract", "--format=directory"),
                 *(f"--aptopt={options}", f"--include={','.join(self.packages)}"),
                 *(self.release, str(folder / "root"), *(str(source) for source in sources)),
             ],
-            env={**os.environ, "TMPDIR": str(folder)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
+            {**os.environ, "TMPDIR": str(folder)},
+            timeout_s=_TIMEOUT_S,
+            error=MissingPackagesError,
         )
-        if done.returncode != 0:
-            raise MissingPackagesError(
-                f"packages of Debian {self.release} cannot be fetched:\n{done.stderr[-2000:]}"
-            )
 
 
 @contextmanager

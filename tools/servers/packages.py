@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.servers import ceph, rabbitmq
+from tools.servers.process import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -107,16 +107,5 @@ def _install(packages: Iterable[str]) -> None:
     patient = ["-o", f"DPkg::Lock::Timeout={_LOCK_TIMEOUT_S}"]
     install = ["apt-get", "install", "-y", "--no-install-recommends", *patient, *packages]
     for command in (["apt-get", "update"], install):
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise MissingPackagesError(
-                f"could not install {names}: {' '.join(command[:2])} failed:\n{done.stdout[-2000:]}"
-            )
+        what = f"could not install {names}: {' '.join(command[:2])}"
+        run_program(what, command, environment, timeout_s=None, error=MissingPackagesError)

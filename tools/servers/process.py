@@ -104,6 +104,34 @@ def accepts_tcp(port: int) -> bool:
     return True
 
 
+def run_program(
+    what: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    timeout_s: float | None = 60,
+    error: type[Exception] = ServerError,
+) -> str:
+    """Run a program to its end, and return its output.
+
+    Raises:
+        ServerError: it failed; or another `error`. The text has the end of its output, but not its
+            arguments, which may contain secrets.
+    """
+    done = subprocess.run(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise error(f"{what} failed:\n{(done.stdout + done.stderr)[-_LOG_TAIL_BYTES:]}")
+    return done.stdout
+
+
 class ServerProcess:
     """One server under `reaper.py`.
 

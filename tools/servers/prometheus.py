@@ -6,13 +6,14 @@ own port, configuration and data, and never touches the system's Prometheus.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
+
+import httpx2
 
 from tools.servers import packages
 from tools.servers.process import PrivateServer, ServerError
@@ -112,18 +113,14 @@ class Prometheus(PrivateServer):
         return answer["data"]
 
     def _request(self, target: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_CALL_TIMEOUT_S)
-        try:
-            connection.request("GET", target)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+        url = f"http://127.0.0.1:{self._port}{target}"
+        answer = httpx2.get(url, timeout=_CALL_TIMEOUT_S, trust_env=False)
+        return answer.status_code, answer.content
 
     def _is_ready(self) -> bool:
         try:
             return self._request("/-/ready")[0] == 200
-        except OSError:
+        except httpx2.TransportError:
             return False
 
 

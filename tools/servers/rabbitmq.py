@@ -12,18 +12,17 @@ import hashlib
 import json
 import secrets
 import socket
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from keyturn.topology import DEAD_POLICIES
 from tools.servers.process import (
-    ServerError,
     ServerProcess,
     accepts_tcp,
     free_port,
     remove_scratch,
+    run_program,
     scratch_folder,
 )
 
@@ -316,18 +315,8 @@ class RabbitMQ:
         Raises:
             ServerError: it failed.
         """
-        done = subprocess.run(
-            [str(_CTL), *arguments],
-            stdin=subprocess.DEVNULL,
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise ServerError(f"rabbitmqctl {arguments[0]} failed:\n{done.stdout}{done.stderr}")
-        return done.stdout
+        command = [str(_CTL), *arguments]
+        return run_program(f"rabbitmqctl {arguments[0]}", command, self._environment())
 
     def _write_files(self) -> None:
         config = _CONFIG.format(

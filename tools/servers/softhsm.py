@@ -11,7 +11,6 @@ import os
 import platform
 import secrets
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from urllib.parse import quote
 import psutil
 
 from tools.servers import packages
-from tools.servers.process import PrivateServer, ServerError
+from tools.servers.process import PrivateServer, run_program
 
 MODULE: Final = Path("/usr/lib/softhsm/libsofthsm2.so")
 """SoftHSM itself, for a process that works on the token's files."""
@@ -89,29 +88,18 @@ class SoftHsm(PrivateServer):
             "token = pkcs11.lib(module).get_token(token_label=label);"
             "token.open(rw=True, so_pin=so_pin).init_pin(pin)"
         )
-        subprocess.run(
+        run_program(
+            "the change of the PIN",
             [sys.executable, "-c", script, str(MODULE), label, self._so_pin, pin],
-            env={"PATH": os.defpath, **self.direct_env},
-            check=True,
+            {"PATH": os.defpath, **self.direct_env},
         )
         self.start()
 
     def add_token(self, label: str, *, pin: str | None = None) -> None:
         """Initialize one more token, with `pin` or the first one's PIN."""
-        done = subprocess.run(
-            [
-                *("softhsm2-util", "--init-token", "--free", "--label", label),
-                *("--so-pin", self._so_pin, "--pin", pin or self.pin),
-            ],
-            env={"PATH": os.defpath, **self.direct_env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            # Only the program's name: its arguments contain PINs.
-            raise ServerError(f"softhsm2-util failed:\n{done.stdout}{done.stderr}")
+        made = ("softhsm2-util", "--init-token", "--free", "--label", label)
+        pins = ("--so-pin", self._so_pin, "--pin", pin or self.pin)
+        run_program("softhsm2-util", [*made, *pins], {"PATH": os.defpath, **self.direct_env})
 
     def start(self) -> None:
         """Start the server, and wait until it accepts connections.

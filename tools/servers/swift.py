@@ -7,14 +7,13 @@ another S3 server behaves (SPEC 10); Keyturn's tests do not use it.
 from __future__ import annotations
 
 import getpass
-import subprocess
 
 from tools.servers.process import (
-    ServerError,
     ServerProcess,
     accepts_tcp,
     free_port,
     remove_scratch,
+    run_program,
     scratch_folder,
 )
 from tools.servers.s3 import S3Server
@@ -122,17 +121,8 @@ class Swift:
         builder = str(self._folder / f"{name}.builder")
         device = f"r1z1-127.0.0.1:{port}/one"
         for command in (("create", "1", "1", "0"), ("add", device, "1"), ("rebalance",)):
-            done = subprocess.run(
-                ["swift-ring-builder", builder, *command],
-                env=_ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_READY_TIMEOUT_S,
-                check=False,
-            )
-            if done.returncode != 0:
-                raise ServerError(f"swift-ring-builder failed:\n{done.stdout}{done.stderr}")
+            program = "swift-ring-builder"
+            run_program(program, [program, builder, *command], _ENVIRONMENT)
 
     def _serve(self, name: str, port: int, rest: str) -> None:
         config = self._folder / f"{name}.conf"

@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 
 from keyturn.identifiers import is_object_key, is_uuid
-from tools.chaos.drain import (
-    Drained,
-    DrainError,
-    Outcome,
-    Sample,
-    Uploads,
-    _arguments,
-    count_events,
-    paced,
-    steady_per_s,
-)
+from tools.chaos.drain import Uploads, _arguments, count_events
+from tools.chaos.drained import Drained, DrainError, Outcome, Sample, paced, steady_per_s
 
 _DONE = Outcome(
     uploads=10, stored=10, reported=10, reported_again=0, other_events=0, waiting=0, dead=0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import tomllib
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from tools.servers.emulators import (
     ministack,
 )
 from tools.servers.packages import MissingPackagesError
+from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_an_environment_is_made_as_its_lock_says(uv: Path, tmp_path: Path) -> No
 
 def test_an_environment_that_cannot_be_made_is_reported(uv: Path) -> None:
     uv.write_text("#!/bin/sh\necho 'No interpreter found for Python 3.13' >&2; exit 2\n")
-    with pytest.raises(MissingPackagesError, match=r"for some:\nNo interpreter found"):
+    with pytest.raises(MissingPackagesError, match=r"of some failed:\nNo interpreter found"):
         locked_python("some")
 
 
@@ -87,5 +87,5 @@ def test_the_version_is_that_of_the_environment(tmp_path: Path) -> None:
     python.chmod(0o755)
     assert installed_version("some", "package") == "package 7.5"
     python.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(ServerError, match="Python of some failed"):
         installed_version("some", "package")
