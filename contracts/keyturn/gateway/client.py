@@ -15,7 +15,6 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 from urllib.parse import quote
 
@@ -53,6 +52,7 @@ from keyturn.gateway.listing import (
 from keyturn.gateway.responses import (
     META_PREFIX,
     ByteRange,
+    ObjectBody,
     ObjectInfo,
     content_lengths,
     object_info,
@@ -138,7 +138,7 @@ class DeleteManyReceipt:
     rejected: tuple[RejectedKey, ...]
 
 
-class OpenObject:
+class OpenObject(ObjectBody):
     """An object, or a range of one, whose body is still to be read. Made by `Client.open`.
 
     Args:
@@ -148,35 +148,9 @@ class OpenObject:
     """
 
     def __init__(self, info: ObjectInfo, length: int, response: "aiohttp.ClientResponse") -> None:
-        self.info = info
-        self.length = length
+        super().__init__(info, length)
         self._answer = response
         self._left_bytes = length
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of the whole object's plaintext."""
-        return self.info.size_bytes
-
-    @property
-    def content_type(self) -> str | None:
-        """As stored; not authenticated."""
-        return self.info.content_type
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The caller's own, decoded; not authenticated."""
-        return self.info.metadata
-
-    @property
-    def etag(self) -> str | None:
-        """As sent, with its quotes; no rotation changes it."""
-        return self.info.etag
-
-    @property
-    def last_modified(self) -> datetime | None:
-        """When its content was stored; no rotation changes it."""
-        return self.info.last_modified
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body in pieces of any size, once; a second call continues where the first stopped.
@@ -193,14 +167,6 @@ class OpenObject:
                 raise IncompleteBodyError("the body ended before its length")
             self._left_bytes -= len(piece)
             yield piece
-
-    async def read(self) -> bytes:
-        """The rest of the body, all of it in memory.
-
-        Raises:
-            IncompleteBodyError: as `chunks`; nothing is returned.
-        """
-        return b"".join([piece async for piece in self.chunks()])
 
 
 class Client:

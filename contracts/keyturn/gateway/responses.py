@@ -6,7 +6,8 @@ It must never put a part of a body, or a header that can hold a secret, into an 
 """
 
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -103,6 +104,56 @@ class ObjectInfo:
     metadata: Mapping[str, str]
     etag: str | None
     last_modified: datetime | None
+
+
+class ObjectBody(ABC):
+    """An object, or a range of one, whose plaintext is still to be read.
+
+    Attributes:
+        info: Its size and metadata.
+        length: Bytes of plaintext to come: of the whole object, or of the range.
+    """
+
+    def __init__(self, info: ObjectInfo, length: int) -> None:
+        self.info = info
+        self.length = length
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the whole object's plaintext."""
+        return self.info.size_bytes
+
+    @property
+    def content_type(self) -> str | None:
+        """As stored; not authenticated."""
+        return self.info.content_type
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The caller's own, decoded; not authenticated."""
+        return self.info.metadata
+
+    @property
+    def etag(self) -> str | None:
+        """As the gateway sends it, with its quotes; no rotation changes it."""
+        return self.info.etag
+
+    @property
+    def last_modified(self) -> datetime | None:
+        """When its content was stored; no rotation changes it. Not authenticated."""
+        return self.info.last_modified
+
+    @abstractmethod
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The plaintext in pieces of any size, once; a second call continues after the first."""
+
+    async def read(self) -> bytes:
+        """The rest of the plaintext, all of it in memory.
+
+        Raises:
+            CodedError, GatewayError: as `chunks`; nothing is returned.
+        """
+        return b"".join([piece async for piece in self.chunks()])
 
 
 def content_lengths(

@@ -19,9 +19,8 @@ a whole object takes one request to the storage.
 | module | holds |
 | --- | --- |
 | `reader` | `Reader` and `open_object` |
-| `decrypted_object` | one object while it is read: its size, and its plaintext as a stream |
 | `stored_body` | the stored bytes by their presigned URL, over as many requests as it takes |
-| `plaintext` | the plaintext of stored bytes, whole or a range; pure |
+| `plaintext` | one object while it is read: the plaintext of stored bytes, whole or a range |
 | `unwrap` | the DEK that an API key opens; pure |
 
 Only Cobblestone-256 objects are opened here. The gateway serves plaintext objects and those of
@@ -31,7 +30,7 @@ presigned URL, which is a secret, into an error or a repr.
 """
 
 from keyturn.errors import IncompleteBodyError, LinkExpiredError
-from keyturn.open.decrypted_object import DecryptedObject
+from keyturn.open.plaintext import DecryptedObject
 from keyturn.open.reader import Reader, open_object
 
 __all__ = [

@@ -23,9 +23,8 @@ from keyturn.crypto import (
     plaintext_size,
 )
 from keyturn.errors import CorruptObjectError, RangeNotSatisfiableError
-from keyturn.gateway.responses import ByteRange, ObjectInfo, object_info
+from keyturn.gateway.responses import ByteRange, ObjectBody, ObjectInfo, object_info
 from keyturn.metadata import stored_at
-from keyturn.open.decrypted_object import DecryptedObject
 from keyturn.open.stored_body import StoredBody, StoredStream
 
 if TYPE_CHECKING:
@@ -42,6 +41,41 @@ class Source:
     body: StoredBody
     metadata: Mapping[str, str]
     dek: bytes = field(repr=False)
+
+
+class DecryptedObject(ObjectBody):
+    """An object, or a range of one, whose plaintext is still to be read. Made by `Reader.open`.
+
+    Its size is proven if a range is read. If the whole object is read, it is proven at the end:
+    until then it is what the storage states.
+
+    Args:
+        info: Its size and metadata.
+        length: Bytes of plaintext to come: of the whole object, or of the range.
+        plaintext: These bytes, in authentic pieces.
+    """
+
+    def __init__(
+        self, info: ObjectInfo, length: int, plaintext: AsyncGenerator[bytes, None]
+    ) -> None:
+        super().__init__(info, length)
+        self._pieces = plaintext
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The plaintext in pieces of any size, once; a second call continues after the first.
+
+        Every piece is authentic when it is yielded. The pieces are the whole object, or range,
+        only if the iteration ends without an error.
+
+        Raises:
+            CorruptObjectError: the stored bytes do not authenticate, or are cut.
+            IncompleteBodyError: the connection broke, again and again.
+            LinkExpiredError: it broke, and the link has expired.
+            NotFoundError: the object was deleted meanwhile.
+            StorageUnavailableError: the storage fails.
+        """
+        async for piece in self._pieces:
+            yield piece
 
 
 @asynccontextmanager

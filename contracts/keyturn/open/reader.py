@@ -22,11 +22,10 @@ from keyturn.gateway.transport import (
     Transport,
 )
 from keyturn.identifiers import check_object_key, is_project
-from keyturn.open.decrypted_object import DecryptedObject
-from keyturn.open.plaintext import Source, open_range, open_whole
+from keyturn.open.plaintext import DecryptedObject, Source, open_range, open_whole
 from keyturn.open.stored_body import StoredBody
 from keyturn.open.unwrap import user_dek
-from keyturn.publisher.requests import ApiKey
+from keyturn.publisher.requests import ApiKey, secret_text
 
 
 class Reader:
@@ -169,7 +168,7 @@ def _user_kek(project: str, api_key: ApiKey, pepper: ApiKey) -> Kek:
     if not is_project(project):
         raise MalformedRequestError("a project id has 1 to 63 characters of a-z, 0-9 and -")
     try:
-        return user_kek(_text(api_key), project, _text(pepper))
+        return user_kek(secret_text(api_key), project, secret_text(pepper))
     except ValueError as exc:
         raise MalformedRequestError(str(exc)) from None
 
@@ -185,7 +184,3 @@ def _parts(link: CiphertextLink | Mapping[str, Any]) -> tuple[SecretStr, Mapping
     ):
         raise MalformedRequestError("a ciphertext link has the object's metadata: text by name")
     return SecretStr(url), metadata
-
-
-def _text(secret: ApiKey) -> str:
-    return secret.get_secret_value() if isinstance(secret, SecretStr) else secret

@@ -47,11 +47,9 @@ from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 from keyturn.crypto import EventVerifier, VerifyKey
 from keyturn.errors import EventsUnavailableError, MalformedRequestError
 from keyturn.messages import (
-    AuditRecorded,
     Event,
     TracedEvent,
     WorkerReported,
-    parse_audit,
     parse_batch,
     parse_traced_event,
     parse_worker_report,
@@ -179,20 +177,10 @@ class Verifier:
 
     def worker_report(self, record: StreamRecord) -> WorkerReported | None:
         """What a worker reports about itself (SPEC 16.2), or None if it is not such a report."""
-        return self._parsed(record, parse_worker_report)
-
-    def audit_record(self, record: StreamRecord) -> AuditRecorded | None:
-        """A record of the audit trail, or None if it is not one.
-
-        It says nothing about records that are missing: `keyturn.audit` checks the chains.
-        """
-        return self._parsed(record, parse_audit)
-
-    def _parsed(self, record: StreamRecord, parse: Callable[[bytes], _Message]) -> _Message | None:
         if not self._signatures.is_signed(record.body, record.signature, record.key_id):
             self._refuse(record)
             return None
-        return self._readable(record, parse)
+        return self._readable(record, parse_worker_report)
 
     def _refuse(self, record: StreamRecord) -> None:
         self.refused += 1

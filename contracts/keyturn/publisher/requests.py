@@ -223,7 +223,7 @@ def _sealed_kek(
     project: str,
 ) -> SealedSecret:
     """The user KEK of an API key, sealed to the workers for this request only."""
-    text = _text(api_key)
+    text = secret_text(api_key)
     try:
         if purpose == "v0":
             kek = v0_user_kek(text, settings.v0_pepper.get_secret_value())
@@ -252,5 +252,6 @@ def _seal(settings: PublisherSettings, secret: Secret, info: bytes) -> SealedSec
     return SealedSecret(intake_key=intake.id, ciphertext=ciphertext)
 
 
-def _text(secret: ApiKey) -> str:
+def secret_text(secret: ApiKey) -> str:
+    """The text of an API key or a pepper."""
     return secret.get_secret_value() if isinstance(secret, SecretStr) else secret
