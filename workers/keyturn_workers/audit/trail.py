@@ -17,12 +17,12 @@ import os
 import pwd
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice, takewhile
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 from uuid import uuid4
 
 import structlog
@@ -119,35 +119,6 @@ class KekDerived:
     request_id: str | None
 
 
-class AuditLog(Protocol):
-    """Shows records, and what becomes of them."""
-
-    def recorded(self, fields: Mapping[str, Any]) -> None:
-        """A record was made."""
-
-    def not_written(self, problem: str, pending: int) -> None:
-        """Records wait: the broker did not confirm. Called once for each such time."""
-
-    def abandoned(self, count: int) -> None:
-        """The process ends with records that the broker has not confirmed."""
-
-
-class ProcessLog:
-    """The log of a worker: one line for each record."""
-
-    def recorded(self, fields: Mapping[str, Any]) -> None:
-        """See `AuditLog`."""
-        _log.info(AUDIT_RECORDED, **fields)
-
-    def not_written(self, problem: str, pending: int) -> None:
-        """See `AuditLog`."""
-        _log.warning("audit trail not written", problem=problem, pending=pending)
-
-    def abandoned(self, count: int) -> None:
-        """See `AuditLog`. The records are in the log: on the stream, the chain ends before."""
-        _log.error("audit records not published", count=count)
-
-
 async def log_kek_derived(derived: KekDerived) -> None:
     """Log that a provider derived a KEK: all that a process without an event key can do."""
     _log.info("kek.derived", **_of_derived(derived))
@@ -171,7 +142,7 @@ class AuditTrail:
     Args:
         process: Who the process is.
         publish: Publishes a record by its id; raises unless the broker confirmed it.
-        log: Shows the records; a worker's log by default.
+        is_logged: Whether each record is a line of the process's log, and that some wait, too.
         now: The time.
         max_pending: How many records may wait before `kek_derived` waits.
     """
@@ -181,13 +152,13 @@ class AuditTrail:
         process: AuditProcess,
         publish: Publish,
         *,
-        log: AuditLog | None = None,
+        is_logged: bool = True,
         now: Callable[[], datetime] = utc_now,
         max_pending: int = MAX_PENDING,
     ) -> None:
         self._process = process
         self._publish = publish
-        self._log = log or ProcessLog()
+        self._is_logged = is_logged
         self._now = now
         self._max_pending = max_pending
         self._counter = 0
@@ -251,8 +222,9 @@ class AuditTrail:
                     await self._drained()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-            if self._queue:
-                self._log.abandoned(len(self._queue))
+            if self._queue and self._is_logged:
+                # They are in the log; on the stream, the chain ends before.
+                _log.error("audit records not published", count=len(self._queue))
 
     async def _drained(self) -> None:
         async with self._changed:
@@ -282,7 +254,8 @@ class AuditTrail:
         )
         body = encode_audit(record)
         self._counter, self._previous = record.counter, body_digest(body)
-        self._log.recorded(record.model_dump(exclude_none=True, exclude={"type"}))
+        if self._is_logged:
+            _log.info(AUDIT_RECORDED, **record.model_dump(exclude_none=True, exclude={"type"}))
         confirmed = asyncio.get_running_loop().create_future()
         pending = _Pending(record.audit_id, body, confirmed)
         self._queue.append(pending)
@@ -319,8 +292,9 @@ class AuditTrail:
                 at_once, failures = _AT_ONCE, 0
                 continue
             at_once = 1
-            if not failures:
-                self._log.not_written(_problem(results[confirmed]), len(self._queue))
+            if not failures and self._is_logged:
+                problem, pending = _problem(results[confirmed]), len(self._queue)
+                _log.warning("audit trail not written", problem=problem, pending=pending)
             await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
             failures += 1
 

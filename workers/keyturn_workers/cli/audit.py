@@ -17,7 +17,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -41,7 +41,7 @@ from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekD
 from keyturn_workers.audit.trail import declare_missing
 from keyturn_workers.cli.arguments import MOMENT_FORM, AsJson, AsJsonText, parse_moment
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_json, print_line, print_rows
+from keyturn_workers.cli.output import Row, print_json, print_line, print_rows
 from keyturn_workers.cli.settings import AuditReaderSettings, AuditVerifySettings
 from keyturn_workers.settings import AuditSettings
 
@@ -104,37 +104,6 @@ def is_of_project(record: AuditRecorded | None, project: str) -> bool:
     return record is not None and record.project in (project, ALL_PROJECTS)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a check of many records found."""
-
-    records: int
-    repeated: int
-    processes: list[dict[str, Any]]
-    findings: list[Finding]
-
-    def document(self) -> dict[str, Any]:
-        """All of it as JSON."""
-        findings = [finding_document(finding) for finding in self.findings]
-        return {
-            "records": self.records,
-            "repeated": self.repeated,
-            "processes": self.processes,
-            "findings": findings,
-        }
-
-    def check(self) -> None:
-        """Fail unless nothing was found.
-
-        Raises:
-            CommandError: how much is wrong, and what first.
-        """
-        if self.findings:
-            count = len(self.findings)
-            problems = "1 problem" if count == 1 else f"{count} problems"
-            raise CommandError(f"{problems} in the audit trail; first: {self.findings[0]}")
-
-
 class Inspection:
     """Checks records one by one, and sums up what was found.
 
@@ -142,6 +111,9 @@ class Inspection:
         signatures: Verifies the records.
         project: All records must be about it, or about all projects: others were left out, so that
             gaps mean nothing. None for a whole trail.
+
+    Attributes:
+        findings: What is wrong.
     """
 
     def __init__(self, signatures: EventVerifier, project: str | None = None) -> None:
@@ -172,10 +144,10 @@ class Inspection:
         self.findings += findings
         return checked.record, findings
 
-    def verdict(self) -> Verdict:
-        """What was found."""
+    def processes(self) -> list[Row]:
+        """A row for each process with a chain of records."""
         chains = () if self._chains is None else self._chains.chains
-        processes = [
+        return [
             {
                 "process": chain.process,
                 "role": about.role if (about := self._about.get(chain.process)) else None,
@@ -186,7 +158,26 @@ class Inspection:
             }
             for chain in chains
         ]
-        return Verdict(self._records, self._repeated, processes, self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {
+            "records": self._records,
+            "repeated": self._repeated,
+            "processes": self.processes(),
+            "findings": [finding_document(finding) for finding in self.findings],
+        }
+
+    def check(self) -> None:
+        """Fail if something is wrong.
+
+        Raises:
+            CommandError: how much, and what first.
+        """
+        if self.findings:
+            count = len(self.findings)
+            problems = "1 problem" if count == 1 else f"{count} problems"
+            raise CommandError(f"{problems} in the audit trail; first: {self.findings[0]}")
 
 
 def finding_document(finding: Finding) -> dict[str, Any]:
@@ -336,7 +327,7 @@ def export(
     note(f"{count} records exported")
     for finding in inspection.findings:
         note(str(finding))
-    inspection.verdict().check()
+    inspection.check()
 
 
 def _new_file(path: Path) -> IO[bytes]:
@@ -398,14 +389,13 @@ def verify(
     else:
         with file.open("rb") as source:
             _inspect(inspection, source)
-    verdict = inspection.verdict()
     if as_json:
-        print_json(verdict.document())
+        print_json(inspection.document())
     else:
-        print_rows(_PROCESS_COLUMNS, verdict.processes)
-        for finding in verdict.findings:
+        print_rows(_PROCESS_COLUMNS, inspection.processes())
+        for finding in inspection.findings:
             note(str(finding))
-    verdict.check()
+    inspection.check()
 
 
 def _inspect(inspection: Inspection, source: IO[bytes]) -> None:
@@ -414,19 +404,6 @@ def _inspect(inspection: Inspection, source: IO[bytes]) -> None:
 
 
 # The records of other commands.
-
-
-class _NoLog:
-    """A command prints its result or its error, and of its records only that some are missing."""
-
-    def recorded(self, fields: Mapping[str, Any]) -> None:
-        pass
-
-    def not_written(self, problem: str, pending: int) -> None:
-        pass
-
-    def abandoned(self, count: int) -> None:
-        note(f"the broker did not confirm {count} record{'s' * (count != 1)} of the audit trail")
 
 
 class CommandAudit:
@@ -507,9 +484,16 @@ async def command_audit(
             raise CommandError(
                 f"the audit trail cannot be written, so nothing was done: {problem}"
             ) from exc
-        trail = AuditTrail(AuditProcess.start(role), publisher.publish, log=_NoLog())
-        # KEKs that a provider derived are recorded without a wait: their records may be on the way.
-        async with trail.running(drain_s=timeout_s):
-            yield CommandAudit(trail, reason, timeout_s)
+        # A command prints its result or its error, and of its records only that some are missing.
+        trail = AuditTrail(AuditProcess.start(role), publisher.publish, is_logged=False)
+        try:
+            # KEKs that a provider derived are recorded without a wait: their records may be on the
+            # way.
+            async with trail.running(drain_s=timeout_s):
+                yield CommandAudit(trail, reason, timeout_s)
+        finally:
+            if count := trail.pending:
+                records = f"record{'s' * (count != 1)}"
+                note(f"the broker did not confirm {count} {records} of the audit trail")
     finally:
         await publisher.close()

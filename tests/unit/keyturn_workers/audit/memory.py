@@ -14,8 +14,6 @@ from keyturn.messages import AuditRecorded, parse_audit
 from keyturn_workers.audit import AuditProcess, AuditTrail
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from keyturn.audit import Finding
 
 EVENT_KEY = SigningKey.from_seed(b"e" * 32)
@@ -90,24 +88,6 @@ class Stream:
 
 
 @dataclass
-class Log:
-    """Notes what is logged."""
-
-    records: list[Mapping[str, Any]] = field(default_factory=list)
-    problems: list[tuple[str, int]] = field(default_factory=list)
-    lost: int = 0
-
-    def recorded(self, fields: Mapping[str, Any]) -> None:
-        self.records.append(fields)
-
-    def not_written(self, problem: str, pending: int) -> None:
-        self.problems.append((problem, pending))
-
-    def abandoned(self, count: int) -> None:
-        self.lost += count
-
-
-@dataclass
 class Clock:
     """A clock that a test sets."""
 
@@ -120,5 +100,5 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
-def trail_to(stream: Stream, log: Log | None = None, **options: Any) -> AuditTrail:
-    return AuditTrail(PROCESS, stream.publish, log=log or Log(), **options)
+def trail_to(stream: Stream, **options: Any) -> AuditTrail:
+    return AuditTrail(PROCESS, stream.publish, **options)

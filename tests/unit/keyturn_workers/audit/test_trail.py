@@ -15,9 +15,9 @@ from keyturn.identifiers import is_uuid
 from keyturn_workers.audit import KekDerived as Derived
 from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.audit import trail as module
-from keyturn_workers.audit.trail import AuditProcess, ProcessLog, one_line
+from keyturn_workers.audit.trail import AuditProcess, one_line
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
-from tests.unit.keyturn_workers.audit.memory import PROCESS, Clock, Log, Stream, trail_to
+from tests.unit.keyturn_workers.audit.memory import PROCESS, Clock, Stream, trail_to
 
 if TYPE_CHECKING:
     from keyturn_workers.audit import AuditTrail
@@ -34,16 +34,19 @@ async def _derive(trail: AuditTrail, count: int) -> None:
 
 
 async def test_a_record_is_on_the_stream_when_record_returns() -> None:
-    stream, log = Stream(), Log()
-    trail = trail_to(stream, log)
+    stream = Stream()
+    trail = trail_to(stream)
     async with trail.running():
-        audit_id = await trail.record("request.served", actor="api", project="acme")
+        with capture_logs() as lines:
+            audit_id = await trail.record("request.served", actor="api", project="acme")
         (record,) = stream.records
     assert (record.audit_id, record.actor, record.outcome) == (audit_id, "api", "done")
     assert (record.process, record.role, record.host) == (PROCESS.id, PROCESS.role, PROCESS.host)
     assert (record.counter, record.previous, record.project) == (1, None, "acme")
     assert trail.pending == 0
-    assert [fields["audit_id"] for fields in log.records] == [audit_id]
+    (line,) = lines
+    assert (line["event"], line["log_level"]) == ("audit.recorded", "info")
+    assert (line["audit_id"], line["action"]) == (audit_id, "request.served")
 
 
 async def test_without_an_actor_it_is_the_process() -> None:
@@ -65,16 +68,20 @@ async def test_many_at_once_are_one_chain() -> None:
 
 
 async def test_while_the_broker_is_away_records_are_logged_and_wait() -> None:
-    stream, log = Stream(is_away=True), Log()
-    trail = trail_to(stream, log)
-    async with trail.running():
-        waiting = [asyncio.create_task(trail.record("request.served")) for _ in range(5)]
-        await stream.tried(3)
-        assert (len(log.records), trail.pending, stream.bodies) == (5, 5, [])
-        assert not any(task.done() for task in waiting)
-        assert log.problems == [("the broker cannot be reached (TestError)", 5)]
-        stream.is_away = False
-        await asyncio.gather(*waiting)
+    stream = Stream(is_away=True)
+    trail = trail_to(stream)
+    with capture_logs() as lines:
+        async with trail.running():
+            waiting = [asyncio.create_task(trail.record("request.served")) for _ in range(5)]
+            await stream.tried(3)
+            assert (trail.pending, stream.bodies) == (5, [])
+            assert not any(task.done() for task in waiting)
+            stream.is_away = False
+            await asyncio.gather(*waiting)
+    *recorded, last = lines
+    assert [line["event"] for line in recorded] == ["audit.recorded"] * 5
+    problem = {"problem": "the broker cannot be reached (TestError)", "pending": 5}
+    assert last == {"event": "audit trail not written", "log_level": "warning", **problem}
     assert [record.counter for record in stream.records] == [1, 2, 3, 4, 5]
     assert stream.findings() == []
 
@@ -189,11 +196,20 @@ async def test_what_waits_at_the_end_is_published() -> None:
 
 
 async def test_what_cannot_be_published_at_the_end_is_counted() -> None:
-    stream, log = Stream(is_away=True), Log()
-    trail = trail_to(stream, log)
-    async with trail.running(drain_s=0.01):
-        await _derive(trail, 2)
-    assert (log.lost, len(log.records)) == (2, 2)
+    trail = trail_to(Stream(is_away=True))
+    with capture_logs() as lines:
+        async with trail.running(drain_s=0.01):
+            await _derive(trail, 2)
+    lost = {"event": "audit records not published", "log_level": "error", "count": 2}
+    assert (lines[-1], trail.pending) == (lost, 2)
+
+
+async def test_a_command_logs_nothing_of_it() -> None:
+    trail = trail_to(Stream(is_away=True), is_logged=False)
+    with capture_logs() as lines:
+        async with trail.running(drain_s=0.01):
+            await _derive(trail, 2)
+    assert lines == []
 
 
 async def test_a_canceled_caller_leaves_its_record() -> None:
@@ -224,7 +240,7 @@ async def test_times_never_go_back() -> None:
 
 
 async def test_a_bug_of_the_publisher_is_tried_again_and_not_printed() -> None:
-    stream, log = Stream(), Log()
+    stream = Stream()
     failures = [ValueError("amqp://user:password@host/")]
 
     async def publish(audit_id: str, body: bytes) -> None:
@@ -232,33 +248,11 @@ async def test_a_bug_of_the_publisher_is_tried_again_and_not_printed() -> None:
             raise failures.pop()
         await stream.publish(audit_id, body)
 
-    trail = module.AuditTrail(PROCESS, publish, log=log)
-    async with trail.running():
-        await trail.record("request.served")
-    assert log.problems == [("ValueError", 1)]
-
-
-def test_the_log_of_a_process() -> None:
+    trail = module.AuditTrail(PROCESS, publish)
     with capture_logs() as lines:
-        log = ProcessLog()
-        log.recorded({"audit_id": "a", "action": "request.served"})
-        log.not_written("away", 3)
-        log.abandoned(2)
-    assert lines == [
-        {
-            "event": "audit.recorded",
-            "log_level": "info",
-            "audit_id": "a",
-            "action": "request.served",
-        },
-        {
-            "event": "audit trail not written",
-            "log_level": "warning",
-            "problem": "away",
-            "pending": 3,
-        },
-        {"event": "audit records not published", "log_level": "error", "count": 2},
-    ]
+        async with trail.running():
+            await trail.record("request.served")
+    assert (lines[-1]["problem"], lines[-1]["pending"]) == ("ValueError", 1)
 
 
 # Who a process is.

@@ -46,6 +46,6 @@ class FakeAudit:
         self.opened.append((role, reason))
         if self.is_away:
             raise CommandError("the audit trail cannot be written, so nothing was done: away")
-        trail = trail_to(self.stream)
+        trail = trail_to(self.stream, is_logged=False)
         async with trail.running():
             yield CommandAudit(trail, reason, 5)

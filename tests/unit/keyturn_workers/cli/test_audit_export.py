@@ -66,9 +66,9 @@ def test_a_line_that_is_no_record_is_named(line: bytes) -> None:
 
 def test_a_sound_trail() -> None:
     records = stream(3)
-    verdict = _inspect([*records, records[1]]).verdict()
-    verdict.check()
-    document = verdict.document()
+    inspection = _inspect([*records, records[1]])
+    inspection.check()
+    document = inspection.document()
     assert (document["records"], document["repeated"], document["findings"]) == (4, 1, [])
     (process,) = document["processes"]
     assert (process["first"], process["last"], process["records"]) == (1, 3, 3)
@@ -77,10 +77,10 @@ def test_a_sound_trail() -> None:
 
 def test_a_trail_with_a_gap() -> None:
     records = stream(4)
-    verdict = _inspect([records[0], *records[2:]]).verdict()
+    inspection = _inspect([records[0], *records[2:]])
     with pytest.raises(CommandError, match=r"^1 problem in the audit trail; first: MISSING"):
-        verdict.check()
-    (finding,) = verdict.document()["findings"]
+        inspection.check()
+    (finding,) = inspection.document()["findings"]
     assert (finding["finding"], finding["counter"]) == ("missing", 3)
 
 
@@ -109,6 +109,6 @@ def test_what_is_of_a_project() -> None:
 
 
 def test_an_empty_file_has_no_finding() -> None:
-    verdict = _inspect([]).verdict()
-    verdict.check()
-    assert verdict.document()["processes"] == []
+    inspection = _inspect([])
+    inspection.check()
+    assert inspection.processes() == []

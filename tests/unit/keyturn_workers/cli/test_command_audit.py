@@ -124,3 +124,21 @@ async def test_what_a_provider_derived_last_is_recorded_before_the_command_ends(
     async with command_audit(SETTINGS, "download", "why") as audit:
         await audit.kek_derived(KekDerived("m1", "vault", "admin", "acme", "req-1"))
     assert [record.action for record in stream.records] == ["kek.derived"]
+
+
+async def test_records_that_the_broker_does_not_confirm_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def nothing(*_: object) -> None:
+        await asyncio.sleep(0)
+
+    async def publish(*_: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    monkeypatch.setattr(AuditPublisher, "connect", nothing)
+    monkeypatch.setattr(AuditPublisher, "publish", publish)
+    monkeypatch.setattr(module, "declare_missing", nothing)
+    async with command_audit(SETTINGS, "download", "why", timeout_s=0.05) as audit:
+        await audit.kek_derived(KekDerived("m1", "vault", "admin", "acme", "req-1"))
+    line = "keyturn: the broker did not confirm 1 record of the audit trail\n"
+    assert capsys.readouterr() == ("", line)
