@@ -78,3 +78,10 @@ class UnsafeStorageError(Exception):
 
 class ExportError(Exception):
     """An export cannot begin or go on; the text says why, and what to do."""
+
+
+def first_error(exc: BaseException) -> BaseException:
+    """The error itself, or the first one of a group."""
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.errors import first_error
 from keyturn_workers.cli.settings import BrokerSettings
+from keyturn_workers.errors import first_error
 from keyturn_workers.settings import redacted
 from keyturn_workers.storage import Storage
 

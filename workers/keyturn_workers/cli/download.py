@@ -12,9 +12,8 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Final
 
 import typer
 from pydantic import SecretStr
@@ -38,9 +37,16 @@ from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.objects import configured_gateway, gateway_client
-from keyturn_workers.cli.output import ByteProgress, byte_progress, print_json, print_line
+from keyturn_workers.cli.output import (
+    TransferProgress,
+    print_json,
+    print_line,
+    to_seconds,
+    transfer_progress,
+)
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import ReaderSettings
+from keyturn_workers.export.run import Opened
 from keyturn_workers.master_keys.providers import open_operator_keys
 from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.settings import AuditSettings, OperatorSettings
@@ -60,17 +66,6 @@ AsOperator = Annotated[
         "This is recorded in the audit trail first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).",
     ),
 ]
-
-
-class _Opened(Protocol):
-    """An object opened in the bucket or by the gateway."""
-
-    @property
-    def size_bytes(self) -> int | None:
-        """The length of its plaintext; None if unknown."""
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The plaintext; ends without an error only if all of it was authenticated."""
 
 
 def download(
@@ -198,8 +193,8 @@ async def _through_gateway(
         await _write(opened, key, target)
 
 
-async def _write(opened: _Opened, key: str, target: Path | None) -> None:
-    with byte_progress(opened.size_bytes, enabled=target is not None) as progress:
+async def _write(opened: Opened, key: str, target: Path | None) -> None:
+    with transfer_progress(opened.info.size_bytes, enabled=target is not None) as progress:
         progress.label(key)
         if target is None:
             await _to_stdout(opened)
@@ -209,19 +204,19 @@ async def _write(opened: _Opened, key: str, target: Path | None) -> None:
         note(f"written to {target}")
 
 
-async def _to_stdout(opened: _Opened) -> None:
+async def _to_stdout(opened: Opened) -> None:
     async for chunk in opened.chunks():
         sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
 
 
-async def _to_file(opened: _Opened, target: Path, progress: ByteProgress) -> None:
+async def _to_file(opened: Opened, target: Path, progress: TransferProgress) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             async for chunk in opened.chunks():
                 await asyncio.to_thread(file.write, chunk)
-                progress.advance(len(chunk))
+                progress.advance(0, len(chunk))
         os.replace(temporary, target)  # noqa: PTH105  # a path as mkstemp gives it
     finally:
         # Already renamed after success; otherwise it holds part of an unauthenticated body.
@@ -299,53 +294,23 @@ def link(
     if url is None:
         raise typer.BadParameter("no gateway: use --gateway or set KEYTURN_GATEWAY_URL")
     api_key = read_api_key(api_key_file, project, confirm=False)
-    if ciphertext:
-        made = asyncio.run(_ciphertext_link(url, api_key, project, key, expires_s or max_s))
-        _print(made.url, made.expires_at, {"metadata": dict(made.metadata)}, as_json=as_json)
-        return
-    expires_s = expires_s or _EXPIRES_S
-    if max_bytes is not None:
-        making = _upload_link(url, api_key, project, key, expires_s, max_bytes, content_type)
-        upload = asyncio.run(making)
-        _print(upload.url, upload.expires_at, {}, as_json=as_json)
-        return
-    given = asyncio.run(_link(url, api_key, project, key, expires_s, inline=inline))
-    _print(given.url, given.expires_at, {}, as_json=as_json)
 
+    async def make_link() -> Link | UploadLink | CiphertextLink:
+        async with gateway_client(url, api_key) as client:
+            if ciphertext:
+                return await client.ciphertext_link(project, key, expires_s=expires_s or max_s)
+            valid_s = expires_s or _EXPIRES_S
+            if max_bytes is None:
+                return await client.link(project, key, expires_s=valid_s, inline=inline)
+            return await client.upload_link(
+                project, key, max_bytes=max_bytes, content_type=content_type, expires_s=valid_s
+            )
 
-async def _link(
-    url: str, api_key: SecretStr, project: str, key: str, expires_s: int, *, inline: bool
-) -> Link:
-    async with gateway_client(url, api_key) as client:
-        return await client.link(project, key, expires_s=expires_s, inline=inline)
-
-
-async def _upload_link(
-    url: str,
-    api_key: SecretStr,
-    project: str,
-    key: str,
-    expires_s: int,
-    max_bytes: int,
-    content_type: str | None,
-) -> UploadLink:
-    async with gateway_client(url, api_key) as client:
-        return await client.upload_link(
-            project, key, max_bytes=max_bytes, content_type=content_type, expires_s=expires_s
-        )
-
-
-async def _ciphertext_link(
-    url: str, api_key: SecretStr, project: str, key: str, expires_s: int
-) -> CiphertextLink:
-    async with gateway_client(url, api_key) as client:
-        return await client.ciphertext_link(project, key, expires_s=expires_s)
-
-
-def _print(url: str, expires_at: datetime, more: dict[str, Any], *, as_json: bool) -> None:
-    until = expires_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    made = asyncio.run(make_link())
+    until = to_seconds(made.expires_at)
     if as_json:
-        print_json({"url": url, "expires_at": until} | more)
+        more = {"metadata": dict(made.metadata)} if isinstance(made, CiphertextLink) else {}
+        print_json({"url": made.url, "expires_at": until} | more)
     else:
-        print_line(url)
+        print_line(made.url)
         note(f"valid until {until}")

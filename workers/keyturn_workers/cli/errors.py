@@ -28,6 +28,7 @@ from keyturn_workers.errors import (
     MissingExtraError,
     StorageAnswerError,
     UnsafeStorageError,
+    first_error,
 )
 
 DONE: Final = 0
@@ -69,13 +70,6 @@ def run(command: Callable[[], Any]) -> int:
     except Exception as exc:  # noqa: BLE001  # the last handler: every error becomes one line
         return _fail(*describe(exc))
     return status if isinstance(status, int) else DONE
-
-
-def first_error(exc: BaseException) -> BaseException:
-    """The error itself, or the first one of a group."""
-    while isinstance(exc, BaseExceptionGroup):
-        exc = exc.exceptions[0]
-    return exc
 
 
 def describe(exc: BaseException) -> tuple[str, int]:

@@ -32,7 +32,7 @@ from keyturn_workers.cli.download import (
     operator_access,
     project_access,
 )
-from keyturn_workers.cli.errors import CommandError, first_error, note
+from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.objects import (
     configured_gateway,
     gateway_client,
@@ -40,13 +40,14 @@ from keyturn_workers.cli.objects import (
     require_enrolled,
 )
 from keyturn_workers.cli.output import (
-    ObjectProgress,
-    object_progress,
+    TransferProgress,
     print_json,
     print_line,
     print_rows,
+    transfer_progress,
 )
 from keyturn_workers.cli.secrets import read_api_key
+from keyturn_workers.errors import first_error
 from keyturn_workers.export.folder import Folder
 from keyturn_workers.export.run import Destination, Export, Report, Source
 from keyturn_workers.export.s3_prefix import PREFIX_MAX_BYTES, S3Prefix
@@ -221,7 +222,7 @@ async def _open_target(run: _Run) -> AsyncIterator[Destination]:
 
 async def _export(source: Source, run: _Run) -> Report:
     async with _open_target(run) as destination:
-        with object_progress() as progress:
+        with transfer_progress() as progress:
             counting = partial(_count, source, progress) if sys.stderr.isatty() else None
             exporting = Export(source, destination, progress.advance)
             try:
@@ -235,7 +236,7 @@ async def _export(source: Source, run: _Run) -> Report:
     return exporting.report
 
 
-async def _count(source: Source, progress: ObjectProgress) -> None:
+async def _count(source: Source, progress: TransferProgress) -> None:
     objects = size_bytes = 0
     async for entry in source.list(""):
         objects += 1

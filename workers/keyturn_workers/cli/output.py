@@ -192,56 +192,25 @@ def progress_display(*columns: ProgressColumn, enabled: bool = True) -> Iterator
         yield progress
 
 
-def _byte_columns() -> tuple[ProgressColumn, ...]:
-    return (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-
-
-class ByteProgress:
-    """Counts transferred bytes."""
+class TransferProgress:
+    """Counts bytes, and the objects that they are of; shows the time left once all are known."""
 
     def __init__(self, progress: Progress, total_bytes: int | None) -> None:
         self._progress = progress
         self._task_id = progress.add_task("", total=total_bytes)
-
-    def advance(self, count_bytes: int) -> None:
-        """Count further bytes as transferred."""
-        self._progress.advance(self._task_id, count_bytes)
+        self._objects = 0
+        self._of = ""
 
     def label(self, text: str) -> None:
         """Show what is being transferred."""
         self._progress.update(self._task_id, description=printable(text))
 
-
-@contextmanager
-def byte_progress(total_bytes: int | None, *, enabled: bool = True) -> Iterator[ByteProgress]:
-    """A progress bar for bytes; `total_bytes` is None where the size is unknown."""
-    with progress_display(*_byte_columns(), enabled=enabled) as progress:
-        yield ByteProgress(progress, total_bytes)
-
-
-class ObjectProgress:
-    """Counts objects and their bytes; shows the time left once their number is known."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task_id = progress.add_task("", total=None)
-        self._objects = 0
-        self._of = ""
-
     def advance(self, objects: int, size_bytes: int) -> None:
         """Count further objects and bytes as done; a failure takes bytes back."""
         self._objects += objects
-        self._progress.update(
-            self._task_id,
-            advance=size_bytes,
-            description=f"{self._objects:,}{self._of} objects",
-        )
+        self._progress.update(self._task_id, advance=size_bytes)
+        if self._objects:
+            self.label(f"{self._objects:,}{self._of} objects")
 
     def expect(self, objects: int, size_bytes: int) -> None:
         """Show how many there are."""
@@ -250,10 +219,19 @@ class ObjectProgress:
 
 
 @contextmanager
-def object_progress(*, enabled: bool = True) -> Iterator[ObjectProgress]:
-    """A progress bar for objects and their bytes, neither of which needs to be known yet."""
-    with progress_display(*_byte_columns(), enabled=enabled) as progress:
-        yield ObjectProgress(progress)
+def transfer_progress(
+    total_bytes: int | None = None, *, enabled: bool = True
+) -> Iterator[TransferProgress]:
+    """A progress bar for bytes; `total_bytes` is None where the size is not known yet."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with progress_display(*columns, enabled=enabled) as progress:
+        yield TransferProgress(progress, total_bytes)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from keyturn.publisher.staging import blocks
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.arguments import AsJson, Project, TimeoutS, validate_object_key
 from keyturn_workers.cli.errors import note
-from keyturn_workers.cli.output import ByteProgress, byte_progress
+from keyturn_workers.cli.output import TransferProgress, transfer_progress
 from keyturn_workers.cli.publishing import (
     PUBLISH_ATTEMPTS,
     print_request_rows,
@@ -237,7 +237,7 @@ async def _upload_all(
     known = [size for size in sizes if size is not None]
     total_bytes = sum(known) if len(known) == len(sizes) else None
     slots = asyncio.Semaphore(options.concurrency)
-    with byte_progress(total_bytes) as progress:
+    with transfer_progress(total_bytes) as progress:
         async with Publisher.open(settings, s3=staging) as publisher:
 
             async def upload_one(file: SelectedFile) -> dict[str, Any]:
@@ -259,7 +259,7 @@ async def _send(
     file: SelectedFile,
     options: _Options,
     row: dict[str, Any],
-    progress: ByteProgress,
+    progress: TransferProgress,
 ) -> bool:
     """Publish one file; its row gets the error, if any."""
     if file.problem is not None:
@@ -283,11 +283,11 @@ async def _send(
         return False
 
 
-async def _read(file: SelectedFile, progress: ByteProgress) -> AsyncIterator[bytes]:
+async def _read(file: SelectedFile, progress: TransferProgress) -> AsyncIterator[bytes]:
     body = sys.stdin.buffer if file.path is None else file.path
     async for block in blocks(body):
         yield bytes(block)
-        progress.advance(len(block))
+        progress.advance(0, len(block))
 
 
 async def _await_event(

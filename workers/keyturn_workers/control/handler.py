@@ -71,9 +71,9 @@ class ControlHandler:
         del seen_before
         match request:
             case EnrollRequested():
-                handled = await self._enroll(request, origin)
+                handled = _enrolled(request, await self._enroller.enroll(request, origin))
             case RotationRequested():
-                handled = await self._rotate(request, origin)
+                handled = _rotated(request, await self._rotator.rotate(request, origin))
             case SweepRequested():
                 handled = await self._sweep(request, origin)
             case DeleteRequested():
@@ -123,17 +123,11 @@ class ControlHandler:
             return None
         return handled
 
-    async def _enroll(self, request: EnrollRequested, origin: RequestOrigin) -> Handled:
-        return _enrolled(request, await self._enroller.enroll(request, origin))
-
-    async def _rotate(self, request: RotationRequested, origin: RequestOrigin) -> Handled:
-        return _rotated(request, await self._rotator.rotate(request, origin))
-
     async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Handled:
         added = _origin(request, origin)
         started = await self._starter.start(request.project, added, limited=True)
-        more = _published_end(request.project, started)
-        return Handled(None, _logged(request, sweep_id=request.sweep_id), more=more)
+        logged = {"project": request.project, "sweep_id": request.sweep_id}
+        return Handled(None, logged, more=_published_end(request.project, started))
 
     async def _delete(self, request: DeleteRequested, attempts: int) -> Handled:
         if request.key is None:
@@ -166,7 +160,7 @@ def _enrolled(request: EnrollRequested, generation: int) -> Handled:
         at=_now(),
         generation=generation,
     )
-    return Handled(event, _logged(request, request_id=request.request_id, generation=generation))
+    return Handled(event, _logged(request, generation=generation))
 
 
 def _rotated(request: RotationRequested, rotated: RotationResult) -> Handled:
@@ -176,7 +170,11 @@ def _rotated(request: RotationRequested, rotated: RotationResult) -> Handled:
         at=_now(),
         generation=rotated.generation,
     )
-    logged = _logged(request, rotation_id=request.rotation_id, generation=rotated.generation)
+    logged = {
+        "project": request.project,
+        "rotation_id": request.rotation_id,
+        "generation": rotated.generation,
+    }
     return Handled(event, logged, more=_published_end(request.project, rotated.origin))
 
 
@@ -186,15 +184,14 @@ def _origin(request: SweepRequested, origin: RequestOrigin) -> Origin:
 
 
 def _deleted(request: DeleteRequested, key: str) -> Handled:
-    event = _outcome(request, key, None)
-    return Handled(event, _logged(request, request_id=request.request_id, key=key))
+    return Handled(_outcome(request, key, None), _logged(request, key=key))
 
 
 def _deleted_many(request: DeleteRequested, outcomes: Outcomes) -> Handled:
     refused = Counter(error.code for error in outcomes.values() if error is not None)
-    logged = {"request_id": request.request_id, "keys": len(outcomes), "refused": dict(refused)}
     events = tuple(_outcome(request, key, error) for key, error in outcomes.items())
-    return Handled(None, _logged(request, **logged), more=events)
+    logged = _logged(request, keys=len(outcomes), refused=dict(refused))
+    return Handled(None, logged, more=events)
 
 
 def _outcome(
@@ -218,13 +215,11 @@ def _recovered(request: RecoverRequested, keyring: Keyring) -> Handled:
         generation=keyring.current.generation,
         serial=keyring.serial,
     )
-    logged = {"request_id": request.request_id, "serial": keyring.serial}
-    return Handled(event, _logged(request, **logged))
+    return Handled(event, _logged(request, serial=keyring.serial))
 
 
 def _reported(request: StatusRequested, report: StatusReported) -> Handled:
-    logged = {"request_id": request.request_id, "view": request.view, "code": report.code}
-    return Handled(report, _logged(request, **logged))
+    return Handled(report, _logged(request, view=request.view, code=report.code))
 
 
 def _published_end(project: str, origin: Origin) -> tuple[Event, ...]:
@@ -233,15 +228,9 @@ def _published_end(project: str, origin: Origin) -> tuple[Event, ...]:
 
 
 def _logged(
-    request: EnrollRequested
-    | RotationRequested
-    | SweepRequested
-    | DeleteRequested
-    | RecoverRequested
-    | StatusRequested,
-    **more: Any,
+    request: EnrollRequested | DeleteRequested | RecoverRequested | StatusRequested, **more: Any
 ) -> dict[str, Any]:
-    return {"project": request.project, **more}
+    return {"project": request.project, "request_id": request.request_id, **more}
 
 
 def _now() -> str:

@@ -34,7 +34,7 @@ import structlog
 from keyturn.errors import CodedError, PublisherError
 from keyturn.identifiers import format_time
 from keyturn_workers.background import repeat
-from keyturn_workers.errors import PreconditionError, StorageAnswerError
+from keyturn_workers.errors import PreconditionError, StorageAnswerError, first_error
 from keyturn_workers.ingest.intake import (
     MAX_REMEMBERED,
     REFUSED_FOR,
@@ -96,12 +96,6 @@ def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def _first(errors: BaseException) -> BaseException:
-    while isinstance(errors, BaseExceptionGroup):
-        errors = errors.exceptions[0]
-    return errors
-
-
 class Poller:
     """Lists one source periodically.
 
@@ -141,11 +135,11 @@ class Poller:
         except* PreconditionError:
             _log.info("another worker lists the source", source=name)
         except* (CodedError, StorageAnswerError, PublisherError) as errors:
-            problem = _first(errors)
+            problem = first_error(errors)
             text = f"{type(problem).__name__}: {problem}"
             _log.error("source not listed to its end", source=name, problem=text)
         except* Exception as errors:  # noqa: BLE001  # a bug of ours must not end the listings for good
-            _log.error("source not listed to its end", source=name, exc_info=_first(errors))
+            _log.error("source not listed to its end", source=name, exc_info=first_error(errors))
 
     async def poll(self, *, take_over: bool) -> None:
         """List the source once, and wait for the outcomes; nothing if another worker lists it.

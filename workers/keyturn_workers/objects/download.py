@@ -86,29 +86,23 @@ class OpenObject:
         self._rest = rest
 
     @property
-    def size_bytes(self) -> int | None:
-        """Bytes of plaintext by the stored length; None if no body can have that length."""
-        if self.opened is None:
-            return self.head.size_bytes
-        try:
-            if self.opened.algorithm == COBBLESTONE:
-                return plaintext_size(self.head.size_bytes)
-        except ChunkError:
-            return None
-        return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
-
-    @property
     def info(self) -> ObjectInfo:
         """The stated size, type and metadata of the object; only the size is proven, at the end.
 
         Raises:
             CorruptObjectError: no body can have its length.
         """
-        if self.size_bytes is None:
-            raise CorruptObjectError("no body has this length")
+        size_bytes = self.head.size_bytes
+        if self.opened is not None and self.opened.algorithm != COBBLESTONE:
+            size_bytes = max(size_bytes - V0_OVERHEAD_BYTES, 0)
+        elif self.opened is not None:
+            try:
+                size_bytes = plaintext_size(size_bytes)
+            except ChunkError as exc:
+                raise CorruptObjectError("no body has this length") from exc
         modified = self.head.last_modified
         return ObjectInfo(
-            self.size_bytes,
+            size_bytes,
             self.head.headers.content_type,
             object_metadata.decode_caller_metadata(self.head.metadata),
             etag=None,

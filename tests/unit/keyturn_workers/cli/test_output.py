@@ -30,9 +30,9 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.cli.output import (
     AS_JSON_HELP,
     add_wide_option,
-    object_progress,
     print_table,
     printable,
+    transfer_progress,
 )
 
 
@@ -56,7 +56,7 @@ def test_objects_are_shown_with_their_bytes_and_their_number_once_it_is_known(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr("sys.stderr", terminal)
-    with object_progress() as progress:
+    with transfer_progress() as progress:
         progress.advance(1, 5_000_000)
         progress.advance(0, 5_000_000)
         progress.advance(0, -5_000_000)  # read again
@@ -68,7 +68,7 @@ def test_objects_are_shown_with_their_bytes_and_their_number_once_it_is_known(
 
 
 def test_outside_a_terminal_no_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    with object_progress() as progress:
+    with transfer_progress() as progress:
         progress.advance(1, 5)
     assert capsys.readouterr() == ("", "")
 

@@ -59,7 +59,7 @@ async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> byte
     async with open_object(storage, key, access) as opened:
         pieces = [piece async for piece in opened.chunks()]
         plaintext = b"".join(pieces)
-        assert opened.size_bytes == len(plaintext)
+        assert opened.info.size_bytes == len(plaintext)
         return plaintext
 
 
