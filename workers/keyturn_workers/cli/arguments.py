@@ -8,7 +8,13 @@ from typing import Annotated, Final
 import typer
 
 from keyturn.gateway.transport import is_gateway_url
-from keyturn.identifiers import check_object_key, has_control_characters, is_project, parse_time
+from keyturn.identifiers import (
+    check_object_key,
+    has_control_characters,
+    is_project,
+    is_short_name,
+    parse_time,
+)
 from keyturn.messages import REASON_MAX_CHARACTERS
 from keyturn_workers.cli.output import AS_JSON_HELP
 from keyturn_workers.cli.settings import GATEWAY_URL_FORM
@@ -44,6 +50,17 @@ def validate_object_key(value: str) -> str:
         return check_object_key(value)
     except ValueError as exc:
         raise typer.BadParameter(f"malformed_request: {exc}") from exc
+
+
+def validate_short_name(value: str | None) -> str | None:
+    """A key id or the name of a publisher or a deployment as SPEC 1 allows it, or None.
+
+    Raises:
+        typer.BadParameter: it is not allowed.
+    """
+    if value is not None and not is_short_name(value):
+        raise typer.BadParameter("must have 1 to 32 characters from a-z, 0-9 and -")
+    return value
 
 
 def validate_reason(value: str | None) -> str | None:

@@ -10,11 +10,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self
 
 import typer
 from aio_pika import Message
@@ -56,7 +56,7 @@ from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import open_report_keys
-from keyturn_workers.cli.output import print_json, print_rows
+from keyturn_workers.cli.output import Row, print_json, print_rows
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import IntakeKeySettings, ResignSettings
 from keyturn_workers.dead_letters.letters import (
@@ -114,7 +114,7 @@ def _queues(name: str | None) -> list[str]:
     return list(DEAD_QUEUES) if name is None else [dead_queue(name)]
 
 
-def _row(letter: DeadLetter, letters: list[DeadLetter]) -> dict[str, Any]:
+def _row(letter: DeadLetter, letters: list[DeadLetter]) -> Row:
     duplicates = sum(1 for other in letters if other.id == letter.id)
     # Any publisher can reuse the id of another message; the digest is still unique.
     unique_id = letter.digest if duplicates > 1 else letter.id
@@ -228,29 +228,39 @@ def replay(
     """Send dead letters back to their work queues. Each is recorded in the audit trail first."""
     if bool(ids) == all_letters:
         raise typer.BadParameter("name ids or use --all")
-    settings = ResignSettings.read() if resign else DeploymentSettings.read()
-    rows = asyncio.run(_replay(settings, ids or [], _queues(queue), limit, reason))
+    signer = ResignSettings.read() if resign else None
+    rows = asyncio.run(_move("replay", ids or None, _queues(queue), reason, limit, signer))
     _print_results(rows, as_json=as_json)
 
 
-async def _replay(
-    settings: DeploymentSettings,
-    ids: list[str],
+async def _move(
+    action: DeadLettersAction,
+    ids: list[str] | None,
     queues: list[str],
-    limit: int,
     reason: str | None,
-) -> list[dict[str, Any]]:
+    limit: int | None = None,
+    signer: ResignSettings | None = None,
+) -> list[Row]:
+    """Replay or discard dead letters; a row for each.
+
+    Args:
+        action: What to do.
+        ids: Their ids or digests; None for all letters of the queues.
+        queues: Where they are.
+        reason: Why, for the audit trail.
+        limit: How many letters of each queue at most, if all are meant.
+        signer: Who signs a replayed letter again; otherwise it is sent as it was.
+    """
+    settings = AuditSettings.read()
     async with AsyncExitStack() as stack:
-        audit = await stack.enter_async_context(
-            command_audit(AuditSettings.read(), "dead replay", reason)
-        )
+        audit = await stack.enter_async_context(command_audit(settings, f"dead {action}", reason))
         copy = as_sent
-        if isinstance(settings, ResignSettings):
-            resigner = await stack.enter_async_context(Resigner(settings, named=bool(ids)))
+        if signer is not None:
+            resigner = await stack.enter_async_context(Resigner(signer, named=ids is not None))
             copy = resigner.copy
         channel = await stack.enter_async_context(open_letters(BrokerAddress.of(settings)))
-        mover = _Mover(channel, audit, "replay", copy)
-        if ids:
+        mover = _Mover(channel, audit, action, copy)
+        if ids is not None:
             await mover.move_named(queues, ids)
         else:
             for name in queues:
@@ -266,9 +276,9 @@ class _Mover:
         channel: AbstractChannel,
         audit: CommandAudit,
         action: DeadLettersAction,
-        copy: Copy = as_sent,
+        copy: Copy,
     ) -> None:
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
         self._channel = channel
         self._audit = audit
         self._action = action
@@ -307,7 +317,7 @@ def _is_named(digests: Collection[str], message: AbstractIncomingMessage) -> boo
     return digest_of(message) in digests
 
 
-def _print_results(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print_results(rows: list[Row], *, as_json: bool) -> None:
     print_rows(("queue", "id", "status", "code", "detail"), rows, as_json=as_json)
     kept = [row for row in rows if row["status"] == "kept"]
     if kept:
@@ -328,26 +338,8 @@ def discard(
         if not sys.stdin.isatty():
             raise typer.BadParameter("without a terminal, discard needs --yes")
         typer.confirm(f"Permanently discard {len(ids)} dead letter(s)?", abort=True, err=True)
-    rows = asyncio.run(_discard(AuditSettings.read(), ids, _queues(queue), reason))
+    rows = asyncio.run(_move("discard", ids, _queues(queue), reason))
     _print_results(rows, as_json=as_json)
-
-
-async def _discard(
-    settings: AuditSettings, ids: list[str], queues: list[str], reason: str | None
-) -> list[dict[str, Any]]:
-    async with (
-        command_audit(settings, "dead discard", reason) as audit,
-        open_letters(BrokerAddress.of(settings)) as channel,
-    ):
-        mover = _Mover(channel, audit, "discard")
-        await mover.move_named(queues, ids)
-        return mover.rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Signed:
-    request: Request
-    publisher: str
 
 
 class Resigner:
@@ -391,37 +383,34 @@ class Resigner:
             # Everything else was rejected for its content: a new signature would give it a
             # second chance that its publisher never requested.
             raise NotPermittedError(f"only request_expired can be signed again, not {code!r}")
-        old = self._verify(message, queue)
+        request, publisher = self._verify(message, queue)
         # The code is not signed: an attacker with access to the broker can put it on a letter
         # rejected for another reason, or on a copy of a recent request.
         max_age = timedelta(seconds=self._settings.request_max_age_s)
-        if datetime.now(UTC) - old.request.requested_at_instant <= max_age:
+        if datetime.now(UTC) - request.requested_at_instant <= max_age:
             raise NotPermittedError("it has not expired; replay it without --resign")
-        if isinstance(old.request, RotationRequested | EnrollRequested) and not self._named:
+        if isinstance(request, RotationRequested | EnrollRequested) and not self._named:
             raise NotPermittedError(
                 "a rotation or an enrollment is signed again only if it is named by its id"
             )
         changes: dict[str, object] = {"requested_at": format_time(datetime.now(UTC))}
-        if isinstance(old.request, UploadRequested):
-            if old.request.sealed_key is not None:
-                changes["sealed_key"] = self._sealed_key(
-                    old.request, old.request.sealed_key, old.publisher
-                )
-            await self._move_staged(old.request, old.publisher)
-        if isinstance(old.request, RotationRequested):
-            changes["expected_generation"] = await self._expected_generation(old.request)
-        request = old.request.model_copy(update=changes)
-        body = encode(request)
+        if isinstance(request, UploadRequested):
+            if request.sealed_key is not None:
+                changes["sealed_key"] = self._sealed_key(request, request.sealed_key, publisher)
+            await self._move_staged(request, publisher)
+        if isinstance(request, RotationRequested):
+            changes["expected_generation"] = await self._expected_generation(request)
+        body = encode(request.model_copy(update=changes))
         name = self._settings.publisher_name
         signature = self._settings.publisher_key.sign_request(self._settings.deployment, name, body)
         headers = {PUBLISHER_HEADER: name, SIGNATURE_HEADER: signature}
         return persistent_json(body, request_id(request), headers)
 
-    def _verify(self, message: AbstractIncomingMessage, queue: str) -> _Signed:
+    def _verify(self, message: AbstractIncomingMessage, queue: str) -> tuple[Request, str]:
+        """The request, and the publisher that signed it; errors as `copy`."""
         rules = Rules(self._settings.deployment, self._settings.publishers, timedelta.max)
         signer = verify(message.body, message.headers, rules)
-        request = authorize(message.body, signer, Arrival(queue, REQUESTS, queue))
-        return _Signed(request, signer.name)
+        return authorize(message.body, signer, Arrival(queue, REQUESTS, queue)), signer.name
 
     async def _expected_generation(self, request: RotationRequested) -> int:
         """The generation that a rotation may replace: the keyring's current one.

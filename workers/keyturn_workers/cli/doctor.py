@@ -4,9 +4,7 @@ Each row is the outcome of requests just made; a server's name is never trusted.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from aio_pika.abc import AbstractConnection
@@ -23,12 +21,13 @@ from keyturn.topology import EXCHANGE, queues
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_line, print_rows
+from keyturn_workers.cli.output import Row, print_line, print_rows
 from keyturn_workers.cli.settings import BrokerSettings
 from keyturn_workers.settings import SourceSettings
 from keyturn_workers.sources.bucket import open_source
 from keyturn_workers.sources.config import Source
 from keyturn_workers.storage import Storage
+from keyturn_workers.storage.probe.runner import Row as Check
 from keyturn_workers.storage.probe.runner import probe
 
 _CONNECT_TIMEOUT_S: Final = 10
@@ -40,27 +39,6 @@ Verbose = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One row; if `needed` is `required`, its failure fails the command.
-
-    `consequence` says what happens without it.
-    """
-
-    check: str
-    needed: str
-    ok: bool
-    result: str
-    consequence: str
-    names: Sequence[str] = ()
-    """What `result` counts; listed with `--verbose` and in JSON."""
-
-    @property
-    def broken(self) -> bool:
-        """Whether something required is missing."""
-        return not self.ok and self.needed == "required"
-
-
 def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Check what the bucket, the broker and the sources can do.
 
@@ -69,26 +47,25 @@ def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
     required and missing, with exit status 1.
     """
     storage, broker = SourceSettings.read(), BrokerSettings.read()
-    checks = asyncio.run(_run_checks(storage, broker))
-    rows = [_row(check, names=verbose or as_json) for check in checks]
-    print_rows(_COLUMNS, rows, as_json=as_json)
-    if broken := [check.check for check in checks if check.broken]:
-        raise CommandError(f"refused for: {'; '.join(broken)}")
+    checks = asyncio.run(_run_checks(storage, broker, names=verbose or as_json))
+    print_rows(_COLUMNS, [_row(check) for check in checks], as_json=as_json)
+    failed = [check for check in checks if not check.ok]
+    if refused := [check.name for check in failed if check.needed == "required"]:
+        raise CommandError(f"refused for: {'; '.join(refused)}")
     if not as_json:
-        lacking = [check.check for check in checks if not check.ok and check.needed == "wanted"]
+        lacking = [check.name for check in failed if check.needed == "wanted"]
         print_line(f"safe, without: {'; '.join(lacking)}" if lacking else "safe")
 
 
-def _row(check: Check, *, names: bool) -> dict[str, Any]:
-    row = {name: getattr(check, name) for name in _COLUMNS}
-    if check.ok:
-        row["consequence"] = ""
-    if names and check.names:
-        row["result"] += f": {', '.join(check.names)}"
-    return row
+def _row(check: Check) -> Row:
+    consequence = "" if check.ok else check.consequence
+    values = (check.name, check.needed, check.ok, check.detail, consequence)
+    return dict(zip(_COLUMNS, values, strict=True))
 
 
-async def _run_checks(storage: SourceSettings, broker: BrokerSettings) -> list[Check]:
+async def _run_checks(
+    storage: SourceSettings, broker: BrokerSettings, *, names: bool
+) -> list[Check]:
     async with open_bucket(storage, max_connections=64) as bucket:
         report = await probe(bucket)
         of_sources = [
@@ -97,13 +74,10 @@ async def _run_checks(storage: SourceSettings, broker: BrokerSettings) -> list[C
         ]
     if report.left_behind is not None:
         note(f"could not remove {report.left_behind}")
-    checks = [
-        Check(row.name, row.needed, row.ok, row.detail, row.consequence) for row in report.rows
-    ]
-    checks += of_sources
+    checks = [*report.rows, *of_sources]
     if broker.amqp_url is not None:
         address = BrokerAddress.parse(broker.amqp_url.get_secret_value(), broker)
-        checks += await broker_checks(address)
+        checks += await _check_broker(address, names=names)
     return checks
 
 
@@ -125,28 +99,27 @@ async def _check_source(name: str, source: Source, settings: SourceSettings, own
     return Check(check, "wanted", ok, result, consequence)
 
 
-async def broker_checks(broker: Broker) -> list[Check]:
-    """Whether the broker accepts a connection, and whether workers have declared their queues."""
+async def _check_broker(broker: Broker, *, names: bool) -> list[Check]:
+    """Whether the broker accepts a connection, and whether workers have declared their queues.
+
+    `names`: list what is missing of these.
+    """
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             connection = await connect_to_broker(broker)
     except (OSError, TimeoutError, AMQPException) as exc:
         # Never a driver's text, which can contain the address with its password.
         detail = describe_broker_failure(exc)
-        return [Check("broker", "required", ok=False, result=detail, consequence="nothing works")]
+        return [Check("broker", "required", False, detail, "nothing works")]
     async with connection:
         missing = await _missing(connection)
     detail = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all exist"
+    if missing and names:
+        detail += f": {', '.join(missing)}"
+    consequence = "publishing fails until a worker has been started"
     return [
-        Check("broker", "required", ok=True, result="connected", consequence=""),
-        Check(
-            "queues declared",
-            "wanted",
-            ok=not missing,
-            result=detail,
-            consequence="publishing fails until a worker has been started",
-            names=missing,
-        ),
+        Check("broker", "required", True, "connected", ""),
+        Check("queues declared", "wanted", not missing, detail, consequence),
     ]
 
 

@@ -22,9 +22,15 @@ from keyturn.evidence import (
     parse,
     verify_chain,
 )
-from keyturn.identifiers import evidence_prefix, is_short_name
+from keyturn.identifiers import evidence_prefix
 from keyturn.settings import S3Settings, seed_from_b64
-from keyturn_workers.cli.arguments import AsJson, AsJsonText, Project, validate_project
+from keyturn_workers.cli.arguments import (
+    AsJson,
+    AsJsonText,
+    Project,
+    validate_project,
+    validate_short_name,
+)
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import (
@@ -244,41 +250,29 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _verify_keys(values: Iterable[str]) -> list[VerifyKey]:
-    """The public keys; several in one value are separated by commas, as in the setting."""
-    parts = (part for value in values for part in value.split(","))
-    return [VerifyKey.from_bytes(seed_from_b64(part)) for part in parts]
-
-
-def _parse_keys(values: list[str] | None) -> list[str] | None:
+def _parse_keys(text: str) -> list[VerifyKey]:
+    """One public key, or several separated by commas, as in the setting."""
     try:
-        _verify_keys(values or ())
+        return [VerifyKey.from_bytes(seed_from_b64(part)) for part in text.split(",")]
     except ValueError as exc:
         raise typer.BadParameter(str(exc)) from None
-    return values
-
-
-def _check_short_name(value: str | None) -> str | None:
-    if value is not None and not is_short_name(value):
-        raise typer.BadParameter("must have 1 to 32 characters from a-z, 0-9 and -")
-    return value
 
 
 PublicKeys = Annotated[
-    list[str] | None,
+    list[Any] | None,
     typer.Option(
         "--public-key",
         metavar="BASE64",
-        callback=_parse_keys,
+        parser=_parse_keys,
         help="A public event key, or several separated by commas; may be repeated. The current "
         "key comes first. Default: KEYTURN_EVENT_PUBLIC_KEY.",
     ),
 ]
 
 
-def _event_keys(values: list[str] | None) -> Sequence[VerifyKey]:
-    if values:
-        return _verify_keys(values)
+def _event_keys(options: list[list[VerifyKey]] | None) -> Sequence[VerifyKey]:
+    if options:
+        return [key for keys in options for key in keys]
     return EvidenceSettings.read().event_public_key
 
 
@@ -412,7 +406,7 @@ def verify(
     deployment: Annotated[
         str | None,
         typer.Option(
-            callback=_check_short_name,
+            callback=validate_short_name,
             help="Required deployment. Default: KEYTURN_DEPLOYMENT, then any.",
         ),
     ] = None,

@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -29,10 +29,9 @@ from keyturn.crypto import (
     new_api_key,
     to_base64,
 )
-from keyturn.identifiers import is_short_name
 from keyturn.settings import SEED_BYTES
 from keyturn.topology import CONTROL_REQUESTS
-from keyturn_workers.cli.arguments import AsJsonText
+from keyturn_workers.cli.arguments import AsJsonText, validate_short_name
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.keys import held_key_settings, parse_uri
 from keyturn_workers.cli.output import print_json, print_line
@@ -52,12 +51,11 @@ _KEY_ID: Final = "main"
 GATEWAY_MAY: Final = ["upload.requested", "rotation.requested", "delete.requested"]
 CONSOLE_MAY: Final = [request for request in CONTROL_REQUESTS if request != "enroll.requested"]
 GATEWAY_READS_NOT: Final = ("KEYTURN_ACTIVE_MASTER_KEY",)
-PUBLISHERS: Final = "KEYTURN_PUBLISHERS"
+_MASTER_KEYS: Final = "The master keys by id; they open everything"
 _Part = tuple[str, dict[str, str]]
 
 app = typer.Typer(name="keygen", help="Generate a key.")
 
-_DEFAULT_ID: Final = "main"
 # What no shell changes in an assignment.
 _UNQUOTED: Final = re.compile(r"[A-Za-z0-9_@%+=:,./?*\[\]-]*")
 
@@ -67,13 +65,7 @@ Output = Annotated[
 ]
 
 
-def _check_name(value: str) -> str:
-    if not is_short_name(value):
-        raise typer.BadParameter("must have 1 to 32 characters from a-z, 0-9 and -")
-    return value
-
-
-KeyId = Annotated[str, typer.Option("--id", help="The key id.", callback=_check_name)]
+KeyId = Annotated[str, typer.Option("--id", help="The key id.", callback=validate_short_name)]
 
 
 def new_seed() -> bytes:
@@ -97,11 +89,6 @@ def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-def event_key_id(public_key: str) -> str:
-    """The id of a public event key in base64: what events and logs name the key by."""
-    return VerifyKey.from_bytes(from_base64(public_key)).id
-
-
 def event_key_settings() -> tuple[dict[str, str], dict[str, str]]:
     """An event key pair: the workers' settings, the publishers' settings."""
     seed = new_seed()
@@ -109,15 +96,12 @@ def event_key_settings() -> tuple[dict[str, str], dict[str, str]]:
     return {"KEYTURN_EVENT_KEY": to_base64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
 
 
-def publisher_key_settings(
-    name: str, may: list[str], projects: list[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """A publisher's key pair: the workers' settings (its permissions), its own settings."""
+def publisher_key_settings(name: str, may: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A publisher's key pair: its entry in KEYTURN_PUBLISHERS, and its own settings."""
     seed = new_seed()
     public = to_base64(SigningKey.from_seed(seed).public_bytes)
-    grant = {name: {"keys": [public], "may": may, "projects": projects}}
     own = {"KEYTURN_PUBLISHER_NAME": name, "KEYTURN_PUBLISHER_KEY": to_base64(seed)}
-    return {"KEYTURN_PUBLISHERS": json.dumps(grant)}, own
+    return {name: {"keys": [public], "may": may, "projects": ["*"]}}, own
 
 
 def session_key_settings() -> dict[str, str]:
@@ -174,17 +158,13 @@ def api_key(output: Output = None, as_json: AsJsonText = False) -> None:
 
 
 @app.command("master-key")
-def master_key(
-    key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJsonText = False
-) -> None:
+def master_key(key_id: KeyId = _KEY_ID, output: Output = None, as_json: AsJsonText = False) -> None:
     """Generate a master key."""
     _output({"workers and operator": master_key_settings(key_id)}, output, as_json=as_json)
 
 
 @app.command("intake-key")
-def intake_key(
-    key_id: KeyId = _DEFAULT_ID, output: Output = None, as_json: AsJsonText = False
-) -> None:
+def intake_key(key_id: KeyId = _KEY_ID, output: Output = None, as_json: AsJsonText = False) -> None:
     """Generate the key pair that publishers seal secrets to."""
     workers, publishers = intake_key_settings(key_id)
     _output({"workers only (private)": workers, "publishers": publishers}, output, as_json=as_json)
@@ -193,16 +173,16 @@ def intake_key(
 @app.command("publisher-key")
 def publisher_key(
     name: Annotated[
-        str, typer.Option(help="The publisher's name.", callback=_check_name)
+        str, typer.Option(help="The publisher's name.", callback=validate_short_name)
     ] = "publisher",
     output: Output = None,
     as_json: AsJsonText = False,
 ) -> None:
     """Generate a publisher's key pair. It may only upload until you allow more."""
-    workers, own = publisher_key_settings(name, ["upload.requested"], ["*"])
+    grant, own = publisher_key_settings(name, ["upload.requested"])
     parts = {
         "this publisher only (private)": own,
-        "workers (merge with the other publishers)": workers,
+        "workers (merge with the other publishers)": {"KEYTURN_PUBLISHERS": json.dumps(grant)},
     }
     _output(parts, output, as_json=as_json)
 
@@ -211,7 +191,8 @@ def publisher_key(
 def event_key(output: Output = None, as_json: AsJsonText = False) -> None:
     """Generate the key pair that events are signed with."""
     workers, publishers = event_key_settings()
-    key_id = event_key_id(publishers["KEYTURN_EVENT_PUBLIC_KEY"])
+    # What events and logs name it by.
+    key_id = VerifyKey.from_bytes(from_base64(publishers["KEYTURN_EVENT_PUBLIC_KEY"])).id
     parts = {
         f"workers only (private), key id {key_id}": workers,
         f"publishers and other readers of events, key id {key_id}": publishers,
@@ -284,17 +265,10 @@ def init(
         raise CommandError(f"{existing[0]} already exists; --force replaces it and its secrets")
     master_keys = master_key_settings(_KEY_ID) if held is None else held_key_settings(_KEY_ID, held)
     passwords = (directory / PASSWORD_FILE).resolve()
-    worker, gateway, console, publisher = _settings(amqp_url, s3, master_keys, passwords)
-    texts = (
-        _text("Workers and operator", worker),
-        _text("The HTTP gateway", gateway),
-        _text("The operator's console", console),
-        _text("A service that publishes", publisher),
-        _text("The development storage", [("Endpoint, bucket and access keys", s3)]),
-    )
+    texts = _texts(amqp_url, s3, master_keys, passwords)
     directory.mkdir(parents=True, exist_ok=True)
-    for path, text in zip(paths, texts, strict=True):
-        write_secret(path, text, force=force)
+    for path in paths:
+        write_secret(path, texts[path.name], force=force)
         print_line(f"wrote {path}")
     if not passwords.exists():  # it holds no key of a deployment: --force keeps its users
         passwords.parent.mkdir(exist_ok=True)
@@ -312,15 +286,24 @@ def _access_keys(settings: StorageKeySettings) -> dict[str, str]:
     )
 
 
-def _settings(
+def _texts(
     amqp_url: str, s3: dict[str, str], master_keys: dict[str, str], passwords: Path
-) -> tuple[list[_Part], list[_Part], list[_Part], list[_Part]]:
-    """The parts of the files, each with its comment."""
+) -> dict[str, str]:
+    """The text of each file."""
     workers_intake, publishers_intake = intake_key_settings(_KEY_ID)
     workers_event, publishers_event = event_key_settings()
-    grants, own = publisher_key_settings(_PUBLISHER, ["*"], ["*"])
-    gateway_grants, gateway_own = publisher_key_settings(_GATEWAY, GATEWAY_MAY, ["*"])
-    console_grants, console_own = publisher_key_settings(_CONSOLE, CONSOLE_MAY, ["*"])
+    grants: dict[str, Any] = {}
+
+    def publisher(name: str, may: list[str]) -> list[_Part]:
+        """The parts of a publisher, to which this grants what it may."""
+        grant, own = publisher_key_settings(name, may)
+        grants.update(grant)
+        return [
+            ("This publisher's name, and the key that signs its requests", own),
+            ("Seals secrets to the workers", publishers_intake),
+            ("Verifies events", publishers_event),
+        ]
+
     everywhere: list[_Part] = [
         ("The same in every process of a deployment", {"KEYTURN_DEPLOYMENT": "dev"}),
         ("The broker", {"KEYTURN_AMQP_URL": amqp_url}),
@@ -329,9 +312,23 @@ def _settings(
         *everywhere,
         ("The bucket; omit the access keys if the standard AWS chain provides them", s3),
     ]
-    worker: list[_Part] = [
+    gateway_keys = {
+        name: value for name, value in master_keys.items() if name not in GATEWAY_READS_NOT
+    }
+    service = [*shared, *publisher(_PUBLISHER, ["*"])]
+    gateway = [*shared, (_MASTER_KEYS, gateway_keys), *publisher(_GATEWAY, GATEWAY_MAY)]
+    console = [
+        *everywhere,
+        *publisher(_CONSOLE, CONSOLE_MAY),
+        ("Signs the cookies of those who are signed in", session_key_settings()),
+        (
+            "Who may sign in: see `keyturn console add-user`",
+            {"KEYTURN_CONSOLE_PASSWORD_FILE": str(passwords)},
+        ),
+    ]
+    worker = [
         *shared,
-        ("The master keys by id; they open everything", master_keys),
+        (_MASTER_KEYS, master_keys),
         ("Opens the secrets that publishers seal", workers_intake),
         (
             "Signs events, and verifies them for the operator's commands",
@@ -339,45 +336,16 @@ def _settings(
         ),
         (
             "The publishers: their keys, and what they may request for which projects",
-            _merge(grants, gateway_grants, console_grants),
+            {"KEYTURN_PUBLISHERS": json.dumps(grants)},
         ),
     ]
-    gateway: list[_Part] = [
-        *shared,
-        (
-            "The master keys by id; they open everything",
-            {name: value for name, value in master_keys.items() if name not in GATEWAY_READS_NOT},
-        ),
-        ("This publisher's name, and the key that signs its requests", gateway_own),
-        ("Seals secrets to the workers", publishers_intake),
-        ("Verifies events", publishers_event),
-    ]
-    publisher: list[_Part] = [
-        *shared,
-        ("This publisher's name, and the key that signs its requests", own),
-        ("Seals secrets to the workers", publishers_intake),
-        ("Verifies events", publishers_event),
-    ]
-    console: list[_Part] = [
-        *everywhere,
-        ("This publisher's name, and the key that signs its requests", console_own),
-        ("Seals secrets to the workers", publishers_intake),
-        ("Verifies events", publishers_event),
-        ("Signs the cookies of those who are signed in", session_key_settings()),
-        (
-            "Who may sign in: see `keyturn console add-user`",
-            {"KEYTURN_CONSOLE_PASSWORD_FILE": str(passwords)},
-        ),
-    ]
-    return worker, gateway, console, publisher
-
-
-def _merge(*grants: dict[str, str]) -> dict[str, str]:
-    """The grants of several publishers in one setting."""
-    merged: dict[str, object] = {}
-    for grant in grants:
-        merged |= json.loads(grant[PUBLISHERS])
-    return {PUBLISHERS: json.dumps(merged)}
+    return {
+        WORKER_FILE: _text("Workers and operator", worker),
+        GATEWAY_FILE: _text("The HTTP gateway", gateway),
+        CONSOLE_FILE: _text("The operator's console", console),
+        PUBLISHER_FILE: _text("A service that publishes", service),
+        STORAGE_FILE: _text("The development storage", [("Endpoint, bucket and access keys", s3)]),
+    }
 
 
 def _text(title: str, parts: list[_Part]) -> str:

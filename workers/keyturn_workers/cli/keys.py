@@ -26,13 +26,18 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import (
     format_time,
-    is_short_name,
     key_check_s3_key,
     keyring_s3_key,
 )
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn.settings import PREFIX
-from keyturn_workers.cli.arguments import AsJson, Project, Reason, validate_reason
+from keyturn_workers.cli.arguments import (
+    AsJson,
+    Project,
+    Reason,
+    validate_reason,
+    validate_short_name,
+)
 from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
@@ -171,20 +176,29 @@ async def _open_audit(stack: AsyncExitStack, role: str) -> CommandAudit | None:
         return None
 
 
+@app.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """List the master keys, and where they are held.
 
     Exits with 1 if a provider does not respond, or denies access.
     """
     settings = MasterKeySettings.read()
-    rows = asyncio.run(_rows(settings))
-    print_rows(_COLUMNS, rows, as_json=as_json)
+    _print(_COLUMNS, asyncio.run(_rows(settings)), as_json=as_json)
+
+
+def _print(columns: Sequence[str], rows: Sequence[Row], *, as_json: bool) -> None:
+    """Print a row for each master key, and its warnings.
+
+    Raises:
+        CommandError: the errors of those that have one.
+    """
+    print_rows(columns, rows, as_json=as_json)
     if not as_json:
         for row in rows:
             for warning in row["warnings"]:
                 note(f"{row['master_key']}: {warning}")
-    if away := [row for row in rows if not row["reachable"]]:
-        raise CommandError("; ".join(f"{row['master_key']}: {row['error']}" for row in away))
+    if failed := [row for row in rows if row["error"] is not None]:
+        raise CommandError("; ".join(f"{row['master_key']}: {row['error']}" for row in failed))
 
 
 async def _rows(settings: MasterKeySettings) -> list[Row]:
@@ -230,6 +244,7 @@ async def _describe(key: MasterKey, source: MasterKeySource) -> tuple[KeyDescrip
     return description, concerns(description)
 
 
+@app.command("check")
 def check_keys(
     master_keys: Annotated[
         list[str] | None,
@@ -248,14 +263,7 @@ def check_keys(
     for name in names:
         if name not in settings.master_keys:
             raise UnknownMasterKeyError(f"{name} is not in KEYTURN_MASTER_KEYS")
-    rows = asyncio.run(_check(settings, names))
-    print_rows(_CHECK_COLUMNS, rows, as_json=as_json)
-    if not as_json:
-        for row in rows:
-            for warning in row["warnings"]:
-                note(f"{row['master_key']}: {warning}")
-    if failed := [row for row in rows if row["error"] is not None]:
-        raise CommandError("; ".join(f"{row['master_key']}: {row['error']}" for row in failed))
+    _print(_CHECK_COLUMNS, asyncio.run(_check(settings, names)), as_json=as_json)
 
 
 async def _check(settings: StatusSettings, names: Sequence[str]) -> list[Row]:
@@ -282,7 +290,7 @@ async def _check_one(storage: Storage, settings: StatusSettings, name: str) -> R
             row["derives"] = True
             row["known_text"] = await _known_text(storage, name, kek)
             row |= await _measure(key)
-            row["warnings"] = await _warnings(key)
+            _, row["warnings"] = await _describe(key, source)
     except (KmsUnavailableError, SettingsError) as exc:
         row["error"] = str(exc)
     if row["known_text"] == _WRONG:
@@ -317,13 +325,7 @@ async def _measure(key: MasterKey) -> dict[str, float]:
     }
 
 
-async def _warnings(key: MasterKey) -> list[str]:
-    try:
-        return concerns(await key.describe())
-    except KmsUnavailableError as exc:
-        return [f"its properties cannot be read: {exc.detail}"]
-
-
+@app.command("create")
 def create_key(
     uri: Annotated[
         str, typer.Argument(metavar="URI", help="pkcs11:… or vault:… of the key to create.")
@@ -374,6 +376,7 @@ async def create_if_missing(settings: KmsSettings, uri: KeyUri) -> bool:
     return False
 
 
+@app.command("import")
 def import_key(
     master_key: Annotated[
         str, typer.Argument(metavar="ID", help="The id of a key in KEYTURN_MASTER_KEYS.")
@@ -483,21 +486,9 @@ def _text(value: SecretStr | Path | str | float) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
-app.command("list")(list_keys)
-app.command("check")(check_keys)
-app.command("create")(create_key)
-app.command("import")(import_key)
-
-
 # One project's admin KEK opens every object of that project, and nothing of any other: an auditor
 # can verify the project (`keyturn verify`) without the master key. The file cannot be taken back; a
 # rotation of the master key makes it worthless for what is under the new one.
-
-
-def _check_master_keys(values: list[str] | None) -> list[str] | None:
-    if any(not is_short_name(value) for value in values or ()):
-        raise typer.BadParameter("must have 1 to 32 characters from a-z, 0-9 and -")
-    return values
 
 
 @app.command("export-project")
@@ -514,7 +505,7 @@ def export_project(
     master_key: Annotated[
         list[str] | None,
         typer.Option(
-            callback=_check_master_keys,
+            parser=validate_short_name,
             metavar="ID",
             help="Export the KEK under the master key of this id; may be repeated. "
             "Default: the one that the project's keyring names.",

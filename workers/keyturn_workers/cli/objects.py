@@ -37,7 +37,7 @@ from keyturn.gateway.listing import PAGE_MAX_ENTRIES
 from keyturn.gateway.transport import is_unencrypted
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
-from keyturn.settings import S3Settings
+from keyturn.settings import GatewayClientSettings, S3Settings
 from keyturn.tls import GATEWAY, client_context
 from keyturn_workers.cli.arguments import (
     ApiKeyFile,
@@ -50,7 +50,7 @@ from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_json, print_rows, print_table, to_seconds
 from keyturn_workers.cli.secrets import read_api_key
-from keyturn_workers.cli.settings import GatewayTlsSettings, GatewayUrlSettings
+from keyturn_workers.cli.settings import GatewayUrlSettings
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import PAGE_KEYS, ObjectHead, ObjectSummary, Storage
 
@@ -319,7 +319,7 @@ def configured_gateway(option: str | None) -> str | None:
 
 
 def _context() -> ssl.SSLContext | None:
-    ca = GatewayTlsSettings.read().gateway_ca_file
+    ca = GatewayClientSettings.read().gateway_ca_file
     # A redirect may lead to a storage with a certificate of a public authority.
     return None if ca is None else client_context(GATEWAY, ca, with_system=True)
 

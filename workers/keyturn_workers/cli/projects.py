@@ -5,15 +5,13 @@ workers.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import typer
-from pydantic import SecretStr
 
-from keyturn.identifiers import ALL_PROJECTS, is_short_name
-from keyturn.messages import Event, Rejected, RotationAccepted
+from keyturn.identifiers import ALL_PROJECTS
+from keyturn.messages import Event, RotationAccepted
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import (
@@ -25,18 +23,20 @@ from keyturn_workers.cli.arguments import (
     Project,
     SaveTo,
     TimeoutS,
+    validate_short_name,
 )
 from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_json, print_table
 from keyturn_workers.cli.publishing import (
     PendingRequest,
-    event_error,
     request_status,
     result_document,
     resumable,
 )
 from keyturn_workers.cli.secrets import read_or_generate_api_key, read_v0_api_key
 from keyturn_workers.cli.watch import check_end, object_counter, print_end, watch
+
+_ROTATION: Final = "rotation.requested"
 
 
 def enroll(
@@ -76,51 +76,28 @@ def enroll(
     )
     request = PendingRequest(project=project)
 
-    async def publish(publisher: Publisher) -> str:
-        return await publisher.enroll(
-            project,
-            api_key=api_key,
-            plaintext=plaintext,
-            v0=v0,
-            v0_api_key=v0_api_key,
-            adopt=adopt,
-            request_id=request.id,
-        )
+    async def run() -> Event | None:
+        async with Publisher.open(settings) as publisher:
+            await request.send(
+                lambda: publisher.enroll(
+                    project,
+                    api_key=api_key,
+                    plaintext=plaintext,
+                    v0=v0,
+                    v0_api_key=v0_api_key,
+                    adopt=adopt,
+                    request_id=request.id,
+                )
+            )
+            if not wait:
+                return None
+            return await publisher.wait(
+                request.id, timeout_s=timeout_s, project=project, request_type="enroll.requested"
+            )
 
-    event = asyncio.run(_enroll(settings, project, request, publish, timeout_s if wait else None))
+    event = asyncio.run(run())
     request.discard_key_if_refused(event, save_to)
-    _print_enrollment(project, request.id, event, as_json=as_json)
-
-
-async def _enroll(
-    settings: PublisherSettings,
-    project: str,
-    request: PendingRequest,
-    publish: Callable[[Publisher], Awaitable[str]],
-    timeout_s: float | None,
-) -> Event | None:
-    async with Publisher.open(settings) as publisher:
-        await request.send(lambda: publish(publisher))
-        if timeout_s is None:
-            return None
-        return await publisher.wait(
-            request.id, timeout_s=timeout_s, project=project, request_type="enroll.requested"
-        )
-
-
-def _print_enrollment(project: str, request_id: str, event: Event | None, *, as_json: bool) -> None:
-    rejected = isinstance(event, Rejected)
-    if as_json:
-        status = "queued" if event is None else "rejected" if rejected else "enrolled"
-        ids = {"project": project, "request_id": request_id}
-        print_json(result_document(ids, status, event))
-    elif event is None:
-        print_table(("project", "status", "request_id"), [(project, "queued", request_id)])
-    elif not rejected:
-        row = (project, "enrolled", getattr(event, "generation", None), request_id)
-        print_table(("project", "status", "generation", "request_id"), [row])
-    if isinstance(event, Rejected):
-        raise event_error(event)
+    _print_result({"project": project, "request_id": request.id}, event, as_json=as_json)
 
 
 def rotate(
@@ -157,64 +134,35 @@ def rotate(
         project, api_key_file, save_to, generate=generate, as_json=as_json, new=True
     )
     request = PendingRequest(project=project)
+
+    async def run() -> Event | None:
+        """Publish, wait and watch as requested; the last event, or None without waiting."""
+        async with Publisher.open(settings) as publisher:
+            await request.send(
+                lambda: publisher.rotate(
+                    project,
+                    api_key=api_key,
+                    expected_generation=expected_generation,
+                    rotation_id=request.id,
+                )
+            )
+            if not wait:
+                return None
+            event = await publisher.wait(
+                request.id, timeout_s=timeout_s, project=project, request_type=_ROTATION
+            )
+            request.discard_key_if_refused(event, save_to)
+            if not watching or not isinstance(event, RotationAccepted):
+                return event
+            if not as_json:
+                note(f"accepted: {project} is at generation {event.generation} ({request.id})")
+            events = publisher.progress(request.id, project=project, request_type=_ROTATION)
+            count = object_counter(project)
+            return await watch(events, as_json=as_json, count=count, known=event)
+
     with resumable(request):
-        event = asyncio.run(
-            _rotate(
-                settings,
-                project,
-                api_key,
-                request,
-                saved_to=save_to,
-                expected_generation=expected_generation,
-                timeout_s=timeout_s if wait else None,
-                watching=watching,
-                as_json=as_json,
-            )
-        )
-    ids = {"project": project, "rotation_id": request.id}
-    _print_result(ids, event, as_json=as_json)
-
-
-async def _rotate(
-    settings: PublisherSettings,
-    project: str,
-    api_key: SecretStr,
-    request: PendingRequest,
-    *,
-    saved_to: Path | None,
-    expected_generation: int | None,
-    timeout_s: float | None,
-    watching: bool,
-    as_json: bool,
-) -> Event | None:
-    """Publish, wait and watch as requested; the last event, or None without waiting."""
-    async with Publisher.open(settings) as publisher:
-        await request.send(
-            lambda: publisher.rotate(
-                project,
-                api_key=api_key,
-                expected_generation=expected_generation,
-                rotation_id=request.id,
-            )
-        )
-        if timeout_s is None:
-            return None
-        event = await publisher.wait(
-            request.id, timeout_s=timeout_s, project=project, request_type="rotation.requested"
-        )
-        request.discard_key_if_refused(event, saved_to)
-        if not watching or not isinstance(event, RotationAccepted):
-            return event
-        if not as_json:
-            note(f"accepted: {project} is at generation {event.generation} ({request.id})")
-        events = publisher.progress(request.id, project=project, request_type="rotation.requested")
-        return await watch(events, as_json=as_json, count=object_counter(project), known=event)
-
-
-def _check_master_key(value: str | None) -> str | None:
-    if value is not None and not is_short_name(value):
-        raise typer.BadParameter("a master key's id has 1 to 32 characters from a-z, 0-9 and -")
-    return value
+        event = asyncio.run(run())
+    _print_result({"project": project, "rotation_id": request.id}, event, as_json=as_json)
 
 
 def sweep(
@@ -225,7 +173,7 @@ def sweep(
         typer.Option(
             help="The id of the master key to reseal keyrings and wraps under. Every worker "
             "must have it already.",
-            callback=_check_master_key,
+            callback=validate_short_name,
         ),
     ] = None,
     encrypt_plaintext: Annotated[
@@ -258,46 +206,38 @@ def sweep(
     target = ALL_PROJECTS if project is None else project
     settings = PublisherSettings.read()
     request = PendingRequest(project=target)
-    options = {
-        "master_key": master_key,
-        "encrypt_plaintext": encrypt_plaintext,
-        "repair": repair,
-    }
+
+    async def run() -> Event | None:
+        async with Publisher.open(settings) as publisher:
+            await request.send(
+                lambda: publisher.sweep(
+                    target,
+                    master_key=master_key,
+                    encrypt_plaintext=encrypt_plaintext,
+                    repair=repair,
+                    sweep_id=request.id,
+                )
+            )
+            if not watching:
+                return None
+            count = None if project is None else object_counter(project)
+            events = publisher.progress(request.id, project=target, request_type="sweep.requested")
+            return await watch(events, as_json=as_json, count=count)
+
     with resumable(request):
-        event = asyncio.run(
-            _sweep(settings, target, request, options, watching=watching, as_json=as_json)
-        )
+        event = asyncio.run(run())
     _print_result({"project": target, "sweep_id": request.id}, event, as_json=as_json)
 
 
-async def _sweep(
-    settings: PublisherSettings,
-    project: str,
-    request: PendingRequest,
-    options: dict[str, Any],
-    *,
-    watching: bool,
-    as_json: bool,
-) -> Event | None:
-    """Publish, and watch if requested; the last event, or None without watching."""
-    async with Publisher.open(settings) as publisher:
-        await request.send(lambda: publisher.sweep(project, sweep_id=request.id, **options))
-        if not watching:
-            return None
-        count = None if project == ALL_PROJECTS else object_counter(project)
-        events = publisher.progress(request.id, project=project, request_type="sweep.requested")
-        return await watch(events, as_json=as_json, count=count)
-
-
 def _print_result(ids: dict[str, str], event: Event | None, *, as_json: bool) -> None:
-    """Print what became of a rotation or a sweep; `ids` names its project and its id."""
+    """Print what became of a request; `ids` has its project, and its id by the name of that."""
     status = request_status(event)
     ((name, request_id),) = (item for item in ids.items() if item[0] != "project")
     if as_json:
         print_json(result_document(ids, status, event))
-    elif status in ("queued", "accepted"):
+    elif status in ("queued", "accepted", "enrolled"):
         row: dict[str, object] = {"project": ids["project"], "status": status}
-        if name == "rotation_id":
+        if event is not None:
             row["generation"] = getattr(event, "generation", None)
         row[name] = request_id
         print_table(tuple(row), [tuple(row.values())])

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from keyturn.errors import CodedError, KeyringRolledBackError
 from keyturn.identifiers import ALL_PROJECTS
-from keyturn.messages import Event, Failed, Rejected, RotationAccepted
+from keyturn.messages import Event, Failed, ProjectEnrolled, Rejected, RotationAccepted
 from keyturn.publisher import (
     NotDeliveredError,
     OutcomeUnknownError,
@@ -103,10 +103,12 @@ def resumable(request: PendingRequest) -> Iterator[None]:
 
 
 def request_status(event: Event | None) -> str:
-    """The status of a rotation or sweep after its last event; None before any event."""
+    """The status of an enrollment, rotation or sweep after its last event, if there was one."""
     match event:
         case None:
             return "queued"
+        case ProjectEnrolled():
+            return "enrolled"
         case RotationAccepted():
             return "accepted"
         case _ if isinstance(event, Rejected):

@@ -1,7 +1,5 @@
 """`keyturn worker` and `keyturn gateway`: a process that serves (SPEC 6.2, 9, 14)."""
 
-from typing import Final
-
 import typer
 import uvloop
 
@@ -10,11 +8,6 @@ from keyturn_workers.settings import GatewaySettings, WorkerSettings
 from keyturn_workers.worker.logging import configure
 
 app = typer.Typer(name="worker", help="Run a worker process.")
-
-_UPLOAD: Final = "upload"
-_CONTROL: Final = "control"
-_SWEEP: Final = "sweep"
-_INGEST: Final = "ingest"
 
 
 def _run(*roles: str) -> None:
@@ -32,7 +25,7 @@ def _run(*roles: str) -> None:
 @app.command("upload")
 def upload() -> None:
     """Encrypt and store uploads."""
-    _run(_UPLOAD)
+    _run("upload")
 
 
 @app.command("control")
@@ -41,25 +34,25 @@ def control() -> None:
 
     Also serves recoveries and dead letters.
     """
-    _run(_CONTROL)
+    _run("control")
 
 
 @app.command("sweep")
 def sweep() -> None:
     """Plan sweeps, rewrap objects, and prove that none was missed."""
-    _run(_SWEEP)
+    _run("sweep")
 
 
 @app.command("ingest")
 def ingest() -> None:
     """Find new objects in the sources, and request their uploads."""
-    _run(_INGEST)
+    _run("ingest")
 
 
 @app.command("all")
 def all_roles() -> None:
     """Run all roles in one process, for small deployments."""
-    _run(_UPLOAD, _CONTROL, _SWEEP, _INGEST)
+    _run("upload", "control", "sweep", "ingest")
 
 
 def gateway() -> None:

@@ -1,6 +1,5 @@
 """Settings of single commands, in addition to those of the workers (SPEC 11)."""
 
-from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -77,12 +76,6 @@ class GatewayUrlSettings(Settings):
     """The gateway, for a command that can do without one."""
 
     gateway_url: GatewayUrl | None = None
-
-
-class GatewayTlsSettings(Settings):
-    """PEM certificates that verify the gateway, beside the system's."""
-
-    gateway_ca_file: Path | None = None
 
 
 class BrokerSettings(BrokerTlsSettings):

@@ -298,9 +298,9 @@ async def _show_overview(
     async with (
         open_bucket(settings, max_connections=OBJECTS_AT_ONCE + _SPARE_CONNECTIONS) as storage,
         open_report_keys(settings, storage, "status") as keys,
-        _open_marks() as (marks, problem),
+        _open_marks() as (marks, event_keys, problem),
     ):
-        reports = Reports(storage, keys, witness=None if marks is None else marks.stream)
+        reports = Reports(storage, keys, witness=marks)
         keyrings = await reports.keyrings(project)
         sweeps = await reports.rows("sweeps", project)
         records = await read_records(reports, project)
@@ -316,7 +316,7 @@ async def _show_overview(
     running = sum(row.status == "running" for row in sweeps)
     document = {
         "act_now": _act_now(keyrings),
-        "marks_by_event_key": marks and marks_by_key(marks.stream, marks.keys),
+        "marks_by_event_key": marks and marks_by_key(marks, event_keys),
         "keyrings": [_keyring_row(row) for row in keyrings if row.mark != _REMOVED],
         "sweeps": [sweep_row(row) for row in sweeps],
         "records_that_do_not_open": records.failing_rows(),
@@ -331,26 +331,21 @@ async def _show_overview(
         raise UnknownProjectError.of(project)
 
 
-@dataclass(frozen=True, slots=True)
-class _Marks:
-    """The marks, and the keys that verify them."""
-
-    stream: MarkStream
-    keys: tuple[VerifyKey, ...]
-
-
 @asynccontextmanager
-async def _open_marks() -> AsyncIterator[tuple[_Marks | None, str | None]]:
-    """The marks of keyrings, or why they cannot be read."""
+async def _open_marks() -> AsyncIterator[
+    tuple[MarkStream | None, tuple[VerifyKey, ...], str | None]
+]:
+    """The marks of keyrings and the keys that verify them, or why they cannot be read."""
     async with AsyncExitStack() as stack:
         marks = problem = None
+        keys: tuple[VerifyKey, ...] = ()
         try:
             settings = AuditReaderSettings.read()
             keys = settings.event_public_key
-            marks = _Marks(await stack.enter_async_context(open_marks(settings, keys)), keys)
+            marks = await stack.enter_async_context(open_marks(settings, keys))
         except (SettingsError, CommandError) as exc:
             problem = str(exc)
-        yield marks, problem
+        yield marks, keys, problem
 
 
 def _act_now(keyrings: Iterable[ProjectStatus]) -> list[Row]:

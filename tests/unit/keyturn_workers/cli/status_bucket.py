@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,12 @@ from keyturn_workers.keyring import create_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import AllRecord, Options, Origin, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import End, Round, State, Walk
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
 from tools.harness.local_keys import desired_state, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import pytest
     from typer.testing import Result
 
@@ -84,11 +82,7 @@ class Bench:
 def bench(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage | None = None) -> Bench:
     made = Bench(storage or MemoryStorage())
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield made.storage
-
-    monkeypatch.setattr("keyturn_workers.cli.status.open_bucket", opened)
+    use_bucket(monkeypatch, "status", made.storage)
     return made
 
 

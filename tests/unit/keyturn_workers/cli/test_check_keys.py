@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,11 +13,10 @@ from keyturn.crypto import record_kek, to_base64
 from keyturn_workers.cli.app import app
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
 from tests.unit.keyturn_workers.cli.fake_kms import MASTER_KEY, PRK, URI, FakeKey
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from typer.testing import Result
 
     from tests.unit.keyturn_workers.cli.fake_kms import FakeKms
@@ -33,11 +31,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     made = MemoryStorage()
     asyncio.run(check_known_text(made, "m2", KEK, create=True))
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield made
-
-    monkeypatch.setattr("keyturn_workers.cli.keys.open_bucket", opened)
+    use_bucket(monkeypatch, "keys", made)
     return made
 
 
@@ -132,7 +126,7 @@ def test_a_key_that_may_only_derive_is_right(kms: FakeKms) -> None:
     kms.keys[URI] = FakeKey(PRK, undescribed="access denied")
     result = _run("m2")
     assert result.exit_code == 0
-    assert "m2: its properties cannot be read: access denied" in result.stderr
+    assert "m2: it derives, but its properties cannot be read: access denied" in result.stderr
 
 
 @pytest.mark.usefixtures("storage", "kms")

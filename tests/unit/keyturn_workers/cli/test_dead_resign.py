@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,13 @@ from keyturn.errors import (
 from keyturn.identifiers import staging_s3_key
 from keyturn.messages import encode, parse_request
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.cli import dead as module
 from keyturn_workers.cli.dead import Resigner
 from keyturn_workers.cli.settings import ResignSettings
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload.sessions import OpenedSessions
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tests.unit.keyturn_workers.dead_letters.letters import (
     DEPLOYMENT,
     LONG_AGO,
@@ -43,8 +42,6 @@ from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from aio_pika import Message
 
     from keyturn_workers.keyring import Keyring
@@ -57,11 +54,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     """The bucket and the settings of an operator who publishes as `gateway`."""
     made = MemoryStorage()
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield made
-
-    monkeypatch.setattr(module, "open_bucket", opened)
+    use_bucket(monkeypatch, "dead", made)
     for name, value in (DEPLOYMENT.worker_env() | DEPLOYMENT.gateway_env()).items():
         monkeypatch.setenv(name, value)
     return made

@@ -17,6 +17,7 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.storage.probe.runner import Report, Row
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tests.unit.keyturn_workers.storage.probe.broken_storages import IgnoresIfAbsent
 from tools.harness.memory_storage import MemoryStorage
 
@@ -66,17 +67,13 @@ class FakeBroker:
 def _use(
     monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage, broker: FakeBroker | Exception
 ) -> None:
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield storage
-
     async def connect(address: BrokerAddress) -> FakeBroker:
         assert address.url == _URL
         if isinstance(broker, Exception):
             raise broker
         return broker
 
-    monkeypatch.setattr(doctor, "open_bucket", opened)
+    use_bucket(monkeypatch, "doctor", storage)
     monkeypatch.setattr(doctor, "connect_to_broker", connect)
 
 

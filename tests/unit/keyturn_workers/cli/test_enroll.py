@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
+from keyturn.publisher import OutcomeUnknownError
 from tests.unit.keyturn_workers.cli.fake_publisher import event
 
 if TYPE_CHECKING:
@@ -89,57 +89,6 @@ def test_an_unconfirmed_enrollment_is_sent_again_with_the_same_id(fake: Commands
     fake.publisher.errors = [OutcomeUnknownError("not confirmed")]
     assert fake.run("enroll", "acme", API_KEY=KEY).exit_code == 0
     assert fake.publisher.sent[0] == fake.publisher.sent[1]
-
-
-def test_a_generated_key_is_saved_before_anything_is_published(
-    fake: Commands, tmp_path: Path
-) -> None:
-    target = tmp_path / "new"
-    fake.publisher.errors = [NotDeliveredError("no worker")]
-    result = fake.run("enroll", "acme", "--generate", "--save-to", str(target))
-    assert result.exit_code == 1
-    assert _sent(fake)["api_key"].get_secret_value() == target.read_text().strip()
-
-
-def test_a_refused_enrollment_leaves_no_key_file(fake: Commands, tmp_path: Path) -> None:
-    target = tmp_path / "new"
-    fake.publisher.script = _rejected
-    result = fake.run("enroll", "acme", "--generate", "--save-to", str(target))
-    assert result.exit_code == 1
-    assert not target.exists()
-    assert f"{target} deleted: the request was refused" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("errors", "rejected", "options"),
-    [
-        ([], False, []),  # no event in time
-        ([], False, ["--no-wait"]),
-        ([NotDeliveredError("no worker")], False, []),
-        ([OutcomeUnknownError("lost"), OutcomeUnknownError("lost")], False, []),
-        ([OutcomeUnknownError("lost")], True, []),  # only one of two attempts was refused
-    ],
-)
-def test_without_a_definite_refusal_the_key_file_stays(
-    fake: Commands,
-    tmp_path: Path,
-    errors: list[Exception],
-    *,
-    rejected: bool,
-    options: list[str],
-) -> None:
-    """The project may have the key, or may still get it."""
-    target = tmp_path / "new"
-    fake.publisher.errors = list(errors)
-    if rejected:
-        fake.publisher.script = _rejected
-    fake.run("enroll", "acme", "--generate", "--save-to", str(target), *options)
-    assert _sent_key(fake) == target.read_text().strip()
-
-
-def _sent_key(fake: Commands) -> str:
-    key: str = _sent(fake)["api_key"].get_secret_value()
-    return key
 
 
 @pytest.mark.parametrize("options", [["--v0-api-key-file", "nowhere"], ["--timeout-s", "0"]])

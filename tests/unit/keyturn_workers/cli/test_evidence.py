@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +14,10 @@ from keyturn.evidence import parse
 from keyturn_workers.cli.app import app
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, SECOND_KEY, chain_of, follow
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from typer.testing import Result
@@ -47,11 +46,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     for number, envelope in enumerate(CHAIN):
         _plant(made, f"{9 - number}.json", envelope)
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield made
-
-    monkeypatch.setattr("keyturn_workers.cli.evidence.open_bucket", opened)
+    use_bucket(monkeypatch, "evidence", made)
     return made
 
 

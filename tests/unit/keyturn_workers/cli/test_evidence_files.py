@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,10 +15,10 @@ from keyturn_workers.cli.evidence import EvidenceFile, in_order, read_bucket, re
 from keyturn_workers.errors import MissingError
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, chain_of
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 CHAIN = chain_of(*[FIRST_KEY] * 12, generation=3)
@@ -30,11 +29,7 @@ SETTINGS = S3Settings(s3_bucket="memory")
 def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     made = MemoryStorage()
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield made
-
-    monkeypatch.setattr("keyturn_workers.cli.evidence.open_bucket", opened)
+    use_bucket(monkeypatch, "evidence", made)
     return made
 
 

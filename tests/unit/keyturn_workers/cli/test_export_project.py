@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,12 +14,12 @@ from keyturn.project_keks import parse_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create_keyring
 from tests.unit.keyturn_workers.cli.fake_audit import FakeAudit
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from typer.testing import Result
@@ -35,11 +34,7 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     ring = keyring("acme", master_key="m2")
     assert asyncio.run(create_keyring(made, ring, operator_keys(MASTER_KEYS), lease_s=15))
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield made
-
-    monkeypatch.setattr("keyturn_workers.cli.keys.open_bucket", opened)
+    use_bucket(monkeypatch, "keys", made)
     return made
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from keyturn.crypto import BODY_CONTEXT, new_dek, seal, to_base64
-from keyturn_workers.cli import objects
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.objects import claims
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn.gateway.gateway import json_always, page_of, problem, serving
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tests.unit.keyturn_workers.cli.through_gateway import run
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
@@ -28,8 +27,6 @@ from tools.harness.local_keys import desired_state
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from typer.testing import Result
 
 _RING = keyring()
@@ -40,11 +37,7 @@ _WRAPS, _BODY = sealed_object(desired_state(_RING, MASTER_KEYS), "reports/q3.pdf
 def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     made = MemoryStorage()
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield made
-
-    monkeypatch.setattr(objects, "open_bucket", opened)
+    use_bucket(monkeypatch, "objects", made)
     made.plant("acme/reports/q3.pdf", _BODY, Headers(enc(_WRAPS), "application/pdf"))
     made.plant("acme/gone", b"", Headers(deleted(desired_state(_RING, MASTER_KEYS), "gone")))
     made.plant("acme/plain", b"12345", Headers({"author": "kim"}, "text/plain"))

@@ -19,6 +19,7 @@ from keyturn_workers.keyring import Mark, MarkTable
 from keyturn_workers.keyring.marks import MarkState
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.cli.fake_publisher import Commands, event
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring
@@ -48,12 +49,8 @@ class _Bench:
                 table=self.table, is_current=True, check_current=lambda _project: None
             )
 
-        @asynccontextmanager
-        async def open_bucket(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-            yield self.storage
-
         monkeypatch.setattr("keyturn_workers.cli.recover.open_marks", open_marks)
-        monkeypatch.setattr("keyturn_workers.cli.recover.open_bucket", open_bucket)
+        use_bucket(monkeypatch, "recover", self.storage)
 
     def _body(self, project: str, serial: int) -> bytes:
         return build_keyring(replace(keyring(project), serial=serial), MASTER_KEYS)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
-from keyturn.crypto import user_kek
-from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
+from keyturn.publisher import OutcomeUnknownError
 from keyturn_workers.cli.app import app
 from tests.unit.keyturn_workers.cli.fake_publisher import event
 
@@ -79,68 +77,6 @@ def test_a_key_in_a_file_wins_over_the_environment(fake: Commands, tmp_path: Pat
     assert _rotations(fake)[0]["api_key"].get_secret_value() == NEW_KEY
 
 
-def test_a_generated_key_is_saved_before_anything_is_published(
-    fake: Commands, tmp_path: Path
-) -> None:
-    target = tmp_path / "new"
-    fake.publisher.errors = [NotDeliveredError("no worker")]
-    result = fake.run("rotate", "acme", "--generate", "--save-to", str(target))
-    assert (result.exit_code, result.stdout) == (1, "")
-    key = target.read_text().strip()
-    assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    user_kek(key, "acme")
-    assert _rotations(fake)[0]["api_key"].get_secret_value() == key
-    assert key not in result.output
-
-
-def test_a_refused_rotation_leaves_no_key_file(fake: Commands, tmp_path: Path) -> None:
-    target = tmp_path / "new"
-    fake.publisher.script = _rejected
-    result = fake.run("rotate", "acme", "--generate", "--save-to", str(target))
-    assert result.exit_code == 1
-    assert not target.exists()
-    assert f"{target} deleted: the request was refused" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("errors", "rejected", "options"),
-    [
-        ([], False, []),  # no event in time
-        ([], False, ["--no-wait"]),
-        ([NotDeliveredError("no worker")], False, []),
-        ([OutcomeUnknownError("lost"), OutcomeUnknownError("lost")], False, []),
-        ([OutcomeUnknownError("lost")], True, []),  # only one of two attempts was refused
-    ],
-)
-def test_without_a_definite_refusal_the_key_file_stays(
-    fake: Commands,
-    tmp_path: Path,
-    errors: list[Exception],
-    *,
-    rejected: bool,
-    options: list[str],
-) -> None:
-    """The project may have the key, or may still get it."""
-    target = tmp_path / "new"
-    fake.publisher.errors = list(errors)
-    if rejected:
-        fake.publisher.script = _rejected
-    fake.run("rotate", "acme", "--generate", "--save-to", str(target), *options)
-    assert _sent_key(fake) == target.read_text().strip()
-
-
-def test_a_rolled_back_keyring_leaves_the_key_file(fake: Commands, tmp_path: Path) -> None:
-    """The rotation may have been done before that, and delivered again: then it is the key."""
-    target = tmp_path / "new"
-    fields = {"code": "keyring_rolled_back", "detail": "its mark is at serial 3"}
-    fake.publisher.script = lambda rotation_id: [
-        event("rotation.rejected", rotation_id=rotation_id, **fields)
-    ]
-    result = fake.run("rotate", "acme", "--generate", "--save-to", str(target))
-    assert result.exit_code == 1
-    assert _sent_key(fake) == target.read_text().strip()
-
-
 def test_an_accepted_rotation_keeps_the_key_file_even_if_its_sweep_fails(
     fake: Commands, tmp_path: Path
 ) -> None:
@@ -152,12 +88,7 @@ def test_an_accepted_rotation_keeps_the_key_file_even_if_its_sweep_fails(
     ]
     result = fake.run("rotate", "acme", "--generate", "--save-to", str(target), "--watch")
     assert result.exit_code == 1
-    assert _sent_key(fake) == target.read_text().strip()
-
-
-def _sent_key(fake: Commands) -> str:
-    key: str = _rotations(fake)[-1]["api_key"].get_secret_value()
-    return key
+    assert _rotations(fake)[-1]["api_key"].get_secret_value() == target.read_text().strip()
 
 
 def test_nothing_is_published_if_the_key_cannot_be_saved(fake: Commands, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.cli.sources import _ImportProgress
 from keyturn_workers.ingest.importing import ImportResult
 from keyturn_workers.sources.bucket import SourceBucket
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -85,15 +86,11 @@ def test_a_source_that_cannot_delete_safely_shows_that(
     own = MemoryStorage()
 
     @asynccontextmanager
-    async def own_bucket(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield own
-
-    @asynccontextmanager
     async def opened(name: str, source: Source, *_: object) -> AsyncIterator[SourceBucket]:
         storage = MemoryStorage() if is_safe else _IgnoresConditions()
         yield SourceBucket(name, source, storage, own)
 
-    monkeypatch.setattr(cli_sources, "open_bucket", own_bucket)
+    use_bucket(monkeypatch, "sources", own)
     monkeypatch.setattr(cli_sources, "open_source", opened)
     fields = {"bucket": "the-drop", "project": "acme", "key": "{name}"}
     sources = {"kept": fields, "emptied": {**fields, "delete": True}}

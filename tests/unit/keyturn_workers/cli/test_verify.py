@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from keyturn.crypto import (
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
 from tests.unit.keyturn_workers.factories import (
     AT,
     MASTER_KEYS,
@@ -37,7 +37,6 @@ from tools.harness.local_keys import desired_state
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from typer.testing import Result
@@ -87,11 +86,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A bucket whose project was rotated from `OLD` to `NEW`."""
     bench = Bench()
 
-    @asynccontextmanager
-    async def opened(*_: object, **__: object) -> AsyncIterator[MemoryStorage]:
-        yield bench.storage
-
-    monkeypatch.setattr("keyturn_workers.cli.verify.open_bucket", opened)
+    use_bucket(monkeypatch, "verify", bench.storage)
     for key in ("a", "b"):
         bench.put(NEW, 2, key)
     return bench
@@ -205,8 +200,11 @@ def test_no_hiding_place_makes_an_old_master_key_seem_gone(
     assert "acme/k" in [row["s3_key"] for row in opened]
 
 
-def test_a_noncurrent_version_is_searched_too(bucket: Bench) -> None:
+def test_a_noncurrent_version_is_searched_too(
+    bucket: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket.storage = MemoryStorage(versioned=True)
+    use_bucket(monkeypatch, "verify", bucket.storage)
     _hide(bucket, "the two wraps swapped")
     bucket.put(NEW, 2, "k")
     result = bucket.run("--expect-gone", "--json", API_KEY=OLD)

@@ -1,4 +1,4 @@
-"""`keyturn worker` runs the roles that its command names, on the settings of a worker (SPEC 14)."""
+"""`keyturn worker` and `keyturn gateway` run what they name, on the settings of it (SPEC 9, 14)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn_workers.cli import serve
 from keyturn_workers.cli.app import app
+from keyturn_workers.gateway import server
 from keyturn_workers.worker import process
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
-    from keyturn_workers.settings import WorkerSettings
+    from keyturn_workers.settings import GatewaySettings, WorkerSettings
 
 _S3 = S3Server("http://s3.example.com:9000", "access", "secret", "us-east-1", "given")
-_ENVIRONMENT = Deployment("amqp://localhost/", _S3, "bucket").worker_env()
+_DEPLOYMENT = Deployment("amqp://localhost/", _S3, "bucket")
+_ENVIRONMENT = _DEPLOYMENT.worker_env()
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +84,32 @@ def test_without_its_settings_no_worker_is_run(started: list[frozenset[str]]) ->
     assert result.exit_code == 2
     assert "KEYTURN_MASTER_KEYS is missing" in result.stderr
     assert started == []
+
+
+def test_the_gateway_runs_on_its_settings(
+    monkeypatch: pytest.MonkeyPatch, configured: list[tuple[str, str]]
+) -> None:
+    buckets: list[str] = []
+
+    async def run_gateway(settings: GatewaySettings, tracing: object) -> None:
+        assert tracing is None
+        buckets.append(settings.s3_bucket)
+
+    monkeypatch.setattr(server, "run_gateway", run_gateway)
+    result = CliRunner().invoke(app, ["gateway"], env=_DEPLOYMENT.gateway_env())
+    assert result.exit_code == 0, result.stderr
+    assert buckets == ["bucket"]
+    assert configured == [("json", "info")]
+    result = CliRunner().invoke(app, ["gateway"])
+    assert result.exit_code == 2
+    assert "KEYTURN_S3_BUCKET is missing" in result.stderr
+    assert buckets == ["bucket"]
+
+
+def test_a_gateway_that_cannot_start_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run_gateway(*_: object) -> None:
+        raise SettingsError("KEYTURN_GATEWAY_LISTEN is in use")
+
+    monkeypatch.setattr(server, "run_gateway", run_gateway)
+    result = CliRunner().invoke(app, ["gateway"], env=_DEPLOYMENT.gateway_env())
+    assert (result.exit_code, result.stderr) == (2, "keyturn: KEYTURN_GATEWAY_LISTEN is in use\n")
