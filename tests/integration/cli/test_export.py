@@ -16,6 +16,7 @@ import pytest
 from rich.filesize import decimal
 
 from keyturn.crypto import new_api_key
+from keyturn_workers.export import s3_prefix
 from tests.integration.cli.conftest import Cli, cli_for, document
 from tools.harness.bucket import Bucket
 from tools.harness.process import gateway, worker
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.servers
 
 _FAST = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.2"}
 _ROOT = Path(__file__).parents[3]
-_LARGE = os.urandom(65 * 2**20)  # above the limit for a single put
+_LARGE = os.urandom(9 * 2**20)
 OBJECTS = {
     "README.md": b"# read me",
     "readme.MD": b"another",
@@ -170,8 +171,14 @@ def _to_s3(cli: Cli, server: S3Server, destination: str) -> Any:
 
 @pytest.mark.parametrize("to", ["moto", "ceph"])
 def test_to_another_bucket(
-    bucket_cli: Cli, to: str, request: pytest.FixtureRequest, new_bucket: Callable[[S3Server], str]
+    bucket_cli: Cli,
+    to: str,
+    request: pytest.FixtureRequest,
+    new_bucket: Callable[[S3Server], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(s3_prefix, "SINGLE_PUT_MAX_BYTES", 4 * 2**20)
+    monkeypatch.setattr(s3_prefix, "PART_BYTES", 5 * 2**20)
     server: S3Server = request.getfixturevalue(to)
     name = new_bucket(server)
     source = _put(bucket_cli, OBJECTS)

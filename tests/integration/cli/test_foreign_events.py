@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 
 from keyturn.crypto import SigningKey, VerifyKey, new_api_key, to_base64
 from keyturn.messages import ProjectEnrolled, SweepCompleted, UploadRejected, UploadStored
@@ -15,16 +16,22 @@ from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import EXCHANGE, publisher_stream
-from tests.integration.cli.conftest import document
+from tests.integration.cli.conftest import cli_for, document
 from tests.integration.cli.test_watch import started
 from tools.harness.bucket import Bucket
+from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.wire import open_wire
+from tools.harness.worker_under_test import fresh_amqp_url
+from tools.servers import new_bucket
 
 if TYPE_CHECKING:
-    from tests.integration.cli.conftest import Cli
+    from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.servers
+    from tests.integration.cli.conftest import Cli
+    from tools.servers import S3Server, Servers
+
+pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 _MALLORY = SigningKey.from_seed(b"m" * 32)
 _FAST = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}
@@ -51,28 +58,30 @@ def _settings(cli: Cli, name: str, key: SigningKey) -> PublisherSettings:
     )
 
 
-async def _enroll(publisher: Publisher, project: str) -> None:
-    request_id = await publisher.enroll(project, api_key=new_api_key())
-    assert isinstance(await publisher.wait(request_id), ProjectEnrolled)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cli(broker: Servers, moto: S3Server) -> AsyncIterator[Cli]:
+    """A deployment with a worker and three projects; one test uses each for its own requests."""
+    served = cli_for(Deployment(await fresh_amqp_url(broker), moto, new_bucket(moto)))
+    settings = _settings(served, "api", served.deployment.publisher_key)
+    async with worker(_worker_env(served)):
+        async with Publisher.open(settings) as publisher:
+            for project in ("acme", "bob", "carol"):
+                request_id = await publisher.enroll(project, api_key=new_api_key())
+                assert isinstance(await publisher.wait(request_id), ProjectEnrolled)
+        yield served
 
 
-@pytest.mark.parametrize("stream", ["its own", "with all events"])
 async def test_a_sweep_of_another_publisher_with_the_same_id_does_not_end_a_rotation(
-    cli: Cli, stream: str
+    cli: Cli,
 ) -> None:
-    """Matching of events guards it; reading only its own stream is an addition."""
+    """Matching of events guards it, even of a stream that holds all events."""
     bucket = Bucket(cli.deployment)
     async with (
-        worker(_worker_env(cli)),
         open_wire(cli.deployment) as wire,
-        Publisher.open(_settings(cli, "api", cli.deployment.publisher_key)) as publisher,
         Publisher.open(_settings(cli, "mallory", _MALLORY)) as mallory,
     ):
-        for project in ("acme", "bob"):
-            await _enroll(publisher, project)
-        if stream == "with all events":
-            own = await wire.channel.get_queue(publisher_stream("api"), ensure=False)
-            await own.bind(EXCHANGE, "sweep.#")
+        own = await wire.channel.get_queue(publisher_stream("api"), ensure=False)
+        await own.bind(EXCHANGE, "sweep.#")
         # No sweep of acme can repair this object, so its rotation is not clean.
         bucket.put("acme/unencrypted", b"x", {})
         env = {"NEW_API_KEY": new_api_key()}
@@ -103,19 +112,15 @@ async def test_a_sweep_of_another_publisher_with_the_same_id_does_not_end_a_rota
         assert document(mine)["clean"] is False
 
 
-async def test_a_sweep_requested_by_two_publishers_ends_for_both(
-    cli: Cli,
-) -> None:
+async def test_a_sweep_requested_by_two_publishers_ends_for_both(cli: Cli) -> None:
     """Its record keeps the publishers: each gets the end, even one that was restarted."""
     since, sweep_id = datetime.now(UTC), new_id()
     api = _settings(cli, "api", cli.deployment.publisher_key)
     of: Any = {"project": "bob", "request_type": "sweep.requested"}
     async with (
-        worker(_worker_env(cli)),
         Publisher.open(api) as first,
         Publisher.open(_settings(cli, "mallory", _MALLORY)) as second,
     ):
-        await _enroll(first, "bob")
         for publisher in (first, second):
             await publisher.sweep("bob", sweep_id=sweep_id)
         async with Publisher.open(api) as restarted:
@@ -133,18 +138,18 @@ async def test_the_rejection_of_a_first_attempt_does_not_answer_a_retry_by_a_new
     cli: Cli,
 ) -> None:
     settings = _settings(cli, "api", cli.deployment.publisher_key)
-    upload_id: str = new_id()
+    bucket, upload_id = Bucket(cli.deployment), new_id()
 
     async def once(publisher: Publisher) -> Any:
-        await publisher.upload("acme", "a", b"x", upload_id=upload_id)
+        await publisher.upload("carol", "a", b"x", upload_id=upload_id)
         return await publisher.wait(upload_id, timeout_s=60)
 
-    async with worker(_worker_env(cli)):
-        async with Publisher.open(settings) as first:
-            refused = await once(first)
-            assert isinstance(refused, UploadRejected)
-            assert refused.code == "unknown_project"
-            await _enroll(first, "acme")
-        # The new process has no memory; the rejection is on the stream, within the time it reads.
-        async with Publisher.open(settings) as second:
-            assert isinstance(await once(second), UploadStored)
+    bucket.put("carol/a", b"of another program", {})
+    async with Publisher.open(settings) as first:
+        refused = await once(first)
+        assert isinstance(refused, UploadRejected)
+        assert refused.code == "already_exists"
+    bucket.delete("carol/a")
+    # The new process has no memory; the rejection is on the stream, within the time it reads.
+    async with Publisher.open(settings) as second:
+        assert isinstance(await once(second), UploadStored)

@@ -198,28 +198,6 @@ def test_inspect_shows_metadata_and_no_wrap(bucket_cli: Cli) -> None:
     assert "\x1b" not in table.stdout
 
 
-@pytest.mark.parametrize(
-    ("metadata", "kind"),
-    [
-        ({}, "plaintext"),
-        ({"enc-upload": _ID}, "plaintext"),
-        ({"enc-algo": "deleted", "enc-dek-admin": "AAAA"}, "tombstone"),
-        ({"enc-algo": "AES-256-GCM", "enc-dek-user": "AAAA"}, "v0"),
-        ({"enc-algo": "ROT13"}, "unknown"),
-        ({"enc-dek-user": "AAAA"}, "corrupt"),
-        ({"enc-algo": "Cobblestone-256"}, "corrupt"),
-    ],
-)
-def test_inspect_recognizes_every_kind(
-    bucket_cli: Cli, metadata: dict[str, str], kind: str
-) -> None:
-    _put(bucket_cli, "acme/k", b"x" * 40, metadata)
-    report = document(bucket_cli.run("inspect", "acme", "k", "--json"))
-    assert (report["kind"], report["commitment"]) == (kind, None)
-    (row,) = document(bucket_cli.run("ls", "acme", "-l", "--all", "--json"))
-    assert row["kind"] == kind
-
-
 def test_a_rotation_moves_the_time_of_a_change_and_not_that_of_the_content(
     bucket_cli: Cli,
 ) -> None:
@@ -229,17 +207,6 @@ def test_a_rotation_moves_the_time_of_a_change_and_not_that_of_the_content(
     assert report["stored_at"] == "2026-11-02T03:04:05Z"
     (row,) = document(bucket_cli.run("ls", "acme", "--json"))
     assert row["changed_at"] == report["changed_at"] > report["stored_at"]
-
-
-def test_a_list_leaves_out_what_is_deleted(bucket_cli: Cli) -> None:
-    _put(bucket_cli, "acme/empty", b"", {})
-    _put(bucket_cli, "acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
-    assert [row["key"] for row in document(bucket_cli.run("ls", "acme", "--json"))] == ["empty"]
-    everything = document(bucket_cli.run("ls", "acme", "--all", "--json"))
-    assert [(row["key"], row["kind"]) for row in everything] == [
-        ("empty", "plaintext"),
-        ("gone", "tombstone"),
-    ]
 
 
 @pytest.mark.parametrize("options", [[], ["--long"], ["--folders"], ["--json"]])

@@ -23,7 +23,6 @@ from keyturn.messages import (
     request_id,
     with_origin,
 )
-from tests.integration.cli.conftest import document
 from tests.integration.publisher.side import WorkerSide, worker_side
 
 if TYPE_CHECKING:
@@ -121,60 +120,3 @@ async def test_ctrl_c_says_how_to_follow_the_rotation(cli: Cli, workers: Workers
     info = kek_info("rotation", rotation_id, "acme")
     kek = cli.deployment.intake.open(from_base64(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(key, "acme").reveal()
-
-
-@pytest.mark.parametrize("clean", [True, False])
-async def test_a_watched_rotation_ends_with_its_sweep(
-    cli: Cli, workers: Workers, *, clean: bool
-) -> None:
-    arguments = ("rotate", "acme", "--watch", "--json")
-    running = asyncio.create_task(cli.arun(*arguments, NEW_API_KEY=new_api_key()))
-    rotation_id = (await workers.request()).rotation_id
-    await workers.publish("rotation.accepted", rotation_id=rotation_id, generation=2)
-    await workers.publish("sweep.progressed", sweep_id=rotation_id, objects=3, clean=False)
-    counts: dict[str, Any] = {
-        "objects": 3,
-        "rewrapped": 3,
-        "failed": int(not clean),
-        "clean": clean,
-    }
-    await workers.publish("rotation.completed", rotation_id=rotation_id, **counts)
-    result = await running
-    assert result.exit_code == (0 if clean else 1), result.stderr
-    assert document(result)["event"]["rewrapped"] == 3
-
-
-async def test_an_accepted_rotation_ends_the_command(cli: Cli, workers: Workers) -> None:
-    running = asyncio.create_task(cli.arun("rotate", "acme", NEW_API_KEY=new_api_key()))
-    rotation_id = (await workers.request()).rotation_id
-    await workers.publish("rotation.accepted", rotation_id=rotation_id, generation=7)
-    result = await running
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.splitlines()[1].split() == ["acme", "accepted", "7", rotation_id]
-
-
-async def test_a_watched_sweep_of_all_shows_the_sums(cli: Cli, workers: Workers) -> None:
-    running = asyncio.create_task(cli.arun("sweep", "--all", "--watch", "--json"))
-    request = await workers.request()
-    assert request.project == "*"
-    for project in ("acme", "other"):
-        await workers.publish(
-            "sweep.progressed", sweep_id=request.sweep_id, project=project, objects=3
-        )
-    await workers.publish("sweep.completed", sweep_id=request.sweep_id, project="*", objects=6)
-    result = await running
-    assert result.exit_code == 0, result.stderr
-    assert document(result)["event"]["objects"] == 6
-
-
-async def test_each_deletion_has_its_own_event(cli: Cli, workers: Workers) -> None:
-    running = asyncio.create_task(cli.arun("delete", "acme", "a", "b", "--json"))
-    request = await workers.request()
-    assert request.keys == ("a", "b")
-    refused = {"key": "a", "code": "unknown_project", "detail": ""}
-    await workers.publish("delete.rejected", request_id=request.request_id, **refused)
-    await workers.publish("object.deleted", request_id=request.request_id, key="b")
-    result = await running
-    assert result.exit_code == 1
-    rows = {row["key"]: row["status"] for row in document(result)}
-    assert rows == {"a": "rejected", "b": "deleted"}
