@@ -102,16 +102,11 @@ def problems(error: ValidationError) -> str:
     found = error.errors(include_url=False, include_input=False, include_context=False)
     found.sort(key=lambda problem: _LAST.get(problem["type"], 0))
     described = [
-        f"{_path(problem['loc'])}: {_reason(problem['type'], problem['msg'])}"
+        f"{_path(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
         for problem in found[:_MAX_PROBLEMS]
     ]
     more = len(found) - len(described)
     return "; ".join(described) + (f"; and {more} more" if more else "")
-
-
-def _reason(kind: str, message: str) -> str:
-    # Of an unknown tag, the library's text has the tag, which may be anything.
-    return "unknown type" if kind == "union_tag_invalid" else message.removeprefix("Value error, ")
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

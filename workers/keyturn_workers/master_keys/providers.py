@@ -14,7 +14,6 @@ from pydantic import SecretStr
 from keyturn.crypto import Secret, v0_admin_kek
 from keyturn.errors import SettingsError
 from keyturn_workers.key_uris import AwsKmsUri, Pkcs11Uri, VaultUri
-from keyturn_workers.master_keys import vault
 from keyturn_workers.master_keys.circuit_breaker import CallLimits, Observe
 from keyturn_workers.master_keys.derived_keks import KekLimits, OnDerived
 from keyturn_workers.master_keys.known_text import check_known_text
@@ -47,7 +46,9 @@ def open_master_key(source: MasterKeySource, settings: KmsSettings) -> MasterKey
 
             return Pkcs11MasterKey(source, settings)
         case VaultUri():
-            return vault.VaultMasterKey(source, settings)
+            from keyturn_workers.master_keys.vault import VaultMasterKey  # noqa: PLC0415
+
+            return VaultMasterKey(source, settings)
         case _:
             raise SettingsError("this kind of master key is not supported")
 
@@ -163,6 +164,8 @@ async def import_master_key(source: MasterKeySource, settings: KmsSettings, prk:
 
             await pkcs11.import_prk(source, settings, prk)
         case VaultUri():
+            from keyturn_workers.master_keys import vault  # noqa: PLC0415
+
             await vault.import_prk(source, settings, prk)
         case _:
             raise ValueError("a key of this kind cannot be imported")
@@ -188,6 +191,8 @@ async def generate_master_key(source: MasterKeySource, settings: KmsSettings) ->
 
             await generate_key(source, settings)
         case VaultUri():
+            from keyturn_workers.master_keys import vault  # noqa: PLC0415
+
             await vault.generate_key(source, settings)
         case _:
             raise ValueError("a key of this kind cannot be generated")

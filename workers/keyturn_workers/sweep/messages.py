@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, Protocol
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keyturn.counts import Counts
 from keyturn.errors import MalformedRequestError
@@ -24,6 +24,7 @@ from keyturn.messages import (
     problems,
     with_origin,
 )
+from keyturn.messages.json_text import as_text
 from keyturn.progress import Progress
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
 from keyturn_workers.amqp.failures import longest_delay_s
@@ -56,7 +57,6 @@ class SweepPage(_Hint):
 
 
 Hint = SweepStep | SweepPage
-_ADAPTER: Final[TypeAdapter[Hint]] = TypeAdapter(Annotated[Hint, Field(discriminator="type")])
 
 
 def queue_of(hint: Hint) -> str:
@@ -75,8 +75,13 @@ def parse(body: bytes) -> Hint:
     Raises:
         MalformedRequestError: there is none.
     """
+    document = load_json(body)
+    models: dict[object, type[Hint]] = {"sweep.step": SweepStep, "sweep.page": SweepPage}
+    model = models.get(as_text(document.get("type")))
+    if model is None:
+        raise MalformedRequestError("unknown type")
     try:
-        return _ADAPTER.validate_python(load_json(body))
+        return model.model_validate(document)
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None
 
