@@ -33,7 +33,7 @@ from keyturn_workers.cli.audit import read_lines
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.console.auth.sessions import Account, Sessions, SignedOut
 from keyturn_workers.console.form_tokens import FormExpiredError, FormTokens
-from keyturn_workers.keyring import sealed_records
+from keyturn_workers.master_keys.record_format import read_outer
 from keyturn_workers.worker.grants import parse_grants
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, chain_of
 
@@ -88,7 +88,7 @@ def _project_keks(kek: str) -> object:
 
 def _record(sealed: str) -> object:
     record = {"v": 1, "project": "acme", "master_key": "m1", "sealed": sealed}
-    return sealed_records.read_outer(json.dumps(record).encode(), "acme")
+    return read_outer(json.dumps(record).encode(), "acme")
 
 
 def _evidence(**changed: object) -> object:

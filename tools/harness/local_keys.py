@@ -8,13 +8,15 @@ from keyturn import crypto
 from keyturn.crypto import Secret, admin_kek, record_kek
 from keyturn.errors import UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring import DesiredState, Keyring, sealed_records
 from keyturn_workers.keyring.model import keyring_from_json, keyring_to_json
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.master_keys.record_format import open_sealed_part, read_outer, seal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from keyturn_workers.keyring import DesiredState, Keyring
 
 
 def operator_keys(master_keys: Mapping[str, Any], v0_master_key: str | None = None) -> OperatorKeys:
@@ -48,16 +50,16 @@ def build_record(
 ) -> bytes:
     """The bytes of a sealed record."""
     kek = record_kek(_require(master_keys, master_key).reveal(), project)
-    return sealed_records.seal(s3_key, project, master_key, rest, kek)
+    return seal(s3_key, project, master_key, rest, kek)
 
 
 def parse_record(
     body: bytes, s3_key: str, project: str, master_keys: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """The master key's id and the opened part of a record."""
-    master_key, sealed = sealed_records.read_outer(body, project)
+    master_key, sealed = read_outer(body, project)
     kek = record_kek(_require(master_keys, master_key).reveal(), project)
-    return master_key, sealed_records.open_sealed_part(sealed, s3_key, kek)
+    return master_key, open_sealed_part(sealed, s3_key, kek)
 
 
 def build_keyring(keyring: Keyring, master_keys: Mapping[str, Any]) -> bytes:

@@ -5,43 +5,19 @@ the project's record KEK and bound to its S3 key. The modules of keyrings and of
 what the sealed part means.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from keyturn.crypto import (
-    SealError,
-    Secret,
-    from_base64,
-    open_record,
-    seal_record,
-    to_base64,
-)
-from keyturn.errors import (
-    CorruptObjectError,
-    MalformedRequestError,
-    StorageUnavailableError,
-)
-from keyturn.identifiers import is_short_name
-from keyturn.messages import load_json
+from keyturn.errors import CorruptObjectError, StorageUnavailableError
 from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.storage import Condition, Headers, IfAbsent, IfMatch, Storage
-
-_VERSION: Final = 1
-_HEADERS: Final = Headers(metadata={}, content_type="application/json")
-
-
-def seal(s3_key: str, project: str, master_key: str, rest: Mapping[str, Any], kek: Secret) -> bytes:
-    """The bytes of a record for this S3 key, sealed under the project's record KEK. Pure."""
-    sealed = seal_record(kek, s3_key, json.dumps(rest).encode())
-    record = {
-        "v": _VERSION,
-        "project": project,
-        "master_key": master_key,
-        "sealed": to_base64(sealed),
-    }
-    return json.dumps(record).encode()
+from keyturn_workers.master_keys.record_format import (
+    RECORD_HEADERS,
+    open_sealed_part,
+    read_outer,
+    seal,
+)
+from keyturn_workers.storage import Condition, IfAbsent, IfMatch, Storage
 
 
 async def build(
@@ -58,31 +34,6 @@ async def build(
         KmsUnavailableError: its provider is away.
     """
     return seal(s3_key, project, master_key, rest, await keys.record_kek(master_key, project))
-
-
-def read_outer(body: bytes, project: str) -> tuple[str, bytes]:
-    """The id of the master key that a record names, and its sealed part. Pure.
-
-    Raises:
-        CorruptObjectError: not a record of this project.
-    """
-    try:
-        return _outer(load_json(body), project)
-    except (MalformedRequestError, ValueError, TypeError) as exc:
-        raise CorruptObjectError("not a record of this project") from exc
-
-
-def open_sealed_part(sealed: bytes, s3_key: str, kek: Secret) -> dict[str, Any]:
-    """What a record's sealed part holds. Pure.
-
-    Raises:
-        CorruptObjectError: it does not open under this record KEK, or at this S3 key.
-    """
-    try:
-        return load_json(open_record(kek, s3_key, sealed))
-    except (SealError, MalformedRequestError):
-        # No cause: the opened record may contain keys, and an exception may repeat them.
-        raise CorruptObjectError("a record that does not open") from None
 
 
 async def parse(
@@ -106,17 +57,6 @@ async def parse(
         if fresh is None:
             raise
     return master_key, open_sealed_part(sealed, s3_key, fresh)
-
-
-def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
-    """The master key's id and the sealed part of a record."""
-    if record.keys() != {"v", "project", "master_key", "sealed"}:
-        raise ValueError("fields")
-    if (type(record["v"]), record["v"], record["project"]) != (int, _VERSION, project):
-        raise ValueError("version or project")
-    if not is_short_name(record["master_key"]):
-        raise ValueError("master key")
-    return record["master_key"], from_base64(record["sealed"])
 
 
 async def reseal(
@@ -165,7 +105,7 @@ async def replace(storage: Storage, s3_key: str, body: bytes, etag: str) -> bool
 
 async def _write(storage: Storage, s3_key: str, body: bytes, condition: Condition) -> bool:
     try:
-        await storage.put(s3_key, body, _HEADERS, condition=condition)
+        await storage.put(s3_key, body, RECORD_HEADERS, condition=condition)
     except (PreconditionError, MissingError):
         return await _has_bytes(storage, s3_key, body)
     except RefusedError as exc:

@@ -6,6 +6,7 @@
 | `derived_keks`, `circuit_breaker` | how long a KEK is kept, and when its provider is called |
 | `admin_keks` | a project's admin KEKs as a value. Pure |
 | `known_text` | whether this process has the right key under an id |
+| `record_format` | the format of sealed records, such as known texts and keyrings. Pure |
 | `port`, `providers` | the port to a master key, and which class serves which kind |
 | `local` | a key in the settings |
 | `pkcs11`, `pkcs11_module` | a key on a PKCS #11 token |

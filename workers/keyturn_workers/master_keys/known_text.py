@@ -6,31 +6,29 @@ open it does not use that id. So a wrong key, a restored HSM of another site or 
 moved seals nothing that the right key would then not open.
 """
 
-import json
 import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 
-from keyturn.crypto import SealError, Secret, from_base64, open_record, seal_record, to_base64
-from keyturn.errors import (
-    MalformedRequestError,
-    StorageUnavailableError,
-    UnknownMasterKeyError,
-)
+from keyturn.crypto import Secret
+from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn.identifiers import key_check_s3_key
-from keyturn.messages import load_json
 from keyturn_workers.errors import MissingError, PreconditionError, StorageAnswerError
-from keyturn_workers.storage import Headers, IfAbsent, Storage
+from keyturn_workers.master_keys.record_format import (
+    RECORD_HEADERS,
+    open_sealed_part,
+    read_outer,
+    seal,
+)
+from keyturn_workers.storage import IfAbsent, Storage
 
 RESERVED_PROJECT: Final = "*known-text"
 """No project has this name, so its record KEK seals nothing else."""
 
-_VERSION: Final = 1
-_KNOWN_TEXT: Final = "keyturn/v1/known-text"
+_KNOWN_TEXT: Final = {"text": "keyturn/v1/known-text"}
 _MAX_BYTES: Final = 4096
-_HEADERS: Final = Headers(metadata={}, content_type="application/json")
 # A master key that is not the one of its id is checked again after this time.
 _WRONG_S: Final = 60.0
 
@@ -133,9 +131,8 @@ async def check_known_text(storage: Storage, master_key: str, kek: Secret, *, cr
         body = await _read(storage, s3_key)
         if body is None and create:
             try:
-                await storage.put(
-                    s3_key, _build(master_key, s3_key, kek), _HEADERS, condition=IfAbsent()
-                )
+                record = seal(s3_key, RESERVED_PROJECT, master_key, _KNOWN_TEXT, kek)
+                await storage.put(s3_key, record, RECORD_HEADERS, condition=IfAbsent())
             except PreconditionError:
                 body = await _read(storage, s3_key)
     except StorageAnswerError as exc:
@@ -156,30 +153,9 @@ async def _read(storage: Storage, s3_key: str) -> bytes | None:
     return body
 
 
-def _build(master_key: str, s3_key: str, kek: Secret) -> bytes:
-    sealed = seal_record(kek, s3_key, json.dumps({"text": _KNOWN_TEXT}).encode())
-    return json.dumps(
-        {
-            "v": _VERSION,
-            "project": RESERVED_PROJECT,
-            "master_key": master_key,
-            "sealed": to_base64(sealed),
-        }
-    ).encode()
-
-
 def _opens(body: bytes, master_key: str, s3_key: str, kek: Secret) -> bool:
     try:
-        record = load_json(body)
-        if (record["v"], record["project"], record["master_key"]) != (
-            _VERSION,
-            RESERVED_PROJECT,
-            master_key,
-        ):
-            return False
-        return bool(
-            load_json(open_record(kek, s3_key, from_base64(record["sealed"])))
-            == {"text": _KNOWN_TEXT}
-        )
-    except (MalformedRequestError, SealError, ValueError, TypeError, KeyError):
+        name, sealed = read_outer(body, RESERVED_PROJECT)
+        return name == master_key and open_sealed_part(sealed, s3_key, kek) == _KNOWN_TEXT
+    except CorruptObjectError:
         return False
