@@ -11,14 +11,27 @@ these and goes on would never end. But a canceled task stays marked as canceled
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
 END_TIMEOUT_S: Final = 5.0
 """How long the end of a process waits for work that was canceled."""
 
+_T = TypeVar("_T")
+
 _log = structlog.get_logger()
+
+
+def share(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """Start work that outlives any one of its waiters: each waits for it under a shield.
+
+    Its error is retrieved in any case: if all waiters were canceled, asyncio would report an
+    exception that was never retrieved.
+    """
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
 
 
 def raise_if_canceled() -> None:

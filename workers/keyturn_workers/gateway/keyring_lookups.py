@@ -14,11 +14,12 @@ projects exist.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Final
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
+from keyturn_workers.background import share
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
 from keyturn_workers.storage import Storage
@@ -34,7 +35,6 @@ _LISTING_MIN_PAUSE_S: Final = 0.25
 _PAUSE_PER_LISTING: Final = 1.0
 LOOKUP_TIMEOUT_S: Final = 10.0
 _FILTER_BITS: Final = 2**24
-_T = TypeVar("_T")
 _Lookup = asyncio.Task[KeyringSnapshot | None]
 
 
@@ -135,7 +135,7 @@ class KeyringLookups:
         lookup = self._unsent.get(project)
         if lookup is None:
             has_token = self._tokens.take()
-            lookup = self._unsent[project] = _shared(self._run(project, has_token=has_token))
+            lookup = self._unsent[project] = share(self._run(project, has_token=has_token))
             if not has_token:
                 self._listed.add(lookup)
                 lookup.add_done_callback(self._listed.discard)
@@ -195,7 +195,7 @@ class KeyringLookups:
         """A read that is sent after this call, or None if projects that exist sent too many."""
         read = self._reserved.get(project)
         if read is None:
-            read = self._reserved[project] = _shared(self._run_reserved(project))
+            read = self._reserved[project] = share(self._run_reserved(project))
         return read
 
     async def _run_reserved(self, project: str) -> KeyringSnapshot | None:
@@ -219,7 +219,7 @@ class KeyringLookups:
         """Return the ETag of the project's keyring in a listing that is sent after this call."""
         if self._next is None:
             batch = _Listing()
-            self._next = batch, _shared(self._list(batch, self._listing))
+            self._next = batch, share(self._list(batch, self._listing))
         batch, listing = self._next
         batch.projects[keyring_s3_key(project)] = project
         await asyncio.shield(listing)
@@ -251,10 +251,3 @@ def _result(lookup: _Lookup) -> KeyringSnapshot | None:
     """What it found; None if it found nothing, failed, or is not done."""
     failed = not lookup.done() or lookup.cancelled() or lookup.exception() is not None
     return None if failed else lookup.result()
-
-
-def _shared(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-    """Start a task that outlives each of its waiters. Its error is retrieved in any case."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    return task

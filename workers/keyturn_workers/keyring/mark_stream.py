@@ -32,6 +32,7 @@ from keyturn.messages import KeyringMarked, encode_mark, parse_mark
 from keyturn.publisher.connection import Broker, BrokerConnection, persistent_json
 from keyturn.publisher.event_stream import StreamRecord, follow, last_offset
 from keyturn.topology import EVENT_KEY_HEADER, KEYRING_MARKED, MARKS_STREAM, SIGNATURE_HEADER
+from keyturn_workers.background import share
 from keyturn_workers.keyring.marks import Finding, Mark, MarkTable
 from keyturn_workers.keyring.model import Keyring
 from keyturn_workers.storage.clock import boottime_s
@@ -180,15 +181,9 @@ class MarkStream:
         state = (keyring.project, mark.serial, mark.digest)
         publication = self._publications.get(state)
         if publication is None:
-            publication = asyncio.create_task(self._publish(keyring, mark, state))
-            self._publications[state] = publication
-            publication.add_done_callback(lambda done: self._published(state, done))
+            publication = self._publications[state] = share(self._publish(keyring, mark, state))
+            publication.add_done_callback(lambda _: self._publications.pop(state))
         await asyncio.shield(publication)
-
-    def _published(self, state: _State, publication: asyncio.Task[None]) -> None:
-        del self._publications[state]
-        if not publication.cancelled():
-            publication.exception()  # marks it as retrieved: its callers may be gone
 
     async def _publish(self, keyring: Keyring, mark: Mark, state: _State) -> None:
         message = KeyringMarked(

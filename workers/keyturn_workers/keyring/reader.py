@@ -15,13 +15,13 @@ import asyncio
 import contextlib
 import hashlib
 from bisect import bisect_right
-from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from keyturn.errors import CodedError, StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, parse_time
 from keyturn.messages import RequestOrigin
+from keyturn_workers.background import share
 from keyturn_workers.errors import MissingError, StorageAnswerError
 from keyturn_workers.keyring.cache import (
     CacheEntry,
@@ -57,8 +57,6 @@ _RENEW_AFTER: Final = 0.85
 _MAX_ATTEMPTS: Final = 8
 # How long after the put of a first keyring its enrollment may still mark it.
 _MARKED_WITHIN: Final = timedelta(hours=1)
-
-_T = TypeVar("_T")
 
 
 class KeyringReader:
@@ -164,10 +162,10 @@ class KeyringReader:
         """
         entry = self._cache.use(project, self.clock.local_s())
         if entry.running is None:
-            entry.running = _share(self._read(project, entry))
+            entry.running = share(self._read(project, entry))
             return await asyncio.shield(entry.running)
         if entry.waiting is None:
-            entry.waiting = _share(self._read_after(project, entry, entry.running))
+            entry.waiting = share(self._read_after(project, entry, entry.running))
         return await asyncio.shield(entry.waiting)
 
     async def _read_after(
@@ -412,7 +410,7 @@ class KeyringReader:
         if listing is None:
             if not self._is_worth_listing(entry.name, after):
                 return False
-            listing = self._listings_in_flight[after] = _share(self._list(after))
+            listing = self._listings_in_flight[after] = share(self._list(after))
         await asyncio.shield(listing)
         return True
 
@@ -463,7 +461,7 @@ class KeyringReader:
         if entry is not None and entry.running is not None:
             return
         self._renewing.add(project)
-        renewal = _share(self._renew(project))
+        renewal = share(self._renew(project))
         renewal.add_done_callback(lambda _: self._renewing.discard(project))
 
     async def _renew(self, project: str) -> None:
@@ -474,14 +472,3 @@ class KeyringReader:
 
 def _project_of(name: str) -> str:
     return name.removesuffix(".json")
-
-
-def _share(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-    """Start work that outlives any one of its waiters.
-
-    The callback retrieves its error: if all waiters were canceled, asyncio would report an
-    exception that was never retrieved.
-    """
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task

@@ -17,6 +17,7 @@ import structlog
 from keyturn.crypto import Secret, admin_kek_info, record_kek_info
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.audit import KekDerived
+from keyturn_workers.background import share
 from keyturn_workers.master_keys.circuit_breaker import CircuitBreaker
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, KnownText
 from keyturn_workers.master_keys.port import KmsRefusedError, MasterKey
@@ -91,8 +92,8 @@ class _SharedTasks:
         """Return the task of this name; start it unless it runs."""
         task = self._running.get(name)
         if task is None:
-            task = self._running[name] = asyncio.create_task(work())
-            task.add_done_callback(lambda done: self._end(name, done))
+            task = self._running[name] = share(work())
+            task.add_done_callback(lambda _: self._running.pop(name))
         return task
 
     async def run(self, name: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
@@ -115,11 +116,6 @@ class _SharedTasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _end(self, name: object, done: asyncio.Task[Any]) -> None:
-        del self._running[name]
-        if not done.cancelled():
-            done.exception()  # perhaps no caller waits any more
 
 
 @dataclass(slots=True)
@@ -195,10 +191,6 @@ class DerivedKeks:
             self._refresh(name, cached)
         self._keks.move_to_end(name)
         return cached.kek
-
-    def touch(self, project: str) -> bool:
-        """Whether the project's admin KEK is in memory and may be used; keeps it fresh."""
-        return self.use("admin", project) is not None
 
     async def get(self, kind: Kind, project: str) -> Secret:
         """The KEK, from memory or from the provider.

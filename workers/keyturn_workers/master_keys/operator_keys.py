@@ -180,7 +180,7 @@ class OperatorKeys:
         Never waits: a KEK that is due is derived again in the background.
         """
         keks = self._keys.get(master_key)
-        return keks is not None and keks.touch(project)
+        return keks is not None and keks.use("admin", project) is not None
 
     async def check_all(self) -> dict[str, Exception | None]:
         """Check each master key against its known text; the error of each that fails, by id."""
