@@ -41,10 +41,10 @@ def _named() -> set[str]:
 def _exported() -> set[str]:
     """The names of Keyturn's own metrics, as docs/reference/metrics.md lists them."""
     metrics, gateway = WorkerMetrics(), GatewayMetrics()
-    metrics.add_process()
+    metrics.registry.add_process()
     KmsMetrics(metrics.registry).observer("vault")
     IngestMetrics(metrics.registry, ["drop"])
-    text = (metrics.render()[0] + gateway.render()[0]).decode()
+    text = (metrics.registry.render()[0] + gateway.registry.render()[0]).decode()
     return {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if "keyturn" in name}
 
 

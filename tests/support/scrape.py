@@ -32,7 +32,7 @@ def rise(now: Mapping[str, float], since: Mapping[str, float]) -> dict[str, floa
 
 def shown(metrics: WorkerMetrics) -> dict[str, float]:
     """What a scrape shows."""
-    return samples(metrics.render()[0].decode())
+    return samples(metrics.registry.render()[0].decode())
 
 
 def risen(metrics: WorkerMetrics, since: Mapping[str, float] = _NOTHING) -> dict[str, float]:

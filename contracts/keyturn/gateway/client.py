@@ -261,7 +261,7 @@ class Client:
             span = ByteRange(start, length)
         except ValueError as exc:
             raise MalformedRequestError(str(exc)) from exc
-        path = object_path(project, object_key)
+        path = _object_path(project, object_key)
         async with self._requests.object("GET", path, span) as (response, by_storage):
             size_bytes, length_bytes = content_lengths(
                 response.status, response.headers, span, by_storage=by_storage
@@ -281,7 +281,7 @@ class Client:
             GatewayError: the gateway cannot be reached, or refuses with a status that several
                 codes share: a response to HEAD has no body that would name the code.
         """
-        path = object_path(project, object_key)
+        path = _object_path(project, object_key)
         async with self._requests.object("HEAD", path, _WHOLE) as (response, by_storage):
             size_bytes, _ = content_lengths(
                 response.status, response.headers, _WHOLE, by_storage=by_storage
@@ -343,7 +343,7 @@ class Client:
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         request = PageRequest(prefix, delimiter, after, page_size)
-        return self._entries(objects_path(project), request)
+        return self._entries(_project_path(project, "objects"), request)
 
     async def _entries(self, path: str, request: PageRequest) -> AsyncGenerator[Entry, None]:
         while True:
@@ -402,7 +402,7 @@ class Client:
             headers[META_PREFIX + name] = value
         status, fields = await self._requests.send(
             "PUT",
-            object_path(project, object_key),
+            _object_path(project, object_key),
             headers,
             RequestBody(body),
             UPLOADED,
@@ -440,7 +440,7 @@ class Client:
         """
         status, fields = await self._requests.send(
             "DELETE",
-            object_path(project, object_key),
+            _object_path(project, object_key),
             wait_preference(wait_s),
             None,
             (_ACCEPTED, _NO_CONTENT),
@@ -472,11 +472,11 @@ class Client:
             NotFoundError: none of the keys has an object, or was deleted before.
             TooManyRequestsError: the project has too many keys whose delete is pending.
         """
-        path = deletes_path(project)
+        path = _project_path(project, "deletes")
         if not 1 <= len(object_keys) <= DELETED_KEYS or len(set(object_keys)) < len(object_keys):
             raise MalformedRequestError(f"a delete names 1 to {DELETED_KEYS} keys, each once")
         for key in object_keys:
-            object_path(project, key)
+            _object_path(project, key)
         status, fields = await self._requests.send(
             "POST",
             path,
@@ -581,7 +581,7 @@ class Client:
         return link
 
     async def _request_link(self, project: str, object_key: str, body: bytes) -> dict[str, Any]:
-        path = f"{object_path(project, object_key)}/links"
+        path = f"{_object_path(project, object_key)}/links"
         return await self._requests.read("POST", path, body=body, done=_CREATED)
 
     async def rotate(self, project: str, new_api_key: ApiKey) -> str:
@@ -605,7 +605,7 @@ class Client:
         secret = _checked_api_key(new_api_key, "new_api_key")
         status, fields = await self._requests.send(
             "POST",
-            rotations_path(project),
+            _project_path(project, "rotations"),
             {"Content-Type": "application/json"},
             RequestBody(orjson.dumps({"api_key": secret.get_secret_value()})),
             (_ACCEPTED,),
@@ -626,7 +626,10 @@ class Client:
             NotFoundError: no rotation of that id is known.
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
-        fields = await self._requests.read("GET", rotation_path(project, rotation_id))
+        path = _project_path(project, "rotations")
+        if not is_uuid(rotation_id):
+            raise MalformedRequestError("a rotation's id is a UUID in lower case")
+        fields = await self._requests.read("GET", f"{path}/{rotation_id}")
         if fields.get("rotation_id") != rotation_id or not isinstance(fields.get("state"), str):
             raise UnexpectedResponseError(
                 "the response describes another rotation, or none", status=_OK
@@ -650,16 +653,7 @@ def _no_such_link() -> UnexpectedResponseError:
     return UnexpectedResponseError("the response has no such link", status=_CREATED)
 
 
-def objects_path(project: str) -> str:
-    """The path of a project's objects.
-
-    Raises:
-        MalformedRequestError: the project does not have the form of SPEC 1.
-    """
-    return f"{_project_path(project)}/objects"
-
-
-def object_path(project: str, object_key: str) -> str:
+def _object_path(project: str, object_key: str) -> str:
     """The path of one object.
 
     Raises:
@@ -669,16 +663,7 @@ def object_path(project: str, object_key: str) -> str:
         check_object_key(object_key)
     except ValueError as exc:
         raise MalformedRequestError(str(exc)) from exc
-    return f"{objects_path(project)}/{quote(object_key, safe=_UNRESERVED)}"
-
-
-def deletes_path(project: str) -> str:
-    """The path of a project's deletes of many keys.
-
-    Raises:
-        MalformedRequestError: the project does not have the form of SPEC 1.
-    """
-    return f"{_project_path(project)}/deletes"
+    return f"{_project_path(project, 'objects')}/{quote(object_key, safe=_UNRESERVED)}"
 
 
 def outcomes_of_keys(
@@ -707,27 +692,7 @@ def outcomes_of_keys(
     return tuple(deleted), refused
 
 
-def rotations_path(project: str) -> str:
-    """The path of a project's rotations.
-
-    Raises:
-        MalformedRequestError: the project does not have the form of SPEC 1.
-    """
-    return f"{_project_path(project)}/rotations"
-
-
-def rotation_path(project: str, rotation_id: str) -> str:
-    """The path of one rotation.
-
-    Raises:
-        MalformedRequestError: the project or the id does not have the form of SPEC 1.
-    """
-    if not is_uuid(rotation_id):
-        raise MalformedRequestError("a rotation's id is a UUID in lower case")
-    return f"{rotations_path(project)}/{rotation_id}"
-
-
-def _project_path(project: str) -> str:
+def _project_path(project: str, folder: str) -> str:
     if not is_project(project):
         raise MalformedRequestError("a project id has 1 to 63 characters of a-z, 0-9 and -")
-    return f"/v1/projects/{project}"
+    return f"/v1/projects/{project}/{folder}"

@@ -130,7 +130,7 @@ class Transport:
         idle_timeout_s: float,
     ) -> None:
         self._session = session
-        self._base_url = base_url
+        self.base_url = base_url
         self._connect_s = connect_timeout_s
         self._idle_s = idle_timeout_s
 
@@ -193,29 +193,10 @@ class Transport:
         Raises:
             GatewayUnavailableError: there is none.
         """
-        response = await self._get(method, self._base_url + path, headers, api_key, body)
+        response = await self._get(method, self.base_url + path, headers, api_key, body)
         if isinstance(response, _Failure):
             raise GatewayUnavailableError(f"the gateway did not respond ({response.reason})")
         return response
-
-    async def follow(
-        self, response: "aiohttp.ClientResponse", headers: Mapping[str, str]
-    ) -> "aiohttp.ClientResponse":
-        """The response where a redirect leads (SPEC 9.3), requested without the API key.
-
-        Its owner closes it.
-
-        Args:
-            response: The redirect.
-            headers: The headers of that request.
-
-        Raises:
-            UnexpectedResponseError: it does not lead to an http or https address.
-            StorageUnavailableError: nothing responds there.
-        """
-        return await self.read_presigned(
-            response.method, SecretStr(redirect_target(response.headers)), headers
-        )
 
     async def read_presigned(
         self, method: str, url: SecretStr, headers: Mapping[str, str]
@@ -231,20 +212,6 @@ class Transport:
         return response
 
     async def send(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        api_key: SecretStr,
-        request_body: RequestBody | None,
-        *,
-        wait_s: float = 0,
-    ) -> "aiohttp.ClientResponse":
-        """The response to a request that is sent once; as `send_to`, to a path of the gateway."""
-        url = SecretStr(self._base_url + path)
-        return await self.send_to(method, url, headers, api_key, request_body, wait_s=wait_s)
-
-    async def send_to(
         self,
         method: str,
         url: SecretStr,
@@ -431,8 +398,9 @@ class AuthorizedRequests:
             ResponseLostError: there is no response, or a part of one.
             CodedError, UnexpectedResponseError: the response has another status.
         """
+        url = SecretStr(self._transport.base_url + path)
         response = await self._transport.send(
-            method, path, headers, self._api_key, request_body, wait_s=wait_s
+            method, url, headers, self._api_key, request_body, wait_s=wait_s
         )
         written = await _written(
             self._transport, response, done, (self._api_key, secret), max_bytes
@@ -450,7 +418,8 @@ class AuthorizedRequests:
         response = await self._transport.read(method, path, headers, self._api_key)
         try:
             if by_storage := response.status == _REDIRECT:
-                redirected = await self._transport.follow(response, headers)
+                target = SecretStr(redirect_target(response.headers))
+                redirected = await self._transport.read_presigned(method, target, headers)
                 response.close()
                 response = redirected
             if response.status not in (_OK, _PARTIAL):
@@ -482,7 +451,7 @@ async def send_by_link(
 ) -> tuple[int, dict[str, Any]]:
     """Send a body once to an upload link; return as `AuthorizedRequests.send`, errors likewise."""
     token = SecretStr(dict(parse_qsl(urlsplit(url.get_secret_value()).query)).get("token", ""))
-    sending = transport.send_to("PUT", url, headers, None, request_body, wait_s=wait_s)
+    sending = transport.send("PUT", url, headers, None, request_body, wait_s=wait_s)
     # No variable for the response: its repr shows the link.
     written = await _written(transport, await sending, done, (token,))
     if isinstance(written, Exception):

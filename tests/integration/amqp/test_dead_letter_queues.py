@@ -14,9 +14,10 @@ import pytest
 
 from keyturn.topology import DEAD_POLICIES, UNSIGNED_DEAD_QUEUE
 from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.dead_letters import queue as queue_module
 from keyturn_workers.dead_letters.queue import QueueBrowser, open_letters, ready_count
-from keyturn_workers.status.feeds import DEPTHS_FOR_S, QueueDepths, utc_now
+from keyturn_workers.status.feeds import DEPTHS_FOR_S, QueueDepths
 from tests.support.cuttable_proxy import proxy
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """The newest records of the audit trail, with what is wrong with its chains (SPEC 15.3). Pure."""
 
 from collections import deque
-from itertools import islice
 from typing import Final
 
 from keyturn.audit import AuditChains
@@ -78,7 +77,7 @@ class AuditBook:
 
     def rows(self) -> list[AuditStatus]:
         """The records, the newest first."""
-        return list(islice(reversed(self._rows), MAX_RECORDS))
+        return list(reversed(self._rows))
 
     def findings_without_record(self) -> tuple[str, ...]:
         """What is wrong where no record can be read, the newest last."""

@@ -9,9 +9,9 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
@@ -24,6 +24,7 @@ from keyturn.messages import UNKNOWN_CODE, StatusRequested
 from keyturn.messages.status import CodeCount, DeadLetterStatus, DeadQueueStatus
 from keyturn.publisher.connection import Broker, describe_broker_failure
 from keyturn.topology import DEAD_QUEUES
+from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.dead_letters.letters import (
     describe,
     json_headers,
@@ -37,7 +38,7 @@ from keyturn_workers.dead_letters.queue import (
     read_letters,
 )
 from keyturn_workers.status.index import WAIT_S
-from keyturn_workers.status.query import select
+from keyturn_workers.status.query import contains_words, select
 
 READ_PER_QUEUE: Final = 1000
 """Letters of a queue that are shown: the oldest."""
@@ -92,7 +93,7 @@ class DeadLetterView:
     def __init__(
         self,
         broker: Broker,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
         clock_s: Callable[[], float] = time.monotonic,
         wait_s: float = WAIT_S,
     ) -> None:
@@ -179,12 +180,7 @@ def _matches(row: DeadLetterStatus, request: StatusRequested) -> bool:
         return False
     if wanted.code is not None and (row.code or UNKNOWN_CODE) != wanted.code:
         return False
-    return wanted.text is None or _contains(row, wanted.text.casefold().split())
-
-
-def _contains(row: DeadLetterStatus, words: Sequence[str]) -> bool:
-    texts = " ".join(str(getattr(row, name) or "") for name in _SEARCHED).casefold()
-    return all(word in texts for word in words)
+    return contains_words(wanted.text, (getattr(row, name) for name in _SEARCHED))
 
 
 def _row(message: AbstractIncomingMessage, queue: str) -> DeadLetterStatus:

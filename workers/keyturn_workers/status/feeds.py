@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
@@ -29,6 +29,7 @@ from keyturn.publisher.connection import (
 )
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow, last_offset
 from keyturn.topology import AUDIT_STREAM, DEAD_LOCK, DEAD_QUEUES, WORKERS_STREAM
+from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.status.audit import MAX_RECORDS, AuditBook
 from keyturn_workers.status.workers import HISTORY, WATCHED_QUEUES, QueueDepth, WorkerBook
 
@@ -47,11 +48,6 @@ _COUNTS_WHILE_READ: Final = 10
 _READ_AGAIN_S: Final = 0.2
 
 _log = structlog.get_logger()
-
-
-def utc_now() -> datetime:
-    """The time by this machine's clock, as workers date their reports."""
-    return datetime.now(UTC)
 
 
 class StreamFollower:

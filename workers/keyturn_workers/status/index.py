@@ -422,16 +422,11 @@ def _joined(row: ProjectStatus, of_sweeps: _Entry | None) -> ProjectStatus:
     fields: dict[str, object] = {"key_since": row.rotated_at or row.enrolled_at}
     if of_sweeps is not None:
         ended = [each for each in of_sweeps.sweeps if each.ended_at is not None]
-        last = max(ended, key=lambda each: each.ended_at or "", default=None)
-        proof = max(
-            (each for each in ended if each.clean),
-            key=lambda each: each.ended_at or "",
-            default=None,
-        )
-        counted = max(
-            (each for each in ended if each.status == "done" and each.counts is not None),
-            key=lambda each: each.ended_at or "",
-            default=None,
+        ended.sort(key=lambda each: each.ended_at or "", reverse=True)
+        last = next(iter(ended), None)
+        proof = next((each for each in ended if each.clean), None)
+        counted = next(
+            (each for each in ended if each.status == "done" and each.counts is not None), None
         )
         times = [of_sweeps.proven_at, None if proof is None else proof.ended_at]
         fields |= {

@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ from keyturn.errors import (
 from keyturn.identifiers import ALL_PROJECTS, format_time
 from keyturn.messages import MasterKeyStatus, StatusReported, StatusRequested, StatusView
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
+from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.keyring import Witness
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
@@ -94,14 +95,6 @@ def _code(error: Exception | None) -> str | None:
     return error.code if isinstance(error, CodedError) else StorageUnavailableError.code
 
 
-def _nothing() -> int:
-    return 0
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What a report says about the process that reads it.
@@ -141,8 +134,8 @@ class StatusReader:
         keys: OperatorKeys,
         identity: Identity,
         *,
-        in_hand: Callable[[], int] = _nothing,
-        now: Callable[[], datetime] = _utc_now,
+        in_hand: Callable[[], int] = lambda: 0,
+        now: Callable[[], datetime] = utc_now,
         max_waiting: int = MAX_WAITING,
         witness: Witness | None = None,
         bounds: Bounds = OF_WORKER,

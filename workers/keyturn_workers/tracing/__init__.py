@@ -12,11 +12,10 @@ Without traces, OpenTelemetry is not even imported.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Protocol
-
-from pydantic import SecretStr
+from typing import TYPE_CHECKING, Final
 
 from keyturn_workers.errors import MissingExtraError
+from keyturn_workers.settings import GatewaySettings, WorkerSettings
 
 if TYPE_CHECKING:
     from keyturn_workers.tracing.spans import Tracing
@@ -28,27 +27,10 @@ _MISSING: Final = (
 _PACKAGES: Final = frozenset({"opentelemetry", "google", "requests"})
 
 
-class TracedSettings(Protocol):
-    """What the settings of a process with traces have."""
-
-    @property
-    def tracing(self) -> bool:
-        """Whether the process records traces."""
-        ...
-
-    @property
-    def deployment(self) -> str:
-        """The deployment's name."""
-        ...
-
-    @property
-    def amqp_url(self) -> SecretStr:
-        """The broker's address."""
-        ...
-
-
 @contextmanager
-def open_tracing(settings: TracedSettings, service: str) -> Iterator["Tracing | None"]:
+def open_tracing(
+    settings: WorkerSettings | GatewaySettings, service: str
+) -> Iterator["Tracing | None"]:
     """Record the traces of a process that lives as long as the block; None where they are off.
 
     Args:

@@ -19,6 +19,7 @@ from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import is_project, is_short_name
 from keyturn.messages import load_json
 from keyturn.settings import json_text, seed_from_b64
+from keyturn.tls import FileState, file_state
 from keyturn.topology import REQUESTS
 from keyturn_workers.background import raise_if_canceled
 
@@ -105,7 +106,7 @@ class GrantsFile(Mapping[str, Grant]):
             ValueError: it cannot be read, or holds no grants.
         """
         self.path = path
-        self.version: tuple[int, ...] | None = None
+        self.state: FileState | None = None
         self._grants = self.read()
 
     def read(self) -> dict[str, Grant]:
@@ -116,24 +117,15 @@ class GrantsFile(Mapping[str, Grant]):
         """
         try:
             # Before the content: what is written in between counts as one more change.
-            self.version = self.current_version()
+            self.state = file_state(self.path)
             text = self.path.read_text(encoding="utf-8")
         except OSError as exc:
-            self.version = None
+            self.state = None
             raise ValueError(f"the file cannot be read ({exc.strerror})") from None
         except UnicodeDecodeError:
-            self.version = None
+            self.state = None
             raise ValueError("the file is not UTF-8") from None
         return parse_grants(text)
-
-    def current_version(self) -> tuple[int, ...]:
-        """What changes when the file is written or replaced.
-
-        Raises:
-            OSError: it cannot be examined.
-        """
-        stat = self.path.stat()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def replace(self, grants: Mapping[str, Grant]) -> None:
         """Apply these grants from now on."""
@@ -188,10 +180,8 @@ class GrantsKeeper:
         return time.monotonic() - self._read_at >= _INTERVAL_S or self._has_changed()
 
     def _has_changed(self) -> bool:
-        try:
-            return self._grants.current_version() != self._grants.version
-        except OSError:
-            return self._grants.version is not None  # `read` logs once what is wrong with it
+        # Of one that is gone, `read` logs once what is wrong with it.
+        return file_state(self._grants.path) != self._grants.state
 
     async def _apply(self, grants: dict[str, Grant]) -> bool:
         before = dict(self._grants)

@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from keyturn_workers.errors import AddressError
-from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.worker.metrics import Registry
 
 _CHECK_TIMEOUT_S: Final = 5
 
@@ -22,7 +22,7 @@ Check = Callable[[], Awaitable[bool]]
 
 @asynccontextmanager
 async def health_server(
-    host: str, port: int, checks: dict[str, Check], metrics: WorkerMetrics
+    host: str, port: int, checks: dict[str, Check], registry: Registry
 ) -> AsyncIterator[None]:
     """Serve health and metrics while the block runs; nothing if `port` is 0.
 
@@ -35,7 +35,7 @@ async def health_server(
     app = web.Application()
     app.router.add_get("/healthz", _liveness)
     app.router.add_get("/readyz", _readiness(checks))
-    app.router.add_get("/metrics", _scrape(metrics))
+    app.router.add_get("/metrics", _scrape(registry))
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -69,9 +69,9 @@ async def run_checks(checks: Mapping[str, Check]) -> dict[str, bool]:
     return dict(zip(checks, results, strict=True))
 
 
-def _scrape(metrics: WorkerMetrics) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _scrape(registry: Registry) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def scrape(request: web.Request) -> web.Response:
-        body, content_type = metrics.render(request.headers.get("Accept", ""))
+        body, content_type = registry.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     return scrape

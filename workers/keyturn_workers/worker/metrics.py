@@ -61,26 +61,6 @@ OUTCOMES: Final = (
 )
 
 
-class StageTimer:
-    """Measures its block, however it ends."""
-
-    __slots__ = ("_began", "_seconds")
-
-    def __init__(self, seconds: Histogram) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._seconds.observe(time.perf_counter() - self._began)
-
-
 class Delivery:
     """One message in flight, from its delivery to its acknowledgment."""
 
@@ -161,11 +141,11 @@ class QueueMetrics:
         return self.delivery_type(self._in_flight)
 
     def stage(self, name: Stage) -> AbstractContextManager[None]:
-        """Measures its block."""
+        """Measures its block, however it ends."""
         seconds = self._stages.get(name)
         if seconds is None:
             seconds = self._stages[name] = self._seconds.labels(self._queue, name)
-        return StageTimer(seconds)
+        return seconds.time()
 
     def count_served(self, message_type: str) -> None:
         """A request was served: by its event's type, or its own if it has no event."""
@@ -247,7 +227,10 @@ class Registry(CollectorRegistry):
         GCCollector(registry=self)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All samples in the format that an `Accept` header requests, and its content type."""
+        """All samples in the format that an `Accept` header requests, and its content type.
+
+        Prometheus text 0.0.4 by default.
+        """
         encode, content_type = choose_encoder(accept)
         return encode(self), content_type
 
@@ -299,17 +282,6 @@ class WorkerMetrics:
             self._families.objects.inc(outcome, counts[outcome])
         for code in failed_codes:
             self._families.failures.inc(code)
-
-    def add_process(self) -> None:
-        """Export the process's own metrics too: version, memory, CPU, open files, Python."""
-        self.registry.add_process()
-
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """All samples in the format that an `Accept` header requests, and its content type.
-
-        Prometheus text 0.0.4 by default.
-        """
-        return self.registry.render(accept)
 
 
 class _LabeledCounter:

@@ -292,7 +292,7 @@ async def _serve(
             reconnect_interval=_RECONNECT_S,
             timeout=_CONNECT_TIMEOUT_S,
         )
-        metrics.add_process()
+        metrics.registry.add_process()
         grants = _grants_keeper(settings, address)
         wiring = Wiring(
             settings, storage, broker, keys, metrics, grants, audit, tracing, marks, sources, ingest
@@ -316,7 +316,7 @@ async def _serve(
         checks = _checks(broker, consumers, storage, marks)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(
-                health_server(settings.health_host, settings.health_port, checks, metrics)
+                health_server(settings.health_host, settings.health_port, checks, metrics.registry)
             )
             if grants is not None:
                 stack.enter_context(_on_hangup(grants.reload))

@@ -243,9 +243,11 @@ class Wiring:
         recoverer = None
         if self._witness is not None:
             recoverer = Recoverer(storage, self._keys, self._witness, lease_s=settings.lease_s)
+        address = BrokerAddress.of(settings)
         dead_letter_mover = None
         if self._audit is not None:
-            dead_letter_mover = DeadLetterMover(BrokerAddress.of(settings), self._audit, self._now)
+            dead_letter_mover = DeadLetterMover(address, self._audit, self._now)
+        event_keys = [key.verify_key() for key in settings.event_key]
         return ControlHandler(
             enroller,
             rotator,
@@ -256,25 +258,14 @@ class Wiring:
             status_reader=StatusReader(
                 storage,
                 self._keys,
-                self._identity(),
+                Identity(settings.deployment, settings.active_master_key, event_keys),
                 in_hand=lambda: self._metrics.queue(CONTROL_QUEUE).in_flight,
                 witness=self._witness,
-                feeds=self._feeds(),
+                feeds=BrokerFeeds(
+                    address, settings.deployment, event_keys, dead_letters=DeadLetterView(address)
+                ),
             ),
         )
-
-    def _feeds(self) -> BrokerFeeds:
-        """What reports need of the broker."""
-        settings, broker = self._settings, BrokerAddress.of(self._settings)
-        event_keys = [key.verify_key() for key in settings.event_key]
-        return BrokerFeeds(
-            broker, settings.deployment, event_keys, dead_letters=DeadLetterView(broker)
-        )
-
-    def _identity(self) -> Identity:
-        settings = self._settings
-        event_keys = [key.verify_key() for key in settings.event_key]
-        return Identity(settings.deployment, settings.active_master_key, event_keys)
 
     @cached_property
     def _sweep(self) -> SweepHandler:

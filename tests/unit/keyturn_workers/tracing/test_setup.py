@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
-from pydantic import SecretStr
 
+from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.tracing import open_tracing
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
@@ -33,19 +32,11 @@ from keyturn_workers.cli import main
 sys.exit(main())
 """
 _S3 = S3Server("http://127.0.0.1:1", "access", "s3-secret-canary", "us-east-1", "given")
-_URL = SecretStr("amqp://kim:secret@broker/")
 _MISSING = (
     "keyturn: KEYTURN_TRACING is on, but OpenTelemetry is not installed: "
     "pip install 'keyturn-workers[otel]'"
 )
 _DEPLOYMENT = Deployment("amqp://kim:amqp-secret-canary@127.0.0.1:1/", _S3, "bucket")
-
-
-@dataclass(frozen=True)
-class _Settings:
-    tracing: bool = False
-    deployment: str = "test"
-    amqp_url: SecretStr = _URL
 
 
 def _run(program: str, *command: str, **env: str) -> tuple[int, list[str]]:
@@ -65,7 +56,8 @@ def _run(program: str, *command: str, **env: str) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("disabled", ["", "true", "TRUE "])
 def test_off_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch, disabled: str) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", disabled)
-    with open_tracing(_Settings(tracing=bool(disabled)), "keyturn-worker") as tracing:
+    settings = GatewaySettings.model_construct(tracing=bool(disabled))
+    with open_tracing(settings, "keyturn-gateway") as tracing:
         assert tracing is None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,13 +77,6 @@ def replaced(path: Path, text: str) -> None:
 
 def written(path: Path, text: str) -> None:
     path.write_bytes(text.encode(errors="surrogateescape"))
-
-
-def written_unseen(path: Path, text: str) -> None:
-    """With the times that it had before."""
-    before = path.stat()
-    path.write_text(text)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def removed(path: Path) -> None:
@@ -166,7 +158,8 @@ async def test_a_file_that_looks_unchanged_is_read_once_a_second(
     now = [100.0]
     monkeypatch.setattr("keyturn_workers.worker.grants.time.monotonic", lambda: now[0])
     grants, keeper, _ = made(path)
-    written_unseen(path, text_of(api=TWO))
+    monkeypatch.setattr(module, "file_state", lambda _: grants.state)
+    replaced(path, text_of(api=TWO))
     now[0] = 100.9
     assert not await keeper.refresh()
     now[0] = 101.0

@@ -38,7 +38,7 @@ async def _hangs() -> bool:
 async def _get(checks: dict[str, Check], path: str) -> tuple[int, Any]:
     port = free_port()
     async with (
-        health_server("127.0.0.1", port, checks, WorkerMetrics()),
+        health_server("127.0.0.1", port, checks, WorkerMetrics().registry),
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}{path}") as response,
     ):
@@ -82,7 +82,7 @@ async def test_checks_do_not_wait_for_each_other() -> None:
 
 async def test_the_server_ends_with_its_block() -> None:
     port = free_port()
-    async with health_server("127.0.0.1", port, {}, WorkerMetrics()):
+    async with health_server("127.0.0.1", port, {}, WorkerMetrics().registry):
         pass
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
@@ -92,13 +92,13 @@ async def test_a_port_in_use_is_reported_with_the_setting_to_change() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(AddressError, match=r"in use.*change KEYTURN_HEALTH_PORT"):
-            async with health_server("127.0.0.1", port, {}, WorkerMetrics()):
+            async with health_server("127.0.0.1", port, {}, WorkerMetrics().registry):
                 pass
 
 
 async def test_port_0_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiohttp.web.TCPSite", None)
-    async with health_server("127.0.0.1", 0, {}, WorkerMetrics()):
+    async with health_server("127.0.0.1", 0, {}, WorkerMetrics().registry):
         pass
 
 
@@ -118,9 +118,9 @@ async def test_metrics_are_served_in_the_format_that_is_accepted(
 ) -> None:
     """With the memory and the collections of the process."""
     metrics, port = WorkerMetrics(), free_port()
-    metrics.add_process()
+    metrics.registry.add_process()
     async with (
-        health_server("127.0.0.1", port, {}, metrics),
+        health_server("127.0.0.1", port, {}, metrics.registry),
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}) as answer,
     ):

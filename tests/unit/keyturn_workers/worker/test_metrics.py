@@ -142,7 +142,7 @@ def test_the_wait_on_the_queue_is_that_of_first_deliveries() -> None:
 
 def test_a_process_shows_its_version() -> None:
     metrics = WorkerMetrics()
-    metrics.add_process()
+    metrics.registry.add_process()
     name = f'keyturn_build_info{{version="{version("keyturn-workers")}"}}'
     assert shown(metrics)[name] == 1
 
@@ -226,10 +226,10 @@ def test_the_documentation_lists_every_metric_and_stage() -> None:
     """And none that is not there."""
     text = METRICS.read_text()
     metrics = WorkerMetrics()
-    metrics.add_process()
+    metrics.registry.add_process()
     KmsMetrics(metrics.registry).observer("vault")
     IngestMetrics(metrics.registry, ["drop"])
-    exported = (metrics.render()[0] + GatewayMetrics().render()[0]).decode()
+    exported = (metrics.registry.render()[0] + GatewayMetrics().registry.render()[0]).decode()
     names = set(re.findall(r"^# TYPE (keyturn_\S+)", exported, re.MULTILINE))
     assert set(re.findall(r"^\| `(keyturn_\w+)` \|", text, re.MULTILINE)) == names
     stages = re.search(r"\| stage \|.*?\n\n", text, re.DOTALL)
