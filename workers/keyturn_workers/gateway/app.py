@@ -12,6 +12,7 @@ page has only the API key or the link that it was given.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -125,7 +126,7 @@ class Gateway:
     async def close(self) -> None:
         """Stop waiting for the outcomes of what was published."""
         for publishing in (self.rotations, self.uploads, self.deletes):
-            await publishing.close()
+            await publishing.pending.close()
 
     def application(self, checks: Mapping[str, Check]) -> ASGIApp:
         """Return the whole application.
@@ -146,7 +147,7 @@ class Gateway:
         ]
         handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
             HTTPException: _http_error,
-            CodedError: ErrorHandler(self._metrics).handle,
+            CodedError: partial(_coded_error, self._metrics),
             GatewayBusyError: _busy,
             ClientGoneError: _client_silent,
             Exception: _internal_error,
@@ -174,7 +175,7 @@ def _public_routes(metrics: GatewayMetrics, readiness: "_Readiness") -> list[Rou
         return _json({"ready": status != _UNAVAILABLE, "checks": results}, status)
 
     async def prometheus(request: Request) -> Response:
-        body, content_type = metrics.render(request.headers.get("accept", ""))
+        body, content_type = metrics.registry.render(request.headers.get("accept", ""))
         return Response(body, media_type=None, headers={"content-type": content_type})
 
     async def description(_: Request) -> Response:
@@ -239,27 +240,20 @@ class _Readiness:
             return self._results
 
 
-class ErrorHandler:
-    """Turns errors of Keyturn into responses."""
-
-    def __init__(self, metrics: GatewayMetrics) -> None:
-        self._metrics = metrics
-
-    async def handle(self, request: Request, error: CodedError) -> Response:
-        """Return the problem document."""
-        note_error(request.scope, error.code)
-        if status_for_code(error.code) >= _INTERNAL:
-            raw_path = request.scope["raw_path"]
-            fields = {"project": parse_project(raw_path), "key": parse_object_path(raw_path)[1]}
-            _log.warning("request failed", **fields, code=error.code, detail=error.detail)
-            self._metrics.failures.labels(error.code).inc()
-        headers = _close_if_body(request.method)
-        if isinstance(error, AuthenticationError):
-            await asyncio.sleep(error.not_before - time.monotonic())
-        # A client that waits for `100 Continue` has not sent its body.
-        if headers and "expect" not in request.headers and await drain_body(request.receive):
-            headers = {}
-        return problem_from_error(error, headers)
+async def _coded_error(metrics: GatewayMetrics, request: Request, error: CodedError) -> Response:
+    note_error(request.scope, error.code)
+    if status_for_code(error.code) >= _INTERNAL:
+        raw_path = request.scope["raw_path"]
+        fields = {"project": parse_project(raw_path), "key": parse_object_path(raw_path)[1]}
+        _log.warning("request failed", **fields, code=error.code, detail=error.detail)
+        metrics.failures.labels(error.code).inc()
+    headers = _close_if_body(request.method)
+    if isinstance(error, AuthenticationError):
+        await asyncio.sleep(error.not_before - time.monotonic())
+    # A client that waits for `100 Continue` has not sent its body.
+    if headers and "expect" not in request.headers and await drain_body(request.receive):
+        headers = {}
+    return problem_from_error(error, headers)
 
 
 async def _busy(request: Request, error: GatewayBusyError) -> Response:

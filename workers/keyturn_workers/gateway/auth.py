@@ -32,6 +32,7 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.identifiers import is_project
+from keyturn_workers.background import share
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.request import Link, UploadLink
@@ -59,12 +60,15 @@ class Caller:
         project: The project's id.
         snapshot: The keyring that admits the caller.
         kek: The project's user KEK.
+        knew_marks: Whether the newest marks were known when the caller came: then no mark
+            contradicts the keyring.
         upload_link: What a caller by upload link may send; None for any other caller.
     """
 
     project: str
     snapshot: KeyringSnapshot
     kek: Secret = field(repr=False)
+    knew_marks: bool
     upload_link: UploadLinkClaims | None = None
 
 
@@ -137,13 +141,8 @@ class Authenticator:
         kek = self.derive_kek(api_key, name)
         return await self._authenticate(project, partial(_equal, kek), self._cache_s, began)
 
-    @property
-    def knows_marks(self) -> bool:
-        """Whether a caller who is authenticated now is so by a keyring that no mark contradicts."""
-        return self._keyrings.is_current
-
     async def with_marks(self, caller: Caller) -> Caller:
-        """Authenticate the caller again once the marks are known, before a request is published.
+        """The caller, before a request is published: authenticated again if marks were not known.
 
         What a rolled-back keyring admits to read, its thief could read before. But what is
         published for an old API key would be done in its owner's name.
@@ -152,6 +151,8 @@ class Authenticator:
             MarksUnavailableError: they are not known.
             Other errors as `reauthenticate`.
         """
+        if caller.knew_marks:
+            return caller
         await self._keyrings.require_current()
         return await self.reauthenticate(caller)
 
@@ -188,7 +189,7 @@ class Authenticator:
     async def _authenticate(
         self, project: str, matches: Matches, max_age_s: float, began: float
     ) -> Caller:
-        known = is_project(project)
+        known, knew_marks = is_project(project), self._keyrings.is_current
         try:
             snapshot = await self._keyring_for(project, matches, max_age_s) if known else None
         except CodedError as exc:
@@ -197,7 +198,7 @@ class Authenticator:
             raise type(exc) from exc
         kek = _PLACEHOLDER_KEK if snapshot is None else snapshot.desired.user_kek
         if matches(kek) and snapshot is not None:
-            return Caller(project, snapshot, kek)
+            return Caller(project, snapshot, kek, knew_marks)
         raise AuthenticationError(self._not_before(began))
 
     def _not_before(self, began: float) -> float:
@@ -306,17 +307,12 @@ class Authenticator:
         """
         started, reading = self._reading.get(project, (0.0, None))
         if reading is None:
-            reading = asyncio.create_task(self._keyrings.read_recent(project))
+            reading = share(self._keyrings.read_recent(project))
             self._reading[project] = time.monotonic(), reading
-            reading.add_done_callback(lambda task: self._read_done(project, task))
+            reading.add_done_callback(lambda _: self._reading.pop(project))
         elif time.monotonic() - started > self._cache_s:
             return await self._keyrings.read_fresh(project)
         return await asyncio.shield(reading)
-
-    def _read_done(self, project: str, task: asyncio.Task[KeyringSnapshot]) -> None:
-        del self._reading[project]
-        if not task.cancelled():
-            task.exception()  # retrieve it: the waiters may all have been canceled
 
 
 def _api_key(authorization: list[str]) -> str:

@@ -111,7 +111,7 @@ class DeleteRoutes:
         self._wait_max_s = settings.gateway_wait_max_s
         self._idle_timeout_s = settings.gateway_idle_timeout_s
         self._reads = SharedLimit(_READS_AT_ONCE, _READS_AT_ONCE_A_PROJECT)
-        self._pending = PendingRequests(
+        self.pending = PendingRequests(
             publisher,
             "delete.requested",
             noun="deletes pending",
@@ -122,10 +122,6 @@ class DeleteRoutes:
             project_requests=_PROJECT_REQUESTS,
         )
         self._paused_until = 0.0
-
-    async def close(self) -> None:
-        """Stop waiting for outcomes."""
-        await self._pending.close()
 
     async def delete(self, request: Request, caller: Caller, key: str) -> Response:
         """Publish the delete of this key.
@@ -144,7 +140,7 @@ class DeleteRoutes:
         request_id = new_id()
         ids = {"request_id": request_id}
         # It counts before the storage is read: concurrent requests cannot all pass.
-        with self._pending.hold(caller.project, request_id) as pending:
+        with self.pending.hold(caller.project, request_id) as pending:
             if not await self._meets_conditions(request, caller, key):
                 return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
             publish = partial(self._publisher.delete, caller.project, key, request_id=request_id)
@@ -160,14 +156,12 @@ class DeleteRoutes:
 
     async def post(self, request: Request) -> Response:
         """Publish the delete of the keys in the body."""
-        knew_marks = self._auth.knows_marks
         project = parse_project(request.scope["raw_path"])
         caller = await self._auth.authenticate(project, request.headers.getlist("authorization"))
         if not self._is_allowed:
             raise NotPermittedError(_FORBIDDEN)
         with self._limit.hold(caller.project):
-            if not knew_marks:
-                caller = await self._auth.with_marks(caller)
+            caller = await self._auth.with_marks(caller)
             body = await read_json_body(
                 request.receive, DeletesBody, _BODY_MAX_BYTES, self._idle_timeout_s
             )
@@ -181,7 +175,7 @@ class DeleteRoutes:
         The response names each key that is deleted, and each that is refused with its code.
         """
         request_id = new_id()
-        with self._pending.hold(caller.project, request_id, count=len(keys)) as pending:
+        with self.pending.hold(caller.project, request_id, count=len(keys)) as pending:
             found = await run_while_connected(request.receive, self._find_used(caller, keys))
             if not found:
                 raise NotFoundError(
@@ -225,20 +219,12 @@ class DeleteRoutes:
             StorageUnavailableError: the storage cannot be read.
         """
         found = set[str]()
-        left = iter(keys)
 
-        async def work() -> None:
-            for key in left:
-                async with self._reads.hold(caller.project):
-                    if await self._opener.find_stored(caller, key) is not None:
-                        found.add(key)
+        async def look(key: str) -> None:
+            if await self._opener.find_stored(caller, key) is not None:
+                found.add(key)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(len(keys), _READS_AT_ONCE_A_PROJECT)):
-                    group.create_task(work())
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        await self._reads.run_each(caller.project, keys, look)
         return found
 
     async def _send(self, publish: Callable[[], Awaitable[str]]) -> None:

@@ -6,7 +6,6 @@ continues there. So many deleted objects do not delay a response, and a page may
 more follow.
 """
 
-import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -248,19 +247,11 @@ class ObjectLister:
     ) -> dict[str, ListedObject | None]:
         """Return each of these objects by its S3 key: None for a tombstone."""
         looked: dict[str, ListedObject | None] = {}
-        left = iter(rows)
 
-        async def work() -> None:
-            for row in left:
-                async with self._heads.hold(keyring.project):
-                    looked[row.key] = await self._look_at(keyring, row)
+        async def look(row: ObjectSummary) -> None:
+            looked[row.key] = await self._look_at(keyring, row)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(len(rows), HEADS_AT_ONCE_A_PROJECT)):
-                    group.create_task(work())
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        await self._heads.run_each(keyring.project, rows, look)
         return looked
 
     async def _look_at(self, keyring: Keyring, row: ObjectSummary) -> ListedObject | None:

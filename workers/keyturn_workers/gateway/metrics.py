@@ -76,17 +76,9 @@ class GatewayMetrics:
             ("reason",),
             registry=self.registry,
         )
-
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """Export every code at zero: Prometheus sees no increase in a series that is new."""
+        # Every code at zero: Prometheus sees no increase in a series that is new.
         codes = [code for code in sorted(all_errors()) if status_for_code(code) >= _SERVER_ERROR]
         for code in codes:
             self.failures.labels(code)
         for reason in ("client_gone", "client_slow", *codes):
             self.aborted.labels(reason)
-
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Return all metrics in the format that `Accept` requests, and its content type."""
-        return self.registry.render(accept)

@@ -31,6 +31,7 @@ from keyturn.publisher import (
     WaitTimeoutError,
 )
 from keyturn.publisher.event_matcher import RequestType
+from keyturn_workers.background import share
 from keyturn_workers.gateway.problems import problem, status_for_code
 from keyturn_workers.gateway.request import requested_wait_s
 from keyturn_workers.gateway.shares import GatewayBusyError
@@ -185,11 +186,9 @@ class PendingRequests:
 
         def ended(outcome: asyncio.Task[Event]) -> None:
             self._outcomes.discard(outcome)
-            if not outcome.cancelled():
-                outcome.exception()  # marks it as retrieved
             loop.call_at(release_at, self.release, request)
 
-        outcome = asyncio.create_task(self._outcome(request))
+        outcome = share(self._outcome(request))
         self._outcomes.add(outcome)
         outcome.add_done_callback(ended)
         return outcome
@@ -224,27 +223,21 @@ class PendingRequests:
                 return event
 
 
+@dataclass(slots=True, eq=False)
 class PendingRequest:
-    """One request. Created by `PendingRequests.hold`."""
+    """One request. Created by `PendingRequests.hold`.
 
-    __slots__ = ("_all", "count", "link", "outcome", "project", "request_id", "size_bytes")
+    Attributes:
+        outcome: The task that waits for its outcome, once it may have been published.
+    """
 
-    def __init__(
-        self,
-        pending: PendingRequests,
-        project: str,
-        request_id: str,
-        count: int,
-        link: UploadLinkClaims | None,
-    ) -> None:
-        self._all = pending
-        self.project = project
-        self.request_id = request_id
-        self.count = count
-        self.link = link
-        self.size_bytes = 0
-        self.outcome: asyncio.Task[Event] | None = None
-        """The task that waits for its outcome, once it may have been published."""
+    _all: PendingRequests
+    project: str
+    request_id: str
+    count: int
+    link: UploadLinkClaims | None
+    size_bytes: int = 0
+    outcome: asyncio.Task[Event] | None = None
 
     def resize(self, size_bytes: int) -> None:
         """Count this many bytes for it.

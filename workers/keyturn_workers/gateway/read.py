@@ -251,7 +251,6 @@ class ObjectRoutes:
         request = Request(scope, receive)
         project, object_key = parse_object_path(scope["raw_path"])
         query = Query(scope["query_string"])
-        knew_marks = self._auth.knows_marks
         if query.is_link and scope["method"] in _LINK_METHODS:
             link = query.upload_link() if scope["method"] == "PUT" else query.link()
             caller = await self._auth.authenticate_link(project, object_key, link)
@@ -264,8 +263,7 @@ class ObjectRoutes:
             raise NotFoundError("this is not a valid object key")
         with self._limit.hold(project):
             if (handle := self._handlers.get(scope["method"])) is not None:
-                if not knew_marks:
-                    caller = await self._auth.with_marks(caller)
+                caller = await self._auth.with_marks(caller)
                 response = await handle(request, caller, object_key)
                 await response(scope, receive, send)
                 return

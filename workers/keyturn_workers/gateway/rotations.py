@@ -90,7 +90,7 @@ class RotationRoutes:
         self._is_allowed = settings.gateway_rotation == "allowed"
         self._idle_timeout_s = settings.gateway_idle_timeout_s
         self._wait_max_s = settings.gateway_wait_max_s
-        self._pending = PendingRequests(
+        self.pending = PendingRequests(
             publisher,
             "rotation.requested",
             noun="rotations in progress",
@@ -100,20 +100,14 @@ class RotationRoutes:
         )
         self._published: OrderedDict[str, _PublishedRotation] = OrderedDict()
 
-    async def close(self) -> None:
-        """Stop waiting for outcomes."""
-        await self._pending.close()
-
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
-        knew_marks = self._auth.knows_marks
         caller = await self._authenticate(request)
         # Not earlier: a wrong key must learn nothing, not even how this gateway is set up.
         if not self._is_allowed:
             raise NotPermittedError(_FORBIDDEN)
         with self._limit.hold(caller.project):
-            if not knew_marks:
-                caller = await self._auth.with_marks(caller)
+            caller = await self._auth.with_marks(caller)
             body = await read_json_body(
                 request.receive, RotationBody, _BODY_MAX_BYTES, self._idle_timeout_s
             )
@@ -137,7 +131,7 @@ class RotationRoutes:
     ) -> asyncio.Task[Event]:
         """Publish the rotation, and remember it; return the task of its outcome."""
         project = caller.project
-        with self._pending.hold(project, rotation_id, others=running) as pending:
+        with self.pending.hold(project, rotation_id, others=running) as pending:
             publishing = self._publisher.rotate(
                 project,
                 api_key=body.api_key,

@@ -15,14 +15,15 @@ has a share of each.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Final
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from keyturn.errors import TooManyRequestsError
 
 _WAITERS_PER_SLOT: Final = 4
+_T = TypeVar("_T")
 
 
 class GatewayBusyError(Exception):
@@ -159,3 +160,21 @@ class SharedLimit:
         # The project's own limit first: what waits there is in no other project's way.
         async with own, self._total:
             yield
+
+    async def run_each(
+        self, project: str, items: Collection[_T], work: Callable[[_T], Awaitable[None]]
+    ) -> None:
+        """Do the work for each item, each in a place. The first error cancels the others."""
+        left = iter(items)
+
+        async def run() -> None:
+            for item in left:
+                async with self.hold(project):
+                    await work(item)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(len(items), self._per_project)):
+                    group.create_task(run())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None

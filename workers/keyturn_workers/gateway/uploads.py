@@ -39,6 +39,7 @@ from keyturn.messages import INLINE_MAX_BYTES, Event, UploadStored
 from keyturn.metadata import CALLER_MAX_BYTES, decode_caller_metadata
 from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
 from keyturn.publisher.requests import new_id
+from keyturn_workers.background import share
 from keyturn_workers.errors import StorageAnswerError
 from keyturn_workers.gateway.auth import Caller
 from keyturn_workers.gateway.metrics import GatewayMetrics
@@ -221,8 +222,7 @@ class StagingQuota:
         if self._listing is None:
             if time.monotonic() < self._next_listing_at:
                 return
-            self._listing = asyncio.create_task(self._list())
-            self._listing.add_done_callback(self._listing_done)
+            self._listing = share(self._list())
         await asyncio.shield(self._listing)
 
     async def _list(self) -> None:
@@ -235,16 +235,12 @@ class StagingQuota:
         except StorageAnswerError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         finally:
+            self._listing = None
             now = time.monotonic()
             pause_s = max(_LISTING_MIN_PAUSE_S, _PAUSE_PER_LISTING * (now - sent_at))
             self._next_listing_at = now + pause_s
         self._ledger.apply_listing(sent_at, sizes_bytes)
         self._listed_at = sent_at
-
-    def _listing_done(self, task: asyncio.Task[None]) -> None:
-        self._listing = None
-        if not task.cancelled():
-            task.exception()  # retrieve it: the waiters may all have been canceled
 
 
 class UploadClaim:
@@ -327,7 +323,7 @@ class UploadRoutes:
             settings.gateway_upload_concurrency, share, "uploads", wait_s=_SLOT_WAIT_S
         )
         self._quota = StagingQuota(storage, settings.publisher_name, self.ledger)
-        self._pending = PendingRequests(
+        self.pending = PendingRequests(
             publisher,
             "upload.requested",
             noun="uploads pending",
@@ -336,10 +332,6 @@ class UploadRoutes:
             outcome_wait_s=_OUTCOME_WAIT_S,
             project_bytes=settings.gateway_pending_bytes,
         )
-
-    async def close(self) -> None:
-        """Stop waiting for outcomes."""
-        await self._pending.close()
 
     async def put(self, request: Request, caller: Caller, key: str) -> Response:
         """Publish the request's body as an upload to this key.
@@ -372,7 +364,7 @@ class UploadRoutes:
             raise MalformedRequestError("an upload by link cannot have metadata")
         ids = {"upload_id": upload_id}
         try:
-            with self._pending.hold(caller.project, upload_id, link=link) as pending:
+            with self.pending.hold(caller.project, upload_id, link=link) as pending:
                 # Before the body is read, so that an upload that will be refused fills neither
                 # staging nor the dead letters. If two requests pass at once, the workers refuse
                 # one.

@@ -483,7 +483,7 @@ def test_no_label_is_chosen_by_a_caller() -> None:
     metrics.first_byte_s.labels("objects").observe(0.1)
     metrics.failures.labels("corrupt_object").inc()
     metrics.aborted.labels("client_gone").inc()
-    families = list(text_string_to_metric_families(metrics.render()[0].decode()))
+    families = list(text_string_to_metric_families(metrics.registry.render()[0].decode()))
     assert all(family.name.startswith("keyturn_gateway_") for family in families)
     assert {name for f in families for sample in f.samples for name in sample.labels} == _LABELS
 
@@ -509,6 +509,6 @@ def test_the_first_byte_is_measured_from_a_millisecond_to_half_a_minute() -> Non
     ],
 )
 def test_the_format_is_the_one_that_is_accepted(accept: str, content_type: str) -> None:
-    body, served = GatewayMetrics().render(accept)
+    body, served = GatewayMetrics().registry.render(accept)
     assert served.startswith(content_type)
     assert body.endswith(b"# EOF\n") is bool(accept)

@@ -595,8 +595,8 @@ async def test_nothing_is_published_for_an_old_key_before_the_marks_are_known() 
     ring = replace(bench.ring, serial=1)
     bench.write_keyring(ring)
     body = (await bench.storage.read(keyring_s3_key("acme")))[1]
-    assert not bench.auth.knows_marks
     caller = await bench.auth.authenticate("acme", [f"Bearer {API_KEY}"])
+    assert not caller.knew_marks
     with pytest.raises(MarksUnavailableError):
         await bench.auth.with_marks(caller)
     witness.is_current = True

@@ -39,7 +39,7 @@ async def serving() -> AsyncIterator[Serving]:
     serving = Serving()
     serving.bench.plant_sealed()
     yield serving
-    await serving.deletes.close()
+    await serving.deletes.pending.close()
 
 
 class _Timers:
@@ -91,7 +91,7 @@ async def _settle() -> None:
 
 
 def _pending(serving: Serving) -> int:
-    return serving.deletes._pending.in_all
+    return serving.deletes.pending.in_all
 
 
 async def test_a_delete_is_published(serving: Serving) -> None:
@@ -212,7 +212,7 @@ async def test_an_early_outcome_keeps_its_place_as_long_as_a_real_one(
     assert timers.delays_s() == [deletes._MIN_PENDING_S] * 3
     timers.run()
     assert not _pending(serving)
-    assert not serving.deletes._pending._projects
+    assert not serving.deletes.pending._projects
 
 
 async def test_nothing_of_the_object_is_written_by_the_gateway(serving: Serving) -> None:
@@ -358,7 +358,7 @@ async def test_no_project_fills_the_queue_with_small_requests() -> None:
     serving.bench.plant_sealed()
     statuses = [(await _delete(serving)).status for _ in range(66)]
     assert statuses == [202] * 64 + [429] * 2
-    await serving.deletes.close()
+    await serving.deletes.pending.close()
 
 
 async def test_a_storage_that_cannot_be_read_publishes_nothing(stored: Serving) -> None:

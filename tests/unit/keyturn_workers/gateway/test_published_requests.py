@@ -83,8 +83,8 @@ class Kind:
 
     def pending(self, serving: Serving) -> PendingRequests:
         if self.method == "PUT":
-            return serving.uploads._pending
-        return (serving.deletes if self.method == "DELETE" else serving.rotations)._pending
+            return serving.uploads.pending
+        return (serving.deletes if self.method == "DELETE" else serving.rotations).pending
 
 
 _KINDS = {

@@ -42,7 +42,7 @@ _ID = "2f6c9a0e-1111-4111-8111-111111111111"
 async def serving() -> AsyncIterator[Serving]:
     serving = Serving()
     yield serving
-    await serving.rotations.close()
+    await serving.rotations.pending.close()
 
 
 def _ask(api_key: Any = NEW_API_KEY) -> bytes:
@@ -225,7 +225,7 @@ async def test_rotations_without_an_outcome_are_limited(serving: Serving) -> Non
     assert (await serving.ask("POST", ROTATIONS, body=_ask())).status == 202
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not serving.rotations._pending.in_all
+    assert not serving.rotations.pending.in_all
 
 
 async def test_rotations_that_are_being_swept_are_limited() -> None:
@@ -246,7 +246,7 @@ async def test_rotations_that_are_being_swept_are_limited() -> None:
         serving.rotations._auth._keyrings._cache.clear()
         got = await serving.ask("POST", ROTATIONS, key=key, body=_ask("kt_" + "4" * 43))
         assert got.status == (202 if number == 0 else 429)
-        await serving.rotations.close()  # nothing is pending
+        await serving.rotations.pending.close()  # nothing is pending
     # The newest one ends clean, and clears what the history held: nothing is under way.
     ring = serving.bench.ring
     cleared = tuple(replace(entry, kek=None) for entry in ring.history)

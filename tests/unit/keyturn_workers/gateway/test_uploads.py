@@ -407,5 +407,5 @@ async def test_one_api_key_cannot_fill_the_broker_while_no_worker_runs() -> None
     serving.publisher.telling.set()
     for _ in range(20):
         await asyncio.sleep(0)
-    assert serving.uploads._pending.in_all == 0
+    assert serving.uploads.pending.in_all == 0
     assert (await serving.ask("PUT", body=body)).status == 202
