@@ -1,7 +1,8 @@
 """What people do through the console: signed requests, each published once (SPEC 6.7, 16.1).
 
     actions = Actions(publisher)
-    action = await actions.start_sweep(person, request_id, "acme", SweepOptions())
+    action = Action(request_id, "sweep", "acme", person.name, options=SweepOptions())
+    action = await actions.request(action)
     action.state  # sending, published, accepted, rejected, not_sent or unknown
 
 A request's id is decided by the form that it comes from. So a form that is sent twice publishes
@@ -14,7 +15,6 @@ broker has confirmed its request, and never longer than `KEY_LIFE_S`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,6 @@ from keyturn.errors import (
     PublisherError,
     WaitTimeoutError,
 )
-from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import DeadLettersAction, DeadLettersMoved, Event, Rejected
 from keyturn.publisher import Publisher
 from keyturn.publisher.event_matcher import RequestType
@@ -124,7 +123,7 @@ class Action:
     kind: ActionKind
     project: str
     person: str
-    at: datetime
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
     options: SweepOptions | None = None
     object_key: str | None = None
     letters: Letters | None = None
@@ -223,16 +222,18 @@ class TooManyActionsError(HTTPException):
         )
 
 
-_Publish = Callable[[str], Awaitable[str]]  # of the actor
-
-
 @dataclass(slots=True)
 class _Entry:
     action: Action
-    publish: _Publish | None  # None once it is not needed any more: it may hold an API key
-    holds_key: bool = False
+    api_key: SecretStr | None
+    is_held: bool = True
+    """Whether it can be published (again): until it is confirmed, or its API key is too old."""
     is_settled: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+
+    def let_go(self) -> None:
+        """Hold what would be published no longer, so that no API key stays in memory."""
+        self.is_held, self.api_key = False, None
 
 
 class Actions:
@@ -268,113 +269,26 @@ class Actions:
         self.forms = FormTokens()
         self.fresh_keys = FreshKeys()
 
-    async def start_sweep(
-        self, person: Person, request_id: str, project: str, options: SweepOptions
-    ) -> Action:
-        """Request a sweep of one project, or of `*`; with a known id nothing is published.
+    async def request(self, action: Action, *, api_key: SecretStr | None = None) -> Action:
+        """Publish a request, and return where it is; with a known id nothing is published.
+
+        Args:
+            action: What is requested.
+            api_key: The new one of a rotation.
 
         Raises:
             TooManyActionsError: nothing was published.
         """
-
-        def publish(actor: str) -> Awaitable[str]:
-            return self._publisher.sweep(
-                project,
-                master_key=options.master_key,
-                encrypt_plaintext=options.encrypt_plaintext,
-                repair=options.repair,
-                actor=actor,
-                sweep_id=request_id,
-            )
-
-        action = Action(
-            request_id,
-            "sweep",
-            project,
-            person.name,
-            datetime.now(UTC),
-            options=options,
-        )
-        return await self._begin(action, publish)
-
-    async def rotate(
-        self,
-        person: Person,
-        request_id: str,
-        project: str,
-        *,
-        api_key: SecretStr,
-        expected_generation: int,
-    ) -> Action:
-        """Request a rotation to a new API key; with a known id nothing is published.
-
-        Raises:
-            TooManyActionsError: nothing was published.
-        """
-
-        def publish(actor: str) -> Awaitable[str]:
-            return self._publisher.rotate(
-                project,
-                api_key=api_key,
-                expected_generation=expected_generation,
-                actor=actor,
-                rotation_id=request_id,
-            )
-
-        action = Action(
-            request_id,
-            "rotation",
-            project,
-            person.name,
-            datetime.now(UTC),
-            expected_generation=expected_generation,
-        )
-        return await self._begin(action, publish, holds_key=True)
-
-    async def delete(
-        self, person: Person, request_id: str, project: str, object_key: str
-    ) -> Action:
-        """Request that an object be deleted; with a known id nothing is published.
-
-        Raises:
-            TooManyActionsError: nothing was published.
-        """
-
-        def publish(actor: str) -> Awaitable[str]:
-            return self._publisher.delete(project, object_key, actor=actor, request_id=request_id)
-
-        action = Action(
-            request_id, "delete", project, person.name, datetime.now(UTC), object_key=object_key
-        )
-        return await self._begin(action, publish)
-
-    async def move_letters(self, person: Person, request_id: str, letters: Letters) -> Action:
-        """Request that dead letters be replayed or discarded.
-
-        Raises:
-            TooManyActionsError: nothing was published.
-        """
-
-        def publish(actor: str) -> Awaitable[str]:
-            return self._publisher.move_dead_letters(
-                letters.move,
-                letters.queue,
-                code=letters.code,
-                letters=letters.letters or None,
-                actor=actor,
-                reason=letters.reason,
-                request_id=request_id,
-            )
-
-        action = Action(
-            request_id,
-            "dead_letters",
-            ALL_PROJECTS,
-            person.name,
-            datetime.now(UTC),
-            letters=letters,
-        )
-        return await self._begin(action, publish)
+        # Registered before anything is awaited: a form that is sent twice at once comes here twice.
+        if (known := self._entries.get(action.request_id)) is not None:
+            await self._wait_briefly(known)
+            return known.action
+        self._make_room()
+        entry = self._entries[action.request_id] = _Entry(action, api_key)
+        if api_key is not None:
+            asyncio.get_running_loop().call_later(KEY_LIFE_S, entry.let_go)
+        await self._publish(entry)
+        return entry.action
 
     async def repeat(self, person: Person, request_id: str) -> Action | None:
         """Publish a request again under its id; as it is if that cannot help. None if unknown."""
@@ -384,7 +298,7 @@ class Actions:
         if self.may_repeat(request_id):
             if entry.task is not None:
                 entry.task.cancel()
-            self._set(entry, repeated(entry.action, person.name, datetime.now(UTC)))
+            entry.action = repeated(entry.action, person.name, datetime.now(UTC))
             await self._publish(entry)
         return entry.action
 
@@ -393,7 +307,7 @@ class Actions:
         entry = self._entries.get(request_id)
         return (
             entry is not None
-            and entry.publish is not None
+            and entry.is_held
             and entry.is_settled.is_set()
             and entry.action.may_be_repeated
         )
@@ -410,20 +324,7 @@ class Actions:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for entry in self._entries.values():
-            entry.publish = None
-
-    async def _begin(self, action: Action, publish: _Publish, *, holds_key: bool = False) -> Action:
-        # Registered before anything is awaited: a form that is sent twice at once comes here twice.
-        if (known := self._entries.get(action.request_id)) is not None:
-            await self._wait_briefly(known)
-            return known.action
-        self._make_room()
-        entry = _Entry(action, publish, holds_key)
-        self._entries[action.request_id] = entry
-        if holds_key:
-            asyncio.get_running_loop().call_later(KEY_LIFE_S, self._forget_request, entry)
-        await self._publish(entry)
-        return entry.action
+            entry.let_go()
 
     async def _publish(self, entry: _Entry) -> None:
         entry.is_settled.clear()
@@ -438,19 +339,16 @@ class Actions:
             return  # the page shows that it is being sent
 
     async def _run(self, entry: _Entry) -> None:
-        publish = entry.publish
-        if publish is None:
+        if not entry.is_held:
             return
         try:
-            await publish(entry.action.person)
+            await self._send(entry)
         except (CodedError, PublisherError) as exc:
-            self._set(entry, failed_to_publish(entry.action, exc, datetime.now(UTC)))
+            entry.action = failed_to_publish(entry.action, exc, datetime.now(UTC))
         else:
-            self._set(entry, published(entry.action, datetime.now(UTC)))
-            entry.publish = None
+            entry.action = published(entry.action, datetime.now(UTC))
+            entry.let_go()
         finally:
-            # The task's own frame would keep the key while it waits for the answer.
-            del publish
             entry.is_settled.set()
         action = entry.action
         _log.info(
@@ -459,16 +357,53 @@ class Actions:
         if action.state is not ActionState.NOT_SENT:
             await self._wait(entry)
 
+    async def _send(self, entry: _Entry) -> None:
+        action, publisher = entry.action, self._publisher
+        match action:
+            case Action(kind="sweep", options=SweepOptions() as options):
+                await publisher.sweep(
+                    action.project,
+                    master_key=options.master_key,
+                    encrypt_plaintext=options.encrypt_plaintext,
+                    repair=options.repair,
+                    actor=action.person,
+                    sweep_id=action.request_id,
+                )
+            case Action(kind="rotation") if entry.api_key is not None:
+                await publisher.rotate(
+                    action.project,
+                    api_key=entry.api_key,
+                    expected_generation=action.expected_generation,
+                    actor=action.person,
+                    rotation_id=action.request_id,
+                )
+            case Action(kind="delete", object_key=str() as object_key):
+                await publisher.delete(
+                    action.project, object_key, actor=action.person, request_id=action.request_id
+                )
+            case Action(kind="dead_letters", letters=Letters() as letters):
+                await publisher.move_dead_letters(
+                    letters.move,
+                    letters.queue,
+                    code=letters.code,
+                    letters=letters.letters or None,
+                    actor=action.person,
+                    reason=letters.reason,
+                    request_id=action.request_id,
+                )
+            case _:
+                raise RuntimeError(f"the request lacks what its kind needs: {action.kind}")
+
     async def _wait(self, entry: _Entry) -> None:
-        self._set(entry, replace(entry.action, is_waiting=True))
+        entry.action = replace(entry.action, is_waiting=True)
         try:
             async with asyncio.timeout(self._answer_wait_s):
                 event = await self._answer(entry)
         except TimeoutError:
-            self._set(entry, replace(entry.action, is_waiting=False))
+            entry.action = replace(entry.action, is_waiting=False)
             return
-        entry.publish = None
-        self._set(entry, answered(entry.action, event, datetime.now(UTC)))
+        entry.let_go()
+        entry.action = answered(entry.action, event, datetime.now(UTC))
 
     async def _answer(self, entry: _Entry) -> Event:
         while True:
@@ -477,7 +412,7 @@ class Actions:
             except WaitTimeoutError:
                 continue
             except PublisherError as exc:
-                self._set(entry, cannot_wait(entry.action, exc, datetime.now(UTC)))
+                entry.action = cannot_wait(entry.action, exc, datetime.now(UTC))
                 await asyncio.sleep(self._read_again_s)
 
     async def _next_event(self, action: Action) -> Event:
@@ -494,12 +429,6 @@ class Actions:
             async for event in events:
                 return event
         raise PublisherError("the stream of events ended")
-
-    def _set(self, entry: _Entry, action: Action) -> None:
-        entry.action = action
-
-    def _forget_request(self, entry: _Entry) -> None:
-        entry.publish = None
 
     def _make_room(self) -> None:
         if len(self._entries) < self._max_kept:

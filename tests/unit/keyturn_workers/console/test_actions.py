@@ -44,6 +44,14 @@ _KEY = SecretStr("kt_" + "a" * 43)
 _TURNS = 10_000
 
 
+def _delete(request_id: str, object_key: str) -> Action:
+    return Action(request_id, "delete", "acme", "kim", object_key=object_key)
+
+
+def _rotation(request_id: str) -> Action:
+    return Action(request_id, "rotation", "acme", "kim", expected_generation=2)
+
+
 class _Scene:
     def __init__(self) -> None:
         self.publisher = FakePublisher()
@@ -75,7 +83,7 @@ async def test_a_sweep_is_requested_with_its_options_and_the_name_of_the_person(
     scene: _Scene,
 ) -> None:
     options = SweepOptions(master_key="m2", encrypt_plaintext=True, repair=True)
-    action = await scene.actions.start_sweep(_KIM, _ID, "*", options)
+    action = await scene.actions.request(Action(_ID, "sweep", "*", "kim", options=options))
     assert action.state is ActionState.PUBLISHED
     assert scene.publisher.sent == [
         (
@@ -96,7 +104,7 @@ async def test_a_sweep_is_requested_with_its_options_and_the_name_of_the_person(
 
 async def test_a_rotation_shows_its_generation_or_its_refusal(scene: _Scene) -> None:
     for request_id in (_ID, _OTHER):
-        await scene.actions.rotate(_KIM, request_id, "acme", api_key=_KEY, expected_generation=2)
+        await scene.actions.request(_rotation(request_id), api_key=_KEY)
     scene.publisher.answers.put_nowait(event("rotation.accepted", rotation_id=_ID, generation=3))
     scene.publisher.answers.put_nowait(
         event("rotation.rejected", rotation_id=_OTHER, code="generation_mismatch", detail="at 3")
@@ -108,8 +116,8 @@ async def test_a_rotation_shows_its_generation_or_its_refusal(scene: _Scene) -> 
 
 async def test_a_form_that_is_sent_twice_publishes_once(scene: _Scene) -> None:
     first, second = await asyncio.gather(
-        scene.actions.delete(_KIM, _ID, "acme", "a.txt"),
-        scene.actions.delete(_KIM, _ID, "acme", "b.txt"),
+        scene.actions.request(_delete(_ID, "a.txt")),
+        scene.actions.request(_delete(_ID, "b.txt")),
     )
     assert len(scene.publisher.sent) == 1
     assert first.object_key == second.object_key == "a.txt"
@@ -117,7 +125,7 @@ async def test_a_form_that_is_sent_twice_publishes_once(scene: _Scene) -> None:
 
 async def test_a_page_does_not_wait_for_a_slow_broker(scene: _Scene) -> None:
     scene.publisher.gate.clear()
-    action = await scene.actions.delete(_KIM, _ID, "acme", "a.txt")
+    action = await scene.actions.request(_delete(_ID, "a.txt"))
     assert action.state is ActionState.SENDING
     assert not scene.actions.may_repeat(_ID)
     scene.publisher.gate.set()
@@ -128,7 +136,7 @@ async def test_an_unknown_outcome_is_repeated_under_the_same_id_with_the_same_ke
     scene: _Scene,
 ) -> None:
     scene.publisher.errors.append(OutcomeUnknownError("not confirmed"))
-    action = await scene.actions.rotate(_KIM, _ID, "acme", api_key=_KEY, expected_generation=2)
+    action = await scene.actions.request(_rotation(_ID), api_key=_KEY)
     assert action.state is ActionState.UNKNOWN
     assert scene.actions.may_repeat(_ID)
     repeated = await scene.actions.repeat(_LEE, _ID)
@@ -140,14 +148,14 @@ async def test_an_unknown_outcome_is_repeated_under_the_same_id_with_the_same_ke
 
 async def test_an_answer_is_also_found_after_an_unknown_outcome(scene: _Scene) -> None:
     scene.publisher.errors.append(OutcomeUnknownError("not confirmed"))
-    await scene.actions.delete(_KIM, _ID, "acme", "a.txt")
+    await scene.actions.request(_delete(_ID, "a.txt"))
     scene.publisher.answers.put_nowait(event("object.deleted", request_id=_ID, key="a.txt"))
     await scene.until(ActionState.ACCEPTED)
 
 
 async def test_what_was_not_sent_waits_for_no_answer(scene: _Scene) -> None:
     scene.publisher.errors.append(BrokerUnavailableError("refused"))
-    action = await scene.actions.delete(_KIM, _ID, "acme", "a.txt")
+    action = await scene.actions.request(_delete(_ID, "a.txt"))
     assert action.state is ActionState.NOT_SENT
     assert not action.is_waiting
     assert scene.publisher.waits == 0
@@ -157,7 +165,7 @@ async def test_what_was_not_sent_waits_for_no_answer(scene: _Scene) -> None:
 
 
 async def test_a_confirmed_request_is_not_published_again(scene: _Scene) -> None:
-    await scene.actions.delete(_KIM, _ID, "acme", "a.txt")
+    await scene.actions.request(_delete(_ID, "a.txt"))
     assert not scene.actions.may_repeat(_ID)
     await scene.actions.repeat(_KIM, _ID)
     assert len(scene.publisher.sent) == 1
@@ -168,7 +176,7 @@ async def test_waiting_goes_on_after_timeouts_and_while_events_cannot_be_read(
     scene: _Scene,
 ) -> None:
     scene.publisher.wait_errors += [EventsUnavailableError("no stream"), WaitTimeoutError("60 s")]
-    await scene.actions.delete(_KIM, _ID, "acme", "a.txt")
+    await scene.actions.request(_delete(_ID, "a.txt"))
     scene.publisher.answers.put_nowait(event("object.deleted", request_id=_ID, key="a.txt"))
     await scene.until(ActionState.ACCEPTED)
     assert scene.publisher.waits == 3
@@ -176,7 +184,7 @@ async def test_waiting_goes_on_after_timeouts_and_while_events_cannot_be_read(
 
 async def test_an_answer_that_does_not_come_is_not_waited_for_without_end() -> None:
     actions = Actions(cast("Publisher", FakePublisher()), answer_wait_s=0)
-    action = await actions.delete(_KIM, _ID, "acme", "a.txt")
+    action = await actions.request(_delete(_ID, "a.txt"))
     await asyncio.sleep(0.01)
     last = actions.get(_ID)
     assert last is not None
@@ -186,10 +194,10 @@ async def test_an_answer_that_does_not_come_is_not_waited_for_without_end() -> N
 
 
 async def test_no_request_is_forgotten_whose_form_can_be_sent_again(scene: _Scene) -> None:
-    await scene.actions.delete(_KIM, _ID, "acme", "a.txt")
-    await scene.actions.delete(_KIM, _OTHER, "acme", "b.txt")
+    await scene.actions.request(_delete(_ID, "a.txt"))
+    await scene.actions.request(_delete(_OTHER, "b.txt"))
     with pytest.raises(TooManyActionsError):
-        await scene.actions.delete(_KIM, _OTHER[:-1] + "3", "acme", "c.txt")
+        await scene.actions.request(_delete(_OTHER[:-1] + "3", "c.txt"))
     assert len(scene.publisher.sent) == 2
 
 
@@ -198,7 +206,7 @@ async def test_a_key_is_held_no_longer_than_its_life(
 ) -> None:
     monkeypatch.setattr("keyturn_workers.console.actions.KEY_LIFE_S", 0.01)
     scene.publisher.errors.append(OutcomeUnknownError("not confirmed"))
-    await scene.actions.rotate(_KIM, _ID, "acme", api_key=_KEY, expected_generation=2)
+    await scene.actions.request(_rotation(_ID), api_key=_KEY)
     assert scene.actions.may_repeat(_ID)
     await asyncio.sleep(0.03)
     assert not scene.actions.may_repeat(_ID)

@@ -20,6 +20,7 @@ from argon2 import PasswordHasher, Type, extract_parameters
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from keyturn.errors import SettingsError
+from keyturn.tls import FileState, file_state
 from keyturn_workers.console.auth.person import Role
 
 MAX_USERS: Final = 1000
@@ -99,7 +100,7 @@ class PasswordFile:
         self._path = path
         self._clock = clock
         self._checked_at = clock()
-        self._version: tuple[int, ...] | None = None
+        self._state: FileState | None = None
         try:
             self._users = self._read()
         except (OSError, ValueError) as exc:
@@ -114,23 +115,19 @@ class PasswordFile:
 
     def _read(self) -> dict[str, User]:
         # Before the content: what is written in between counts as one more change.
-        self._version = self._current_version()
+        self._state = file_state(self._path)
         return parse_users(self._path.read_text(encoding="utf-8"))
 
     def _read_again(self) -> None:
         try:
-            if self._current_version() == self._version:
+            if self._state is not None and file_state(self._path) == self._state:
                 return
             self._users = self._read()
         except (OSError, ValueError) as exc:
-            self._version = None
+            self._state = None
             _log.error("password file not read, the earlier one applies", reason=_reason(exc))
         else:
             _log.info("password file read", users=len(self._users))
-
-    def _current_version(self) -> tuple[int, ...]:
-        status = self._path.stat()
-        return (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _reason(exc: OSError | ValueError) -> str:

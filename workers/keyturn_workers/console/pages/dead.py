@@ -6,7 +6,7 @@ confirmed how many letters that is; where it cannot be undone, by typing the num
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast, get_args
 
 from starlette.datastructures import FormData
@@ -21,6 +21,7 @@ from keyturn.errors import (
     DeletedKeyError,
     RequestExpiredError,
 )
+from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages import (
     NAMED_LETTERS,
     REASON_MAX_CHARACTERS,
@@ -31,7 +32,7 @@ from keyturn.messages import (
     StatusReported,
 )
 from keyturn.topology import DEAD_QUEUES
-from keyturn_workers.console.actions import Letters
+from keyturn_workers.console.actions import Action, Letters
 from keyturn_workers.console.ask import PAGE_ROWS, Query, filled, page_of
 from keyturn_workers.console.auth.person import require_operate
 from keyturn_workers.console.context import ask
@@ -39,7 +40,6 @@ from keyturn_workers.console.pages.forms import (
     actions_of,
     expired_page,
     new_token,
-    operator_of,
     outcome_page,
     read_token,
 )
@@ -182,7 +182,7 @@ async def choose_letters(request: Request) -> Response:
 
 async def move(request: Request) -> Response:
     """Answer `POST /dead/move`: publish the request, if it was confirmed."""
-    operator = operator_of(request)
+    person = require_operate(request)
     fields = await request.form(max_fields=NAMED_LETTERS + 20)
     form = {name: value for name, value in fields.items() if isinstance(value, str)}
     token = read_token(request, form, _PURPOSE)
@@ -194,10 +194,10 @@ async def move(request: Request) -> Response:
     choice = _checked(Choice(letters, form["form"], form.get("typed", ""), form.get("reason", "")))
     if choice.problems:
         return _confirmation(request, [choice], is_cut=False, status_code=422)
-    action = await actions_of(request).move_letters(
-        operator.person, token.request_id, choice.letters
+    action = Action(
+        token.request_id, "dead_letters", ALL_PROJECTS, person.name, letters=choice.letters
     )
-    return outcome_page(action)
+    return outcome_page(await actions_of(request).request(action))
 
 
 def _checked(choice: Choice) -> Choice:
@@ -211,10 +211,7 @@ def _checked(choice: Choice) -> Choice:
         problems["reason"] = "A reason is one line, without control characters."
     elif len(reason) > REASON_MAX_CHARACTERS:
         problems["reason"] = f"A reason has at most {REASON_MAX_CHARACTERS} characters."
-    named = Letters(
-        letters.move, letters.queue, letters.code, letters.letters, letters.count, reason or None
-    )
-    return Choice(named, choice.token, choice.typed, choice.reason, problems)
+    return replace(choice, letters=replace(letters, reason=reason or None), problems=problems)
 
 
 def _choice(request: Request, letters: Letters) -> Choice:

@@ -1,7 +1,6 @@
 """What the pages of actions have in common: forms, their tokens, and paths (SPEC 16.3)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.exceptions import HTTPException
@@ -11,7 +10,7 @@ from starlette.responses import Response
 from keyturn.identifiers import is_uuid
 from keyturn_workers.code_help import code_help
 from keyturn_workers.console.actions import REQUEST_TYPES, Action, Actions
-from keyturn_workers.console.auth.person import Person, require_operate, session_of
+from keyturn_workers.console.auth.person import session_of
 from keyturn_workers.console.context import context_of
 from keyturn_workers.console.form_tokens import FORM_LIFE_S, FormExpiredError, FormToken
 from keyturn_workers.console.rendering import words
@@ -20,31 +19,16 @@ from keyturn_workers.console.rendering.templates import render, see_other
 TOKEN_FIELD: Final = "form"  # noqa: S105 - the name of a field
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """A person who may act, and the session that they act in."""
-
-    person: Person
-    session_id: str
-
-
-def operator_of(request: Request) -> Operator:
-    """Who sends a request for an action.
-
-    Raises:
-        Forbidden: their role does not allow it.
-    """
-    return Operator(require_operate(request), session_of(request).id)
-
-
 def actions_of(request: Request) -> Actions:
     """The actions of this console."""
     return context_of(request).actions
 
 
-def new_token(request: Request, purpose: str, *subject: str) -> str:
-    """The token of a form on the page that is rendered."""
-    return actions_of(request).forms.make(session_of(request).id, purpose, *subject)
+def new_token(request: Request, purpose: str, *subject: str, request_id: str | None = None) -> str:
+    """The token of a form on the page that is rendered; by default with the id of a new request."""
+    return actions_of(request).forms.make(
+        session_of(request).id, purpose, *subject, request_id=request_id
+    )
 
 
 def read_token(
@@ -89,16 +73,11 @@ def id_of_path(request: Request, name: str) -> str:
     return value
 
 
-def outcome_path(action: Action) -> str:
-    """The page that shows what became of a request."""
-    if action.kind == "sweep":
-        return words.sweep_path(action.project, action.request_id)
-    return f"/actions/{action.request_id}"
-
-
 def outcome_page(action: Action) -> Response:
-    """What a form answers: a reload of the page that it leads to repeats nothing."""
-    return see_other(outcome_path(action))
+    """What a form answers: the way to the page that shows what became of the request."""
+    if action.kind == "sweep":
+        return see_other(words.sweep_path(action.project, action.request_id))
+    return see_other(f"/actions/{action.request_id}")
 
 
 def outcome_values(request: Request, action: Action | None) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from starlette.routing import Route
 from keyturn.identifiers import parse_time
 from keyturn.messages import SweepStatus, WorkerStatus
 from keyturn_workers.console.ask import Query, filled
+from keyturn_workers.console.auth.person import require_operate
 from keyturn_workers.console.context import ask, context_of
 from keyturn_workers.console.key_usage import Census, KeyRow, key_rows
-from keyturn_workers.console.pages.forms import operator_of
 from keyturn_workers.console.pages.queues import is_present
 from keyturn_workers.console.rendering.templates import REFRESH_S, render, see_other
 
@@ -49,14 +49,14 @@ async def show(request: Request) -> Response:
 
 async def count(request: Request) -> Response:
     """Count what depends on each key, in the background. It changes nothing in the bucket."""
-    operator = operator_of(request)
-    context_of(request).census.start(operator.person.name)
+    person = require_operate(request)
+    context_of(request).census.start(person.name)
     return see_other("/keys#census")
 
 
 async def cancel(request: Request) -> Response:
     """Stop counting; what was counted so far stays."""
-    operator_of(request)
+    require_operate(request)
     context_of(request).census.cancel()
     return see_other("/keys#census")
 

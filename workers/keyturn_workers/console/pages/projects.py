@@ -92,9 +92,9 @@ async def show(request: Request) -> Response:
         raise HTTPException(404, f"“{name}” is not the id of a project.")
     answer, sweeps, evidence, audit = await ask(
         request,
-        project_query(name),
+        Query("projects", name),
         Query("sweeps", name, limit=_SWEEPS),
-        evidence_query(name),
+        Query("evidence", name),
         Query("audit", filter=filled(project=name), limit=_AUDIT_ROWS),
     )
     rows = answer.report and answer.report.projects
@@ -115,22 +115,12 @@ async def show(request: Request) -> Response:
     )
 
 
-def project_query(name: str) -> Query:
-    """What is known of one project."""
-    return Query("projects", name)
-
-
-def evidence_query(name: str) -> Query:
-    """The evidence of one project."""
-    return Query("evidence", name)
-
-
 async def download_evidence(request: Request) -> Response:
     """Answer `GET /projects/{project}/evidence/{digest}`: the DSSE envelope as stored."""
     name = request.path_params["project"]
     if not is_project(name):
         raise HTTPException(404)
-    (answer,) = await ask(request, evidence_query(name))
+    (answer,) = await ask(request, Query("evidence", name))
     for file in (answer.report and answer.report.evidence_files) or ():
         if file.digest == request.path_params["digest"] and file.envelope is not None:
             headers = {"Content-Disposition": f'attachment; filename="{file_name(file)}"'}

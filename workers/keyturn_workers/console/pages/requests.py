@@ -11,8 +11,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.identifiers import ALL_PROJECTS, check_object_key, is_project
-from keyturn_workers.console.actions import SweepOptions
+from keyturn_workers.console.actions import Action, SweepOptions
 from keyturn_workers.console.ask import Query
+from keyturn_workers.console.auth.person import require_operate
 from keyturn_workers.console.context import ask
 from keyturn_workers.console.pages.forms import (
     TOKEN_FIELD,
@@ -21,16 +22,14 @@ from keyturn_workers.console.pages.forms import (
     id_of_path,
     is_confirmed,
     new_token,
-    operator_of,
     outcome_page,
-    outcome_path,
     outcome_values,
     project_of_path,
     read_form,
     read_token,
 )
 from keyturn_workers.console.rendering import words
-from keyturn_workers.console.rendering.templates import render, see_other
+from keyturn_workers.console.rendering.templates import render
 
 ALL_PROJECTS_PHRASE: Final = "all projects"
 _SWEEP: Final = "sweep"
@@ -42,13 +41,13 @@ _UNANSWERED_REFRESH_S: Final = 2
 
 async def show_start(request: Request) -> Response:
     """The form of a sweep, filled from the query where a page links to it."""
-    operator_of(request)
+    require_operate(request)
     return await _start_form(request, dict(request.query_params), {})
 
 
 async def start(request: Request) -> Response:
     """Start the sweep, or ask for its confirmation where it needs one."""
-    operator = operator_of(request)
+    person = require_operate(request)
     form = await read_form(request)
     token = read_token(request, form, _SWEEP)
     if token is None:
@@ -77,9 +76,8 @@ async def start(request: Request) -> Response:
             problem=problem,
             token=form[TOKEN_FIELD],
         )
-    return outcome_page(
-        await actions_of(request).start_sweep(operator.person, token.request_id, project, options)
-    )
+    action = Action(token.request_id, "sweep", project, person.name, options=options)
+    return outcome_page(await actions_of(request).request(action))
 
 
 def needs_confirmation(project: str, options: SweepOptions) -> bool:
@@ -122,14 +120,14 @@ async def _start_form(request: Request, form: dict[str, str], problems: dict[str
 
 async def show_delete(request: Request) -> Response:
     """The form of a delete."""
-    operator_of(request)
+    require_operate(request)
     key = request.query_params.get("key", "")
     return _delete_form(request, project_of_path(request), {"key": key}, {})
 
 
 async def delete(request: Request) -> Response:
     """Publish the delete: for good, so the object key is typed twice."""
-    operator = operator_of(request)
+    person = require_operate(request)
     project = project_of_path(request)
     form = await read_form(request)
     token = read_token(request, form, _DELETE)
@@ -139,10 +137,8 @@ async def delete(request: Request) -> Response:
         return outcome_page(known)
     if problems := _delete_problems(form):
         return _delete_form(request, project, form, problems)
-    action = await actions_of(request).delete(
-        operator.person, token.request_id, project, form["key"]
-    )
-    return outcome_page(action)
+    action = Action(token.request_id, "delete", project, person.name, object_key=form["key"])
+    return outcome_page(await actions_of(request).request(action))
 
 
 def _delete_problems(form: dict[str, str]) -> dict[str, str]:
@@ -186,12 +182,12 @@ async def show_outcome(request: Request) -> Response:
 
 async def repeat(request: Request) -> Response:
     """Publish a request again under its id."""
-    operator = operator_of(request)
+    person = require_operate(request)
     request_id = id_of_path(request, "request_id")
-    action = await actions_of(request).repeat(operator.person, request_id)
+    action = await actions_of(request).repeat(person, request_id)
     if action is None:
         return render(request, "actions/unknown.html", status_code=404, request_id=request_id)
-    return see_other(outcome_path(action))
+    return outcome_page(action)
 
 
 # `/sweeps/new` is no sweep's page: it has one segment less.

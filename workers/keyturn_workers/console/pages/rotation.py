@@ -14,22 +14,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.messages import ProjectStatus
-from keyturn_workers.console.ask import Answer
+from keyturn_workers.console.actions import Action
+from keyturn_workers.console.ask import Answer, Query
+from keyturn_workers.console.auth.person import require_operate, session_of
 from keyturn_workers.console.context import ask
 from keyturn_workers.console.form_tokens import KEY_LIFE_S, FreshKey
 from keyturn_workers.console.pages.forms import (
-    Operator,
     actions_of,
     expired_page,
     is_confirmed,
     new_token,
-    operator_of,
     outcome_page,
     project_of_path,
     read_form,
     read_token,
 )
-from keyturn_workers.console.pages.projects import project_query
 from keyturn_workers.console.rendering.templates import render
 
 _MAKE = "rotation-key"
@@ -37,7 +36,7 @@ _PUBLISH = "rotation"
 
 
 async def _known(request: Request, project: str) -> tuple[Answer, ProjectStatus | None]:
-    (answer,) = await ask(request, project_query(project))
+    (answer,) = await ask(request, Query("projects", project))
     return answer, next(iter((answer.report and answer.report.projects) or ()), None)
 
 
@@ -57,14 +56,14 @@ async def _explanation(request: Request, project: str, status_code: int = 200) -
 
 async def show(request: Request) -> Response:
     """What a rotation does, and the button that makes a key."""
-    operator_of(request)
+    require_operate(request)
     project = project_of_path(request)
     return await _explanation(request, project)
 
 
 async def make_key(request: Request) -> Response:
     """A fresh key, in this answer alone."""
-    operator = operator_of(request)
+    require_operate(request)
     project = project_of_path(request)
     token = read_token(request, await read_form(request), _MAKE)
     if token is None or token.subject != (project,):
@@ -72,13 +71,13 @@ async def make_key(request: Request) -> Response:
     _, row = await _known(request, project)
     if row is None or row.generation is None:
         return await _explanation(request, project, 409)
-    fresh = actions_of(request).fresh_keys.make(operator.session_id, project, row.generation)
-    return _key_page(request, operator, fresh, shown=True)
+    fresh = actions_of(request).fresh_keys.make(session_of(request).id, project, row.generation)
+    return _key_page(request, fresh, shown=True)
 
 
 async def publish(request: Request) -> Response:
     """Publish the key that was shown last, once."""
-    operator = operator_of(request)
+    person = require_operate(request)
     project = project_of_path(request)
     form = await read_form(request)
     actions = actions_of(request)
@@ -87,21 +86,21 @@ async def publish(request: Request) -> Response:
         return expired_page(request, _path(project))
     if (known := actions.get(token.request_id)) is not None:
         return outcome_page(known)
-    fresh = actions.fresh_keys.find(token.request_id, operator.session_id)
+    fresh = actions.fresh_keys.find(token.request_id, session_of(request).id)
     if fresh is None:
         return expired_page(request, _path(project))
     problems = _problems(form, project)
     if problems:
-        return _key_page(request, operator, fresh, shown=False, form=form, problems=problems)
+        return _key_page(request, fresh, shown=False, form=form, problems=problems)
     actions.fresh_keys.drop(fresh.rotation_id)
-    action = await actions.rotate(
-        operator.person,
+    action = Action(
         fresh.rotation_id,
+        "rotation",
         project,
-        api_key=fresh.api_key,
+        person.name,
         expected_generation=fresh.expected_generation,
     )
-    return outcome_page(action)
+    return outcome_page(await actions.request(action, api_key=fresh.api_key))
 
 
 def _problems(form: dict[str, str], project: str) -> dict[str, str]:
@@ -115,14 +114,12 @@ def _problems(form: dict[str, str], project: str) -> dict[str, str]:
 
 def _key_page(
     request: Request,
-    operator: Operator,
     fresh: FreshKey,
     *,
     shown: bool,
     form: dict[str, str] | None = None,
     problems: dict[str, str] | None = None,
 ) -> Response:
-    forms = actions_of(request).forms
     return render(
         request,
         "actions/fresh_key.html",
@@ -133,9 +130,7 @@ def _key_page(
         is_saved=(form or {}).get("saved") == "yes",
         problems=problems or {},
         life_s=KEY_LIFE_S,
-        token=forms.make(
-            operator.session_id, _PUBLISH, fresh.project, request_id=fresh.rotation_id
-        ),
+        token=new_token(request, _PUBLISH, fresh.project, request_id=fresh.rotation_id),
         again=new_token(request, _MAKE, fresh.project),
     )
 

@@ -7,7 +7,6 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode
 
@@ -25,7 +24,6 @@ from keyturn.messages import (
     StatusReported,
     SweepStatus,
 )
-from keyturn_workers.code_help import code_help
 from keyturn_workers.console.ask import PAGE_ROWS, Answer, Query, filled, page_of
 from keyturn_workers.console.context import ask, context_of
 from keyturn_workers.console.pages.forms import (
@@ -34,7 +32,6 @@ from keyturn_workers.console.pages.forms import (
     outcome_values,
     project_of_path,
 )
-from keyturn_workers.console.pages.projects import evidence_query
 from keyturn_workers.console.rendering import words
 from keyturn_workers.console.rendering.templates import REFRESH_S, render
 
@@ -67,17 +64,6 @@ _FORMULA_STARTS: Final = (
     "\uff0d",
     "\uff20",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """The dates of a proof, as its evidence says them, by the storage's clock."""
-
-    turned_at: str
-    proven_from: str
-    proven_to: str
-    late_writes_refused: bool
-    digest: str
 
 
 async def show_all(request: Request) -> Response:
@@ -130,7 +116,7 @@ async def show(request: Request) -> Response:
     failed_query = _failures_query(project, sweep_id, code, text, words.page_of(params), PAGE_ROWS)
     wanted = [query, failed_query]
     if project != ALL_PROJECTS:
-        wanted.append(evidence_query(project))
+        wanted.append(Query("evidence", project))
     answer, failed, *held = await ask(request, *wanted)
     row, parts = _sweep_of(answer.report, project, sweep_id)
     action = actions_of(request).get(sweep_id)
@@ -155,7 +141,7 @@ async def show(request: Request) -> Response:
         proof=_proof(held[0], row) if held and row is not None else None,
         failed=failed,
         failed_page=failed.report and page_of(failed.report, failed.report.failures, failed_query),
-        codes=_codes(failed.report),
+        codes=(failed.report and failed.report.codes) or (),
         code=code,
         text=text,
         url=lambda number: words.address(path, params, page=number) + "#failures",
@@ -238,14 +224,6 @@ def _sweep_of(
     return row, tuple(each for each in rows if each is not row)
 
 
-def _codes(report: StatusReported | None) -> list[tuple[str, int, str, str]]:
-    """Each code of the failures: how many have it, what it means, and what to do."""
-    return [
-        (each.code, each.count, code_help(each.code).meaning, code_help(each.code).remedy)
-        for each in (report and report.codes) or ()
-    ]
-
-
 def as_text(rows: Iterable[FailureStatus]) -> str:
     """A line each: code, project, key, with tabs between; what does not print is escaped."""
     return "".join(f"{row.code}\t{row.project}\t{_printable(row.key or '')}\n" for row in rows)
@@ -281,8 +259,8 @@ def _again_query(row: SweepStatus) -> str:
     return urlencode(fields)
 
 
-def _proof(held: Answer, row: SweepStatus) -> Proof | None:
-    """The dates in the evidence of this sweep, if a control worker reported it."""
+def _proof(held: Answer, row: SweepStatus) -> evidence.Predicate | None:
+    """What the evidence of this sweep says, if a control worker reported it."""
     for file in (held.report and held.report.evidence_files) or ():
         if row.evidence is None or file.digest != row.evidence or file.envelope is None:
             continue
@@ -291,22 +269,8 @@ def _proof(held: Answer, row: SweepStatus) -> Proof | None:
         except EvidenceError:
             return None
         # The digest is that of the signed event or record of the end.
-        if read.digest != row.evidence:
-            return None
-        said = read.statement.predicate
-        return Proof(
-            _date(said.turned_at),
-            _date(said.proven_from),
-            _date(said.proven_to),
-            said.late_writes_refused,
-            row.evidence,
-        )
+        return read.predicate if read.digest == row.evidence else None
     return None
-
-
-def _date(text: str) -> str:
-    """A date of the evidence in words of the pages; the fraction of a second if it has one."""
-    return text.replace("T", " ").removesuffix("Z").removesuffix(".000000") + " UTC"
 
 
 routes = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from keyturn_workers.console.rendering.text import rate
 
@@ -29,9 +29,7 @@ class Chart:
 
     Attributes:
         title: What is counted, with its unit.
-        kind: The class that colors it: `accent`, `bad`.
-        svg: The picture.
-        summary: The picture in one sentence.
+        svg: The picture, with the same in one sentence.
         top: The value at the upper edge.
         ticks: The times below the picture, evenly spaced.
         table: The same numbers, over a few longer spans: the beginning of each, and its mean.
@@ -40,9 +38,7 @@ class Chart:
     """
 
     title: str
-    kind: str
     svg: Markup
-    summary: str
     top: float
     ticks: tuple[str, ...]
     table: tuple[tuple[datetime, float], ...]
@@ -50,33 +46,50 @@ class Chart:
     is_empty: bool
 
 
-def bars(title: str, series: Sequence[Point], *, kind: str = "accent", unit: str = "") -> Chart:
+def bars(title: str, series: Sequence[Point], *, kind: str = "accent") -> Chart:
     """A chart of one bar for each point, for counts in equal spans of time.
 
     Args:
         title: What is counted.
         series: The beginning of each span, and its value; not empty.
-        kind: Its color.
-        unit: Of the values, for the summary and for the words shown at a bar.
+        kind: The class that colors it: `accent`, `bad`.
     """
-    is_whole = all(value % 1 == 0 for _, value in series)
-    top = ceiling(max((value for _, value in series), default=0), is_whole=is_whole)
-    step = WIDTH / max(1, len(series))
+    values = [value for _, value in series]
+    top = ceiling(max(values), is_whole=all(value % 1 == 0 for value in values))
+    step = WIDTH / len(series)
     shapes = []
     for index, (at, value) in enumerate(series):
         height = value / top * HEIGHT
         left, width = index * step, step * 0.86
-        words = f"{_clock(at)} UTC: {rate(value)}{unit}"
         # A hit area of the whole height, so that also a small bar shows its value.
         shapes.append(
-            f"<g><title>{escape(words)}</title>"
+            f"<g><title>{_clock(at)} UTC: {rate(value)}</title>"
             f'<rect class="hit" x="{left:.2f}" y="0" width="{step:.2f}" height="{HEIGHT}"/>'
             f'<rect class="bar" x="{left:.2f}" y="{HEIGHT - height:.2f}" width="{width:.2f}" '
             f'height="{height:.2f}"/></g>'
         )
     # `Markup.format` for each bar would take half of the page's time.
-    drawn = Markup("".join(shapes))  # noqa: S704 - numbers and escaped text
-    return _chart(title, kind, series, top, drawn, unit)
+    drawn = Markup("".join(shapes))  # noqa: S704 - numbers and times
+    summary = (
+        f"{title}, from {_clock(series[0][0])} to {_clock(series[-1][0])} UTC: lowest "
+        f"{rate(min(values))}, highest {rate(max(values))}, latest {rate(values[-1])}."
+    )
+    grid = Markup('<path class="grid" d="M0 0H{0}M0 {1}H{0}M0 {2}H{0}"/>').format(
+        WIDTH, HEIGHT // 2, HEIGHT
+    )
+    svg = Markup(
+        '<svg class="plot {}" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" '
+        'aria-label="{}">{}{}</svg>'
+    ).format(kind, WIDTH, HEIGHT, summary, grid, drawn)
+    return Chart(
+        title=title,
+        svg=svg,
+        top=top,
+        ticks=_ticks(series),
+        table=_condense(series),
+        latest=values[-1],
+        is_empty=not any(values),
+    )
 
 
 def ceiling(value: float, *, is_whole: bool) -> float:
@@ -95,45 +108,7 @@ def ceiling(value: float, *, is_whole: bool) -> float:
     )
 
 
-def _chart(
-    title: str, kind: str, series: Sequence[Point], top: float, shapes: Markup, unit: str
-) -> Chart:
-    summary = _summary(title, series, unit)
-    grid = Markup('<path class="grid" d="M0 0H{0}M0 {1}H{0}M0 {2}H{0}"/>').format(
-        WIDTH, HEIGHT // 2, HEIGHT
-    )
-    svg = Markup(
-        '<svg class="plot {}" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" '
-        'aria-label="{}">{}{}</svg>'
-    ).format(kind, WIDTH, HEIGHT, summary, grid, shapes)
-    values = [value for _, value in series]
-    return Chart(
-        title=title,
-        kind=kind,
-        svg=svg,
-        summary=summary,
-        top=top,
-        ticks=_ticks(series),
-        table=_condense(series),
-        latest=values[-1] if values else 0,
-        is_empty=not any(values),
-    )
-
-
-def _summary(title: str, series: Sequence[Point], unit: str) -> str:
-    if not series:
-        return f"{title}: no values yet."
-    values = [value for _, value in series]
-    return (
-        f"{title}, from {_clock(series[0][0])} to {_clock(series[-1][0])} UTC: lowest "
-        f"{rate(min(values))}{unit}, highest {rate(max(values))}{unit}, latest "
-        f"{rate(values[-1])}{unit}."
-    )
-
-
 def _ticks(series: Sequence[Point], count: int = 4) -> tuple[str, ...]:
-    if not series:
-        return ()
     first, last = series[0][0], series[-1][0]
     part = (last - first) / (count - 1)
     form = "%H:%M:%S" if part < _MINUTE else "%H:%M"
@@ -141,7 +116,7 @@ def _ticks(series: Sequence[Point], count: int = 4) -> tuple[str, ...]:
 
 
 def _condense(series: Sequence[Point]) -> tuple[Point, ...]:
-    width = -(-len(series) // _TABLE_ROWS) or 1
+    width = -(-len(series) // _TABLE_ROWS)
     parts = [series[index : index + width] for index in range(0, len(series), width)]
     return tuple((part[0][0], sum(value for _, value in part) / len(part)) for part in parts)
 

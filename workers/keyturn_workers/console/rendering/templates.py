@@ -139,6 +139,7 @@ def environment() -> Environment:
         text.clock_time,
         text.iso,
         text.moment,
+        text.evidence_date,
         words.audit_action,
         words.audit_outcome,
         words.project_path,
@@ -287,20 +288,16 @@ _UNKNOWN: Final = _Text(
 
 async def http_error_page(request: Request, error: Exception) -> Response:
     """The page of an `HTTPException`; its `detail` is shown where it says more than its status."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    text = _TEXTS.get(status, _UNKNOWN)
-    detail = error.detail if isinstance(error, HTTPException) else ""
-    if detail == HTTPStatus(status).phrase:
-        detail = ""
+    known = error if isinstance(error, HTTPException) else HTTPException(500)
+    status = known.status_code
     return render(
         request,
         "error.html",
         status_code=status,
-        headers=headers,
+        headers=dict(known.headers or {}),
         status=status,
-        text=text,
-        detail=detail,
+        text=_TEXTS.get(status, _UNKNOWN),
+        detail="" if known.detail == HTTPStatus(status).phrase else known.detail,
     )
 
 

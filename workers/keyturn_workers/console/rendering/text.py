@@ -54,11 +54,9 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None) -> str:
     """`12,345`; a dash where nothing is known."""
-    if value is None:
-        return "—"
-    return f"{value:,.{digits}f}"
+    return "—" if value is None else f"{value:,.0f}"
 
 
 def rate(value: float | None) -> str:
@@ -109,6 +107,11 @@ def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
 def moment(at: datetime | str | None) -> datetime | None:
     """An instant, which messages hold as text."""
     return parse_time(at) if isinstance(at, str) else at
+
+
+def evidence_date(text: str) -> str:
+    """A date of evidence in words; the fraction of a second if it has one."""
+    return text.replace("T", " ").removesuffix("Z").removesuffix(".000000") + " UTC"
 
 
 def iso(at: datetime) -> str:

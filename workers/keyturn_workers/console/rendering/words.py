@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 from starlette.datastructures import QueryParams
 
-from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project, parse_time
+from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project
 from keyturn.messages import (
     DONE,
     STARTED,
@@ -21,7 +21,7 @@ from keyturn.messages import (
     Progress,
     SweepStatus,
 )
-from keyturn_workers.console.rendering.text import duration, number
+from keyturn_workers.console.rendering.text import duration, moment, number
 
 _T = TypeVar("_T", bound=str)
 _MAX_TEXT: Final = 200
@@ -224,14 +224,14 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
     has_ended = row.status not in ("running", None)
     # One that failed may have ended before any of these; an older record has none of them.
     is_past = row.status == "done"
-    ended_at = _moment(row.ended_at)
-    rewrapped_at = _moment(known.all_rewrapped_at)
+    ended_at = moment(row.ended_at)
+    rewrapped_at = moment(known.all_rewrapped_at)
     # Before that it moves with the pauses of pages.
-    possible_at = None if rewrapped_at is None else _moment(known.proof_possible_at)
-    first_at = _moment(known.first_rewrap_at)
+    possible_at = None if rewrapped_at is None else moment(known.proof_possible_at)
+    first_at = moment(known.first_rewrap_at)
     is_nothing_new = rewrapped_at is not None and first_at is None
     steps = [
-        ("Requested", _moment(row.requested_at or row.started_at), True, ""),
+        ("Requested", moment(row.requested_at or row.started_at), True, ""),
         (
             "First rewrap",
             first_at,
@@ -268,10 +268,6 @@ def _end_title(row: SweepStatus) -> str:
     if row.status == "failed":
         return "Failed"
     return "Ended, not clean" if row.status == "done" and not row.clean else "Proven"
-
-
-def _moment(text: str | None) -> datetime | None:
-    return parse_time(text) if text else None
 
 
 def sweep_counts(counts: Counts | None) -> tuple[Count, ...]:
