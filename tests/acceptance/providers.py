@@ -5,7 +5,6 @@ And workers and gateways that use them.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 
 from tests.integration.sweep.scene import Project, Scene
 from tools.harness.http import Client
-from tools.harness.process import gateway, worker
+from tools.harness.process import gateway, run_command, worker
 from tools.harness.wire import open_wire
 from tools.harness.worker_under_test import WorkerUnderTest
 from tools.servers.moto_kms import MotoKms
@@ -117,7 +116,8 @@ def command(env: dict[str, str], *arguments: str) -> tuple[int, str]:
 
 async def keyturn(env: dict[str, str], *arguments: str) -> tuple[int, str]:
     """As `command`, while other tasks run."""
-    return await asyncio.to_thread(command, env, *arguments)
+    ended = await run_command(env, *arguments)
+    return ended.status, ended.output + ended.errors
 
 
 def _create(uri: str, env: dict[str, str]) -> None:

@@ -46,10 +46,12 @@ class ForkedProcess:
     Attributes:
         pid: The process id.
         stderr: What it writes to its standard error.
+        stdout: What it writes to its standard output, if that was asked for.
     """
 
     pid: int
     stderr: asyncio.StreamReader
+    stdout: asyncio.StreamReader | None
     _process: BaseProcess
     _ended: asyncio.Event
 
@@ -94,23 +96,30 @@ class ForkServer:
         cwd: Path,
         *,
         capabilities: Capabilities | None = None,
+        reads_output: bool = False,
     ) -> ForkedProcess:
         """Run `python -m MODULE ARGUMENTS` with this environment in this folder.
 
-        With `capabilities`, a worker assumes them, and does not measure its storage.
+        With `capabilities`, a worker assumes them, and does not measure its storage. With
+        `reads_output`, its standard output is read, too.
         """
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        reading, writing = multiprocessing.Pipe(duplex=False)
+        outputs = (1, 2) if reads_output else (2,)
+        pipes = {fd: multiprocessing.Pipe(duplex=False) for fd in outputs}
         process = self._context.Process(
             target=_run,
-            args=(writing, module, list(arguments), dict(env), str(cwd), capabilities),
+            args=(
+                {fd: writing for fd, (_, writing) in pipes.items()},
+                module,
+                list(arguments),
+                dict(env),
+                str(cwd),
+                capabilities,
+            ),
         )
-        with reading, writing:
-            await asyncio.to_thread(process.start)
-            log = os.fdopen(os.dup(reading.fileno()), "rb", 0)
+        await asyncio.to_thread(process.start)
+        streams = {fd: await _stream(*pipe) for fd, pipe in pipes.items()}
         self._processes.append(process)
-        stderr = asyncio.StreamReader(limit=_LINE_BYTES)
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stderr), log)
 
         def end() -> None:
             loop.remove_reader(process.sentinel)
@@ -119,7 +128,7 @@ class ForkServer:
 
         loop.add_reader(process.sentinel, end)
         assert process.pid is not None
-        return ForkedProcess(process.pid, stderr, process, ended)
+        return ForkedProcess(process.pid, streams[2], streams.get(1), process, ended)
 
     def close(self) -> None:
         """End all that it started."""
@@ -129,8 +138,19 @@ class ForkServer:
         self._processes.clear()
 
 
+async def _stream(reading: Connection, writing: Connection) -> asyncio.StreamReader:
+    """What a process writes into its end of a pipe; this process's ends are closed."""
+    with reading, writing:
+        pipe = os.fdopen(os.dup(reading.fileno()), "rb", 0)
+    stream = asyncio.StreamReader(limit=_LINE_BYTES)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), pipe
+    )
+    return stream
+
+
 def _run(
-    stderr: Connection,
+    outputs: dict[int, Connection],
     module: str,
     arguments: list[str],
     env: dict[str, str],
@@ -140,8 +160,9 @@ def _run(
     """In a forked process: become `python -m MODULE ARGUMENTS`."""
     # The fork server ends with the process that uses it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    with stderr:
-        os.dup2(stderr.fileno(), 2)
+    for fd, output in outputs.items():
+        with output:
+            os.dup2(output.fileno(), fd)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

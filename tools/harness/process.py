@@ -27,6 +27,7 @@ _START_TIMEOUT_S = 180
 _LOG_TIMEOUT_S = 60
 _LAST_LINES = 20
 _STOP_TIMEOUT_S = 30
+_KEYTURN = (sys.executable, "-m", "keyturn_workers")
 
 
 def peak_bytes(pid: int) -> int:
@@ -57,6 +58,7 @@ class WorkerProcess:
                 for line in self.lines[after:]:
                     if text in line and not (skipped and skipped in line):
                         return line
+                after = max(after, len(self.lines))
                 if self.process.returncode is not None and self._reader and self._reader.done():
                     status = self.process.returncode
                     raise AssertionError(f"worker ended with status {status}: {self.lines[-20:]}")
@@ -152,21 +154,55 @@ def forking() -> Iterator[None]:
 
 
 async def _start(
-    env: dict[str, str], *command: str, measures: bool = True
+    env: dict[str, str], *command: str, measures: bool = True, reads_output: bool = False
 ) -> asyncio.subprocess.Process | ForkedProcess:
     env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **env}
     if _fork_server is not None and command[:2] == (sys.executable, "-m") and can_fork(env):
         capabilities = None if measures else await known_capabilities(env)
         return await _fork_server.start(
-            command[2], command[3:], env, _ROOT, capabilities=capabilities
+            command[2],
+            command[3:],
+            env,
+            _ROOT,
+            capabilities=capabilities,
+            reads_output=reads_output,
         )
     return await asyncio.create_subprocess_exec(
         *command,
         cwd=_ROOT,
         env=env,
         stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE if reads_output else None,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The exit status of a command, its standard output and its standard error."""
+
+    status: int
+    output: str
+    errors: str
+
+
+async def run_command(env: dict[str, str], *arguments: str, timeout_s: float = 60) -> Ended:
+    """Run `keyturn ARGUMENTS` to its end, without input.
+
+    Raises:
+        TimeoutError: it did not end in time, and was killed.
+    """
+    process = await _start(env, *_KEYTURN, *arguments, reads_output=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(timeout_s):
+            output, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())
+            return Ended(await process.wait(), output.decode(), errors.decode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def _kill_if_running(running: WorkerProcess) -> None:
@@ -205,7 +241,7 @@ async def worker(
 async def gateway(
     env: dict[str, str],
     *,
-    program: tuple[str, ...] = (sys.executable, "-m", "keyturn_workers"),
+    program: tuple[str, ...] = _KEYTURN,
     ready: bool = True,
 ) -> AsyncIterator[GatewayProcess]:
     """Run `keyturn gateway`, wait until it listens, and kill it afterwards.
@@ -220,7 +256,7 @@ async def gateway(
 async def console(
     env: dict[str, str],
     *,
-    program: tuple[str, ...] = (sys.executable, "-m", "keyturn_workers"),
+    program: tuple[str, ...] = _KEYTURN,
     ready: bool = True,
 ) -> AsyncIterator[GatewayProcess]:
     """Run `keyturn console`, wait until it listens, and kill it afterwards; `ready` as above."""

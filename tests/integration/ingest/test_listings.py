@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from keyturn.crypto import to_base64
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
+from tools.harness.process import run_command
 from tools.harness.sources import DropBucket, sources_env
 from tools.harness.worker_under_test import run_worker_for
 from tools.servers import new_bucket
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
-_ROOT = Path(__file__).parents[3]
 
 
 def ingest_env(deployment: Deployment, drop: DropBucket, **more: str) -> dict[str, str]:
@@ -37,29 +35,15 @@ def ingest_env(deployment: Deployment, drop: DropBucket, **more: str) -> dict[st
     }
 
 
-async def keyturn(
-    deployment: Deployment, drop: DropBucket, *arguments: str
-) -> asyncio.subprocess.Process:
-    """Start a command as an operator does."""
-    env = {
-        "PATH": os.environ["PATH"],
-        **deployment.worker_env(**sources_env(deployment, drop)),
-        **deployment.publisher_env(),
-    }
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "keyturn_workers", *arguments),
-        cwd=_ROOT,
-        env=env,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+def command_env(deployment: Deployment, drop: DropBucket) -> dict[str, str]:
+    """The environment of an operator's commands."""
+    return deployment.worker_env(**sources_env(deployment, drop)) | deployment.publisher_env()
 
 
 async def run(deployment: Deployment, drop: DropBucket, *arguments: str) -> tuple[int, Any, str]:
     """The exit status of a command, the JSON that it printed, and its standard error."""
-    process = await keyturn(deployment, drop, *arguments, "--json")
-    out, err = await process.communicate()
-    return process.returncode or 0, json.loads(out) if out else None, err.decode()
+    ended = await run_command(command_env(deployment, drop), *arguments, "--json")
+    return ended.status, json.loads(ended.output or "null"), ended.errors
 
 
 async def eventually(look: Callable[[], Any], timeout_s: float = 60) -> Any:
@@ -114,27 +98,27 @@ async def test_a_listing_finds_what_no_notification_named(vhost_url: str, ceph: 
 async def test_an_import_that_was_killed_is_run_again(vhost_url: str, ceph: S3Server) -> None:
     deployment = Deployment(vhost_url, ceph, new_bucket(ceph))
     drop = DropBucket(ceph)
-    bodies = {f"{n:03}.bin": os.urandom(1000 + n) for n in range(300)}
+    bodies = {f"{n:03}.bin": os.urandom(1000 + n) for n in range(120)}
     for key, body in bodies.items():
         drop.put(key, body)
     async with run_worker_for(deployment, **sources_env(deployment, drop)) as running:
         status, plan, err = await run(deployment, drop, "import", "drop", "--dry-run")
-        assert (status, plan["statuses"]) == (0, {"not requested": 300}), err
+        assert (status, plan["statuses"]) == (0, {"not requested": 120}), err
         assert not stored_objects.list_keys(deployment, "acme/")
 
-        killed = await keyturn(deployment, drop, "import", "drop")
+        killed = asyncio.create_task(run(deployment, drop, "import", "drop"))
         known = len(running.wire.events)
         await running.wire.more(known + 20)
-        killed.kill()
-        await killed.communicate()
+        killed.cancel()  # which kills the process
+        await asyncio.wait([killed])
         first = {event["upload_id"] for event in running.wire.events[known:]}
 
         status, result, err = await run(deployment, drop, "import", "drop")
         assert (status, err) == (0, "")
-        assert result["objects"] == 300
+        assert result["objects"] == 120
         assert result["bytes"] == sum(map(len, bodies.values()))
         assert result["refused"] == {}
-        assert sum(result["statuses"].values()) == 300
+        assert sum(result["statuses"].values()) == 120
         assert result["statuses"]["already there"] >= len(first) - 1
 
         keys = stored_objects.list_keys(deployment, "acme/")
@@ -148,9 +132,9 @@ async def test_an_import_that_was_killed_is_run_again(vhost_url: str, ceph: S3Se
         status, result, err = await run(deployment, drop, "import", "drop")
         assert status == 1
         assert result["refused"] == {"malformed_request": 1, "already_exists": 1}
-        assert result["statuses"] == {"already there": 299}
+        assert result["statuses"] == {"already there": 119}
         assert {each["s3_key"] for each in result["not_in"]} == {"in/../no", "in/000.bin"}
-        assert "2 of 301 objects were not taken in" in err
+        assert "2 of 121 objects were not taken in" in err
 
 
 async def test_what_cannot_be_imported_is_said(vhost_url: str, ceph: S3Server) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tools.harness.process import run_command
 from tools.servers import RabbitMQ, packages
 from tools.servers.certificates import Authority
 
@@ -73,18 +72,5 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 async def refusal(env: dict[str, str], *command: str) -> tuple[int, str]:
     """Run `keyturn`; its exit status, and all that it said."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "keyturn_workers", *command),
-        env={"PATH": "/usr/bin:/bin", "HOME": "/", **env},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        async with asyncio.timeout(60):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, output.decode()
+    ended = await run_command(env, *command)
+    return ended.status, ended.output + ended.errors
