@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
 import aiohttp
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from tools.harness.console import Account
+
+
+_PAUSE_S: Final = 0.3
+"""Each page is a question to the workers."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,19 @@ class ConsoleClient:
         async with self.session.get(self.url + path, headers=headers) as response:
             text = await response.text()
             return Answer(response.status, response.url.path_qs, response.headers, text)
+
+    async def until(self, path: str, *words: str, timeout_s: float = 60) -> Answer:
+        """Read a page again and again, until it has one of these texts.
+
+        Raises:
+            TimeoutError: it has none of them in time.
+        """
+        async with asyncio.timeout(timeout_s):
+            while True:
+                page = await self.get(path)
+                if page.status == 200 and any(each in page.text for each in words):
+                    return page
+                await asyncio.sleep(_PAUSE_S)
 
     async def post(self, path: str, fields: Mapping[str, str], **headers: str) -> Answer:
         """Send a form as a page of the console would, unless other headers are given."""

@@ -7,7 +7,6 @@ a broker that others go on using.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,7 +39,6 @@ SETTINGS: Final = {
 """Of the workers: a proof waits for two leases."""
 
 _CAUGHT_UP_S: Final = 90
-_PAUSE_S: Final = 0.1
 
 OPERATOR: Final = Account("ada", "operate")
 VIEWER: Final = Account("vera", "view")
@@ -131,9 +129,6 @@ async def _caught_up(url: str, history: History) -> None:
         "/dead": 'href="/dead/',
         f"/audit?text={history.clean_sweep_id}": f"{history.clean_sweep_id}</span>",
     }
-    async with asyncio.timeout(_CAUGHT_UP_S), console_client(url, VIEWER) as client:
+    async with console_client(url, VIEWER) as client:
         for path, text in shown.items():
-            while True:
-                if text in (await client.get(path)).text:
-                    break
-                await asyncio.sleep(_PAUSE_S)
+            await client.until(path, text, timeout_s=_CAUGHT_UP_S)

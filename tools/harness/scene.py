@@ -262,11 +262,12 @@ async def wait_until_drained(wire: Wire, *, timeout_s: float = 60) -> None:
         topology.SWEEP_QUEUE,
     )
     waits = [topology.retry_name(queue, s) for queue in work for s in topology.ALL_DELAYS_S]
-    queues = [*work, *waits]
     clock = asyncio.get_running_loop().time
     async with asyncio.timeout(timeout_s):
         empty_since = clock()
         while clock() - empty_since < _STAYS_EMPTY_S:
-            await asyncio.sleep(0.1)
-            if any([await wire.depth(queue) for queue in queues]):
-                empty_since = clock()
+            await asyncio.sleep(0.2)
+            for queue in (*waits, *work):
+                if await wire.depth(queue):
+                    empty_since = clock()
+                    break

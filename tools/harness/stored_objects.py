@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from tools.harness.deployment import Deployment
+    from tools.servers import S3Server
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,17 @@ class StoredObject:
 
 def s3_client(deployment: Deployment, *, signature_version: str | None = None) -> S3Client:
     """A plain boto3 client, which signs URLs by version 2 unless another one is given."""
+    return _client(deployment.s3, signature_version)
+
+
+@lru_cache(maxsize=8)  # to create one takes far longer than its request
+def _client(server: S3Server, signature_version: str | None) -> S3Client:
     client: S3Client = boto3.client(
         "s3",
-        endpoint_url=deployment.s3.endpoint_url,
-        region_name=deployment.s3.region,
-        aws_access_key_id=deployment.s3.access_key_id,
-        aws_secret_access_key=deployment.s3.secret_access_key,
+        endpoint_url=server.endpoint_url,
+        region_name=server.region,
+        aws_access_key_id=server.access_key_id,
+        aws_secret_access_key=server.secret_access_key,
         config=Config(
             signature_version=signature_version,
             s3={"addressing_style": "path"},

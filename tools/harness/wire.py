@@ -56,11 +56,13 @@ class Wire:
         self, matches: Callable[[dict[str, Any]], bool], *, timeout_s: float = 60
     ) -> dict[str, Any]:
         """The first event that matches; waits for it."""
+        known = 0
         async with asyncio.timeout(timeout_s), self._arrived:
             while True:
-                for event in self.events:
+                for event in self.events[known:]:
                     if matches(event):
                         return event
+                known = len(self.events)
                 await self._arrived.wait()
 
     async def more(self, known: int) -> None:

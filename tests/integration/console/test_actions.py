@@ -43,27 +43,17 @@ async def _signed_in(site: ConsoleSite) -> AsyncIterator[ConsoleClient]:
         yield client
 
 
-async def _until(client: ConsoleClient, path: str, *words: str) -> Answer:
-    """The page at this path, once it says one of these."""
-    async with asyncio.timeout(_TIMEOUT_S):
-        while True:
-            page = await client.get(path)
-            if page.status == 200 and any(each in page.text for each in words):
-                return page
-            await asyncio.sleep(0.2)
-
-
 async def _sweep(client: ConsoleClient, project: str) -> Answer:
     """The page of a sweep that has ended, started by its form."""
     form = await client.get(f"/sweeps/new?project={project}")
     begun = await client.submit(form, "/sweeps/new", scope="project", project=project)
     assert begun.status == 200
-    return await _until(client, begun.path, ">Clean<", "Not clean")
+    return await client.until(begun.path, ">Clean<", "Not clean")
 
 
 async def _audited(client: ConsoleClient, request_id: str) -> None:
     """Wait until the audit trail names the person beside this request."""
-    page = await _until(client, f"/audit?text={request_id}", f"{request_id}</span>")
+    page = await client.until(f"/audit?text={request_id}", f"{request_id}</span>")
     assert OPERATOR.name in page.text
 
 
@@ -80,7 +70,7 @@ async def test_the_failures_of_a_sweep_are_fixed_and_swept_again(
     async with _signed_in(site) as client:
         first = await _sweep(client, PROJECT)
         assert "Not clean" in first.text
-        shown = await _until(client, first.path, "sheets/damaged")
+        shown = await client.until(first.path, "sheets/damaged")
         assert "no_usable_wrap" in shown.text
         listed = await client.get(f"{first.path}/failures.txt")
         assert listed.text == f"no_usable_wrap\t{PROJECT}\tsheets/damaged\n"
@@ -89,14 +79,14 @@ async def test_the_failures_of_a_sweep_are_fixed_and_swept_again(
         form = await client.get(f"/projects/{PROJECT}/delete?key=sheets/damaged")
         key = {"key": "sheets/damaged", "typed": "sheets/damaged"}
         deleted = await client.submit(form, "/delete", **key)
-        await _until(client, deleted.path, "A tombstone has taken")
+        await client.until(deleted.path, "A tombstone has taken")
         await _audited(client, deleted.path.rpartition("/")[2])
 
         again = await client.get(first.path)
         assert f"/sweeps/new?project={PROJECT}" in again.text
         second = await _sweep(client, PROJECT)
         assert ">Clean<" in second.text
-        proven = await _until(client, second.path, "First inspection that counted")
+        proven = await client.until(second.path, "First inspection that counted")
         assert "/evidence/" in proven.text
         await _audited(client, second.path.rpartition("/")[2])
 
@@ -122,7 +112,7 @@ async def test_a_rotation_to_a_key_that_is_shown_once(site: ConsoleSite) -> None
                 return response.status
 
         assert await status(old_key) == 200
-        await _until(client, f"/projects/{project}", "Rotate key")
+        await client.until(f"/projects/{project}", "Rotate key")
         page = await client.submit(await client.get(path), "/rotate/key")
         found = re.search(r'<pre class="secret"[^>]*>([^<]*)</pre>', page.text)
         assert found is not None
@@ -133,11 +123,11 @@ async def test_a_rotation_to_a_key_that_is_shown_once(site: ConsoleSite) -> None
         sent = await client.submit(page, "/rotate", **confirmed)
         twice = await client.submit(page, "/rotate", **confirmed)
         assert twice.path == sent.path
-        outcome = await _until(client, sent.path, "is at generation")
+        outcome = await client.until(sent.path, "is at generation")
         assert "generation 2" in outcome.text
         assert found[1] not in outcome.text
         rotation_id = sent.path.rpartition("/")[2]
-        ended = await _until(client, f"/sweeps/{project}/{rotation_id}", ">Clean<")
+        ended = await client.until(f"/sweeps/{project}/{rotation_id}", ">Clean<")
         assert "Rotation of" in ended.text
         await asyncio.sleep(0.5)  # the gateway's cache of keyrings
         assert await status(found[1]) == 200
@@ -155,20 +145,20 @@ async def test_a_rotation_from_a_page_that_is_too_old_is_refused(site: ConsoleSi
         _signed_in(site) as client,
         console_client(site.url, OPERATOR, is_new=True) as other,
     ):
-        await _until(client, f"/projects/{project}", "Rotate key")
+        await client.until(f"/projects/{project}", "Rotate key")
         pages = [await each.submit(await each.get(path), "/rotate/key") for each in (client, other)]
         first = await client.submit(pages[0], "/rotate", saved="yes", typed=project)
-        await _until(client, first.path, "is at generation")
+        await client.until(first.path, "is at generation")
         second = await other.submit(pages[1], "/rotate", saved="yes", typed=project)
-        refused = await _until(other, second.path, "Refused")
+        refused = await other.until(second.path, "Refused")
         assert "generation_mismatch" in refused.text
 
 
 async def test_the_master_keys_are_counted(site: ConsoleSite) -> None:
     async with _signed_in(site) as client:
-        page = await _until(client, "/keys", "Move all projects to it")
+        page = await client.until("/keys", "Move all projects to it")
         await client.submit(page, "/keys/count")
-        counted = await _until(client, "/keys", "The numbers above are of the count")
+        counted = await client.until("/keys", "The numbers above are of the count")
         assert "in use by" in counted.text
         assert "m2" in counted.text
 

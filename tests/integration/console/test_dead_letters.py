@@ -82,16 +82,6 @@ async def _read(site: ConsoleSite, queue: str = UPLOADS) -> list[AbstractIncomin
         return [message for batch in batches for message in batch]
 
 
-async def _until(client: ConsoleClient, path: str, *words: str) -> Answer:
-    """The page at this path, once it says one of these."""
-    async with asyncio.timeout(_TIMEOUT_S):
-        while True:
-            page = await client.get(path)
-            if page.status == 200 and any(each in page.text for each in words):
-                return page
-            await asyncio.sleep(0.1)
-
-
 async def _listed(client: ConsoleClient, text: str, count: int) -> list[str]:
     """The pages of letters that have this text, once so many are there."""
     async with asyncio.timeout(_TIMEOUT_S):
@@ -107,7 +97,7 @@ async def _moved(client: ConsoleClient, page: Answer, **fields: str) -> Answer:
     """The outcome of a confirmation, once a worker has answered."""
     outcome = await client.submit(page, "/dead/move", **fields)
     assert outcome.path.startswith("/actions/"), outcome
-    return await _until(client, outcome.path, " replayed<", " discarded<")
+    return await client.until(outcome.path, " replayed<", " discarded<")
 
 
 async def test_a_letter_is_replayed_after_its_cause_was_mended(
@@ -128,7 +118,7 @@ async def test_a_letter_is_replayed_after_its_cause_was_mended(
     assert "<strong>1 replayed</strong>" in outcome.text
     stored = await site.wire.outcome(made.upload_id)
     assert stored["type"] == "upload.stored"
-    audit = await _until(client, f"/audit?text={made.upload_id}", "Grüße")
+    audit = await client.until(f"/audit?text={made.upload_id}", "Grüße")
     assert "Dead letter replayed" in audit.text
     assert OPERATOR.name in audit.text
     await _listed(client, made.upload_id, 0)
@@ -143,7 +133,7 @@ async def test_all_letters_of_a_code_are_discarded_also_those_that_are_not_shown
     project, count, code = "discarded", 1200, "unknown_algorithm"
     kept = rq.upload(site.deployment, project, "kept", b"x").document
     await _bury(site, [*_many(site, project, count, code), _letter(site, kept, "bad_seal")])
-    await _until(client, "/dead", "Not all letters are shown")
+    await client.until("/dead", "Not all letters are shown")
     path = f"/dead/confirm?move=discard&queue={UPLOADS}&code={code}"
     page = await client.get(path)
     assert "there may be more than" in page.text
@@ -251,7 +241,7 @@ async def test_hostile_letters_are_shown_and_discarded(
             ) as response:
                 assert response.status == 200, await response.text()
                 path = response.url.path
-            assert "could not be" not in (await _until(client, path, " discarded<")).text
+            assert "could not be" not in (await client.until(path, " discarded<")).text
 
 
 async def _bury_undecodable(site: ConsoleSite, monkeypatch: pytest.MonkeyPatch) -> None:

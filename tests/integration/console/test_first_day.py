@@ -83,7 +83,7 @@ class _Reader:
                 page = await self._client.get(path)
                 if page.status == 200 and all(each in page.text for each in words):
                     return page
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.4)
 
     async def rotate(self) -> str:
         """Step 3: returns the page of the rotation."""
