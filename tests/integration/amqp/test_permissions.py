@@ -10,7 +10,7 @@ import asyncio
 import re
 import secrets
 import shlex
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -48,7 +48,7 @@ from tools.servers import Servers, new_bucket
 from tools.servers.rabbitmq import password_hash
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
@@ -74,6 +74,24 @@ def commands() -> list[list[str]]:
     return [line[1:] for line in lines]
 
 
+def granted(commands: Iterable[list[str]]) -> dict[str, list[dict[str, str]]]:
+    """The commands as definitions: a node imports them in the time of one command."""
+    names = {
+        "set_permissions": ("configure", "write", "read"),
+        "set_topic_permissions": ("exchange", "write", "read"),
+    }
+    found: dict[str, list[dict[str, str]]] = {"permissions": [], "topic_permissions": []}
+    for verb, option, vhost, user, *patterns in commands:
+        assert option == "-p"
+        grant = dict(zip(names[verb], patterns, strict=True))
+        found[verb.removeprefix("set_")].append({"user": user, "vhost": vhost, **grant})
+    return found
+
+
+def renamed(command: list[str], old: str, new: str) -> list[str]:
+    return [part.replace(old, new) for part in command]
+
+
 @dataclass(frozen=True)
 class Users:
     """A vhost with the users of the document, and `audit`, a second publisher like `billing`."""
@@ -86,21 +104,21 @@ class Users:
 
 
 @pytest.fixture(scope="module")
-def users() -> Iterator[Users]:
-    with Servers("none", environ={}) as servers:
-        rabbitmq = servers.rabbitmq
+def users(broker: Servers) -> Iterator[Users]:
+    with ExitStack() as stack:
+        rabbitmq = broker.rabbitmq
+        if rabbitmq is None:  # a given broker's users are left alone
+            rabbitmq = stack.enter_context(Servers("none", environ={})).rabbitmq
         assert rabbitmq is not None
-        hashed = password_hash(_PASSWORD)
+        hashed, documented = password_hash(_PASSWORD), commands()
+        second = [renamed(each, "billing", "audit") for each in documented if "billing" in each]
         rabbitmq.import_definitions(
             {
                 "vhosts": [{"name": "keyturn"}],
                 "users": [{"name": user, "password_hash": hashed, "tags": []} for user in _USERS],
+                **granted([*documented, *second]),
             }
         )
-        for command in commands():
-            rabbitmq.control(*command)
-            if "billing" in command:
-                rabbitmq.control(*(part.replace("billing", "audit") for part in command))
         made = Users(rabbitmq)
         asyncio.run(declare(made.url("worker"), ["billing", "audit", "gateway", "console"]))
         yield made
@@ -543,11 +561,13 @@ def _is_closed(publisher: WorkerPublisher) -> bool:
 async def test_reports_that_the_broker_refuses_keep_no_event_from_its_stream(users: Users) -> None:
     """A refusal closes a channel: here the topic permission lacks `worker.reported`."""
     name = "silent-worker"
-    users.rabbitmq.control("add_user", name, _PASSWORD)
-    for command in commands():
-        if "worker" in command:
-            without = (part.replace(r"|worker\.reported", "") for part in command)
-            users.rabbitmq.control(*(name if part == "worker" else part for part in without))
+    made = {"name": name, "password_hash": password_hash(_PASSWORD), "tags": []}
+    without = [
+        [name if part == "worker" else part for part in renamed(each, r"|worker\.reported", "")]
+        for each in commands()
+        if "worker" in each
+    ]
+    users.rabbitmq.import_definitions({"users": [made], **granted(without)})
     report = parse_worker_report(compact(worker_reports()["worker.reported"]["running"]))
     stored = parse_event(compact(event_examples()["upload.stored"]["stored"]))
     broker = RabbitBroker(users.url(name), logger=None)

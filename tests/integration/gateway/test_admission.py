@@ -61,20 +61,12 @@ _FORM = "not of the form"
 _MALFORMED = "not an API key"
 _KEYLESS: dict[str, tuple[Fields, str]] = {
     "no header": ([], _NONE),
-    "another header": ([("X-Authorization", "Bearer KEY")], _NONE),
     "the proxy's header": ([("Proxy-Authorization", "Bearer KEY")], _NONE),
     "a cookie": ([("Cookie", "Authorization=Bearer KEY")], _NONE),
-    "the scheme alone": ([("Authorization", "Bearer")], _NONE),
     "an empty key": ([("Authorization", "Bearer ")], _NONE),
     "an empty header": ([("Authorization", "")], _FORM),
-    "another scheme": ([("Authorization", "Basic YWNtZTpwYXNzd29yZA==")], _FORM),
-    "no scheme": ([("Authorization", "KEY")], _FORM),
     "a tab after the scheme": ([("Authorization", "Bearer\tKEY")], _FORM),
     "two headers, both right": ([("Authorization", "Bearer KEY")] * 2, "more than one"),
-    "two headers, one right": (
-        [("Authorization", "Bearer KEY"), ("Authorization", "Bearer x")],
-        "more than one",
-    ),
     "two keys in one": ([("Authorization", "Bearer KEY, Bearer KEY")], _MALFORMED),
     "10 KB of it": (_bearer("k" * 10_240), _MALFORMED),
     "a key in Latin-1": (_bearer("k" * 40 + "\xe9"), _MALFORMED),
@@ -128,31 +120,16 @@ async def test_a_request_without_an_api_key_is_refused_in_other_words(
     assert unknown.body == answer.body
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_authentication_scheme_is_case_insensitive(scene: Scene, scheme: str) -> None:
-    fields = [("authorization", f"{scheme} {scene.deployment.api_key}")]
-    answer = await _raw(scene, "GET", _PATH, fields)
-    assert (answer.status, answer.body, answer.end) == (200, plain(100), "clean")
-
-
 # Project names that are invalid, or not enrolled; the caller holds the key of `acme`.
 _PROJECTS = {
     "unknown": "nosuch",
     "named like the stand-in": "nobody",
-    "upper case": "ACME",
-    "underscore": "ac_me",
-    "leading hyphen": "-acme",
-    "64 characters": "a" * 64,
-    "dot": "acme.",
-    "Keyturn's own": ".keyturn",
     "Keyturn's own, encoded": "%2ekeyturn",
-    "parent": "..",
     "parent, encoded": "%2e%2e",
     "objects within": "acme%2fobjects%2fx",
     "trailing space": "acme%20",
     "NUL": "acme%00",
     "no UTF-8": "%ff",
-    "all": "*",
     "all, as a folder": "_all",
     "fullwidth": "%EF%BD%81cme",
 }
@@ -175,32 +152,19 @@ async def test_an_api_key_opens_no_other_project(
 # Paths of keys that SPEC 1 does not allow, as they are sent.
 _KEYS = {
     "parent": "..",
-    "parent within": "a/../b",
-    "parent at the end": "a/..",
     "parent, encoded": "%2e%2e",
-    "parent, encoded, and on": "%2e%2e/other/x",
     "parent between encoded slashes": "a%2F..%2fb",
     "self": ".",
-    "self within": "a/./b",
-    "self, encoded": "a/%2e/b",
     "empty segment": "a//b",
-    "empty segment, encoded": "a%2f%2fb",
-    "leading slash": "/a",
-    "leading slash, encoded": "%2fa",
     "leading slash, own records": "%2f.keyturn/keyrings/acme.json",
-    "trailing slash": "a/",
     "trailing slash, encoded": "a%2f",
     "NUL": "a%00b",
     "carriage return": "a%0db",
-    "newline at the end": "a%0a",
-    "DEL": "a%7fb",
     "C1 control": "a%c2%85b",
     "no UTF-8": "a%ff",
     "overlong slash": "a%c0%afb",
-    "lone surrogate": "a%ed%a0%80",
     "nothing": "",
     "901 bytes": "k" * 901,
-    "901 bytes of two-byte characters": "%c3%a9" * 450 + "k",
 }
 
 
@@ -222,10 +186,7 @@ _NOT_THERE = {
     "a key without an object": "nothing/here",
     "own records, which no project can name": ".keyturn/keyrings/acme.json",
     "900 bytes": "k" * 900,
-    "three dots": "...",
-    "a dot within a segment": "a/.b/c",
     "a backslash": "a%5c..%5cb",
-    "decoded once": "%252e%252e/x",
     "a key like an address": "https:%2f-evil",
 }
 

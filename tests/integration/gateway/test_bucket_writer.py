@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 GATEWAY_ENV = {"KEYRING_CACHE_S": "0"}
-_SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * CHUNK, 1024 * 1024 + 3)
+# Each byte and each length is harmed in the unit tests of the reader.
+_SIZES = (0, CHUNK, 5 * CHUNK + 1, 1024 * 1024 + 3)
 
 
 def _flipped(body: bytes, at: int) -> bytes:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import re
-from datetime import UTC, timedelta
-from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -103,39 +100,13 @@ async def test_any_range_is_a_slice(
         assert int(answer.headers["content-length"]) == end - start
 
 
-# Range headers and what of `x` they give; None is a 416.
+# Range headers and what of `x` they give; None is a 416. The unit tests of requests have all forms.
 _RANGES: dict[str, slice | None] = {
-    "bytes=0-0": slice(0, 1),
-    "BYTES=0-0": slice(0, 1),
-    "Bytes=5-9": slice(5, 10),
     "bytes= 5-9 ": slice(5, 10),
-    "bytes=5-": slice(5, _SIZE),
-    "bytes=-5": slice(_SIZE - 5, _SIZE),
-    f"bytes=-{10 * _SIZE}": slice(0, _SIZE),
-    f"bytes=5-{10**40 - 1}": slice(5, _SIZE),
     "bytes=-0": None,
-    f"bytes={_SIZE}-": None,
-    f"bytes={_SIZE}-{_SIZE}": None,
-    f"bytes={10**39}-": None,
-    # What is to be passed over: the answer is the whole.
-    "bytes=5-2": slice(0, _SIZE),
-    "bytes=-": slice(0, _SIZE),
-    "bytes=": slice(0, _SIZE),
-    "bytes": slice(0, _SIZE),
     "": slice(0, _SIZE),
-    "bytes=a-b": slice(0, _SIZE),
-    "bytes=1-2-3": slice(0, _SIZE),
-    "bytes=--5": slice(0, _SIZE),
-    "bytes=+1-2": slice(0, _SIZE),
-    "bytes=0x1-0x2": slice(0, _SIZE),
     "bytes=\u00b2-\u00b3": slice(0, _SIZE),
-    "bytes=1 - 2": slice(0, _SIZE),
-    "bytes:0-1": slice(0, _SIZE),
-    "items=0-1": slice(0, _SIZE),
-    "bytes=0-0,2-2": slice(0, _SIZE),
-    "bytes=0-0, -1": slice(0, _SIZE),
     "bytes=" + "0-0," * 500 + "1-1": slice(0, _SIZE),
-    f"bytes={'9' * 5000}-": slice(0, _SIZE),
 }
 
 
@@ -147,15 +118,8 @@ async def test_a_range_header(scene: Scene, spec: str) -> None:
         assert (answer.status, answer.code) == (416, "range_not_satisfiable")
         assert answer.headers["content-range"] == f"bytes */{_SIZE}"
     else:
-        is_full = expected == slice(0, _SIZE) and spec != f"bytes=-{10 * _SIZE}"
-        assert answer.status == (200 if is_full else 206)
+        assert answer.status == (200 if expected == slice(0, _SIZE) else 206)
         assert answer.body == plain(_SIZE)[expected]
-
-
-async def test_a_range_of_a_head_is_the_whole_head(scene: Scene) -> None:
-    """Range is defined for GET alone."""
-    answer = await scene.client.request("acme", "x", {"Range": "bytes=0-0"}, method="HEAD")
-    assert (answer.status, answer.headers["content-length"]) == (200, str(_SIZE))
 
 
 async def test_the_headers_that_describe_an_object(scene: Scene) -> None:
@@ -177,76 +141,28 @@ async def test_the_headers_that_describe_an_object(scene: Scene) -> None:
     assert not [name for name in full.headers if "enc-" in name]
 
 
-async def _etag(scene: Scene) -> tuple[str, str]:
-    answer = await scene.client.request("acme", "x", method="HEAD")
-    return answer.headers["etag"], answer.headers["last-modified"]
-
-
-def _shifted(date: str, seconds: int) -> str:
-    shifted = parsedate_to_datetime(date).astimezone(UTC) + timedelta(seconds=seconds)
-    return format_datetime(shifted, usegmt=True)
-
-
-# Conditions (E the ETag, D its date, one second before and after), and the answer's status.
+# Conditions, with E for the ETag and D for its date, and the answer's status. The unit tests of
+# requests have the rules.
 _CONDITIONS: list[tuple[dict[str, str], int]] = [
-    ({"If-None-Match": "E"}, 304),
-    ({"If-None-Match": "W/E"}, 304),
     ({"If-None-Match": '"a", W/"b", E'}, 304),
-    ({"If-None-Match": '"a,b" ,E, "c"'}, 304),
-    ({"If-None-Match": "*"}, 304),
-    ({"If-None-Match": '"other"'}, 200),
-    ({"If-None-Match": "BARE"}, 200),
     ({"If-None-Match": ""}, 200),
-    ({"If-None-Match": '"other"', "If-Modified-Since": "D"}, 200),
     ({"If-Modified-Since": "D"}, 304),
-    ({"If-Modified-Since": "AFTER"}, 304),
-    ({"If-Modified-Since": "BEFORE"}, 200),
-    ({"If-Modified-Since": "yesterday"}, 200),
-    ({"If-Modified-Since": "Mon, 01 Jan 2024 00:00:00 +99999999999999999999"}, 200),
-    ({"If-Modified-Since": "Mon, 32 Foo 99999 99:99:99 GMT"}, 200),
-    ({"If-Match": "E"}, 200),
-    ({"If-Match": "*"}, 200),
-    ({"If-Match": '"a", E'}, 200),
-    ({"If-Match": "W/E"}, 412),
     ({"If-Match": '"other"'}, 412),
-    ({"If-Match": "E", "If-None-Match": "E"}, 304),
-    ({"If-Match": '"other"', "If-None-Match": "E"}, 412),
-    ({"If-Unmodified-Since": "D"}, 200),
-    ({"If-Unmodified-Since": "BEFORE"}, 412),
-    ({"If-Unmodified-Since": "BEFORE", "If-Match": "E"}, 200),
     ({"Range": "bytes=1-2", "If-Range": "E"}, 206),
-    ({"Range": "bytes=1-2", "If-Range": "W/E"}, 200),
     ({"Range": "bytes=1-2", "If-Range": '"other"'}, 200),
-    ({"Range": "bytes=1-2", "If-Range": "BARE"}, 200),
-    ({"Range": "bytes=1-2", "If-Range": "D"}, 206),
-    ({"Range": "bytes=1-2", "If-Range": "AFTER"}, 200),
-    ({"Range": "bytes=1-2", "If-Range": "BEFORE"}, 200),
-    ({"Range": "bytes=1-2", "If-Range": "yesterday"}, 200),
-    ({"Range": "bytes=999999999-", "If-Range": '"other"'}, 200),
-    ({"Range": "bytes=1-2", "If-None-Match": "E"}, 304),
-    ({"Range": "bytes=1-2", "If-Match": '"other"'}, 412),
-    ({"If-Range": '"other"'}, 200),
 ]
 
 
-@pytest.mark.parametrize("number", range(len(_CONDITIONS)), ids=lambda n: str(_CONDITIONS[n][0]))
+@pytest.mark.parametrize(("conditions", "status"), _CONDITIONS)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_a_condition(scene: Scene, number: int, method: str) -> None:
-    conditions, status = _CONDITIONS[number]
-    etag, date = await _etag(scene)
-    words = {
-        "E": etag,
-        "W/E": f"W/{etag}",
-        "BARE": etag.strip('"'),
-        "D": date,
-        "AFTER": _shifted(date, 1),
-        "BEFORE": _shifted(date, -1),
-    }
+async def test_a_condition(
+    scene: Scene, conditions: dict[str, str], status: int, method: str
+) -> None:
+    known = (await scene.client.request("acme", "x", method="HEAD")).headers
     headers = {
-        name: words.get(value, re.sub(r"\bE\b", etag, value)) for name, value in conditions.items()
+        name: known["last-modified"] if value == "D" else re.sub(r"\bE\b", known["etag"], value)
+        for name, value in conditions.items()
     }
-    if "D" in conditions.values() and "If-Range" in conditions:
-        await _strong(scene)
     answer = await scene.client.request("acme", "x", headers, method=method)
     if method == "HEAD" and status == 206:
         status = 200
@@ -259,19 +175,6 @@ async def test_a_condition(scene: Scene, number: int, method: str) -> None:
         assert answer.headers.get("content-length", str(_SIZE)) in ("0", str(_SIZE))
     elif method == "GET" and status in (200, 206):
         assert answer.body == (plain(_SIZE) if status == 200 else plain(_SIZE)[1:3])
-
-
-async def _strong(scene: Scene) -> None:
-    """A date names one form of an object only once it is older than a second."""
-    async with asyncio.timeout(10):
-        while True:
-            headers = (await scene.client.request("acme", "x", method="HEAD")).headers
-            age = parsedate_to_datetime(headers["date"]) - parsedate_to_datetime(
-                headers["last-modified"]
-            )
-            if age > timedelta(seconds=2):
-                return
-            await asyncio.sleep(0.2)
 
 
 async def test_a_byte_of_a_large_object_costs_two_chunks(ceph: S3Server) -> None:

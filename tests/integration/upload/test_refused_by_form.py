@@ -36,43 +36,24 @@ def good(served: WorkerUnderTest, project: str = "acme") -> Document:
     return requests.upload(served.deployment, project, f"form/{requests.new_id()}", b"x").document
 
 
-# What is changed in a good request, and what the refusal says of it.
+# What is changed in a good request, and what the refusal says of it. All forms of a field are in
+# tests/unit/keyturn/messages and in contracts/examples.
 CHANGES: dict[str, tuple[Document, str]] = {
     "number for a string": ({"key": 7}, "key: "),
-    "bool for a number": ({"body": {"staged": {"size": True}}}, "size: "),
-    "number in a string": ({"body": {"staged": {"size": "100"}}}, "size: "),
-    "fraction for a number": ({"body": {"staged": {"size": 100.0}}}, "size: "),
-    "staged size of nothing": ({"body": {"staged": {"size": 0}}}, "size: "),
     "null for a field": ({"sealed_key": None}, "sealed_key: "),
     "list for an object": ({"metadata": ["author"]}, "metadata: "),
     "unknown field": ({"color": "red"}, "color: "),
     "unknown field further in": ({"body": {"inline": "AA==", "size": 1}}, "size: "),
     "body both ways": ({"body": {"inline": "AA==", "staged": {"size": 72}}}, "body."),
-    "body no way": ({"body": {}}, "body."),
-    "key of nothing": ({"key": ""}, "key: "),
-    "key of 901 bytes": ({"key": "k" * 901}, "900 bytes"),
     "key of 901 bytes in 451 characters": ({"key": "k" + "ü" * 450}, "900 bytes"),
     "key that climbs": ({"key": "a/../../other/b"}, "'..' segment"),
-    "key that is dots": ({"key": ".."}, "'..' segment"),
-    "key with a dot segment": ({"key": "a/./b"}, "'.' or '..' segment"),
-    "key with an empty segment": ({"key": "a//b"}, "empty"),
-    "key with a leading slash": ({"key": "/a"}, "'/' at either end"),
-    "key with a trailing slash": ({"key": "a/"}, "'/' at either end"),
-    "key with a line feed": ({"key": "a\nb"}, "control characters"),
-    "key with a zero": ({"key": "a\0b"}, "control characters"),
     "key with a C1 control": ({"key": "a\u0085b"}, "control characters"),
     "key of half a character": ({"key": "\ud800"}, "not a JSON object"),
     "time of another form": ({"requested_at": "yesterday"}, "requested_at: "),
-    "time with an offset": ({"requested_at": "2026-11-24T10:00:00+00:00"}, "requested_at: "),
     "time with 7 digits": ({"requested_at": "2026-11-24T10:00:00.0000000Z"}, "requested_at: "),
-    "time that never was": ({"requested_at": "2026-02-30T10:00:00Z"}, "requested_at: "),
     "time as a number": ({"requested_at": 1_790_000_000}, "requested_at: "),
     "metadata of Keyturn's own": ({"metadata": {"enc-algo": "none"}}, "enc-"),
-    "metadata name in capitals": ({"metadata": {"Author": "kim"}}, "metadata."),
-    "metadata value a number": ({"metadata": {"author": 7}}, "metadata.author: "),
-    "metadata of 1025 bytes": ({"metadata": {"a": "v" * 1024}}, "1025 bytes on the wire"),
     "metadata too long once encoded": ({"metadata": {"a": "ü" * 400}}, "bytes on the wire"),
-    "metadata with a line feed": ({"metadata": {"a": "x\r\nx-amz-acl: y"}}, "control characters"),
     "content type with a line feed": ({"content_type": "text/plain\r\nx: y"}, "content_type: "),
     "content type not ASCII": ({"content_type": "text/plün"}, "content_type: "),
     "content type too long": ({"content_type": "t" * 1025}, "content_type: "),
@@ -81,11 +62,6 @@ CHANGES: dict[str, tuple[Document, str]] = {
         "sealed_key.ciphertext: ",
     ),
     "body not base64": ({"body": {"inline": "A-_A"}}, "inline: "),
-    "body with a line break": ({"body": {"inline": "AAAA\n"}}, "inline: "),
-    "intake key's name too long": (
-        {"sealed_key": {"intake_key": "k" * 33, "ciphertext": ""}},
-        "sealed_key.intake_key: ",
-    ),
 }
 
 

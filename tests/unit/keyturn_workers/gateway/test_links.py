@@ -584,7 +584,7 @@ async def _check_refused_after_rotation(serving: Serving, target: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     at=st.integers(len("/v1/projects/"), len(target_of(inline=True)) - 1),
     byte=st.sampled_from([*map(ord, string.printable[:95].replace("#", "")), 0x80, 0xFF]),

@@ -506,7 +506,7 @@ class TestRefusals:
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     at=st.integers(len("/v1/projects/"), len(upload_target()) - 1),
     byte=st.sampled_from([*map(ord, string.printable[:95].replace("#", "")), 0x80, 0xFF]),
