@@ -16,13 +16,23 @@ if TYPE_CHECKING:
 
     import pytest
 
-# Its tests share one deployment, with a console and a browser.
-_WHOLE: Final = "tests/integration/console"
+# Tests that share what takes long to start: a deployment with a console and a browser, a broker
+# with TLS, a server that lists by paths. Each group is one run, named after its first place.
+_SHARING: Final = (
+    ("tests/integration/console",),
+    ("tests/integration/tls",),
+    (
+        "tests/integration/upload/test_path_keys.py",
+        "tests/integration/sweep/test_path_order.py",
+        "tests/integration/cli/test_path_order.py",
+        "tests/integration/storage/test_path_order.py",
+    ),
+)
 _LONG: Final = ("tests/acceptance/", "tests/integration/", "tests/fuzz/")
 
 # Seconds on two busy cores, roughly: only what takes far longer than the rest must be here.
 _SECONDS: Final = {
-    _WHOLE: 340,
+    "tests/integration/console": 340,
     "tests/acceptance/test_chaos.py": 370,
     "tests/acceptance/test_sweep_workers.py": 210,
     "tests/acceptance/test_sweep_crashes.py": 200,
@@ -55,8 +65,8 @@ _SECONDS: Final = {
     "tests/acceptance/test_files.py": 25,
     "tests/acceptance/test_load.py": 25,
     "tests/integration/cli/test_through_gateway.py": 25,
-    "tests/integration/tls/test_everything.py": 25,
-    "tests/integration/sweep/test_path_order.py": 20,
+    "tests/integration/tls": 70,
+    "tests/integration/upload/test_path_keys.py": 60,
     "tests/integration/sweep/test_resume.py": 20,
 }
 _SECONDS_A_TEST: Final = 2
@@ -104,7 +114,10 @@ def apply(items: list[pytest.Item], processes: int) -> None:
 
 
 def _group(name: str) -> str:
-    return _WHOLE if name.startswith(f"{_WHOLE}/") else name.partition("::")[0]
+    for group in _SHARING:
+        if name.startswith(group):
+            return group[0]
+    return name.partition("::")[0]
 
 
 def _cost(group: str, tests: int) -> int:
