@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -195,26 +194,3 @@ async def test_outdated_rotations_are_refused(served: WorkerUnderTest) -> None:
     await served.publish(sent, message_id=sent.request_id)
     ended = await served.wire.event(lambda event: event["type"] == "sweep.completed")
     assert (ended["sweep_id"], ended["clean"]) == (first["rotation_id"], True)
-
-
-async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
-    """Retried after 1, 5 and 9 seconds, then refused; each kind of request at once."""
-    documents = [
-        requests.rotation(served.deployment, "nobody", new_api_key()),
-        requests.sweep("nobody"),
-        requests.delete("nobody", "k"),
-    ]
-    known = len(served.wire.events)
-    for document in documents:
-        sent = served.sign(document)
-        await served.publish(sent, message_id=sent.request_id)
-    events = await asyncio.gather(
-        *(served.wire.outcome(served.sign(document).request_id) for document in documents)
-    )
-    assert [event["code"] for event in events] == ["unknown_project"] * 3
-    assert len(served.wire.events) == known + 3
-    for _ in documents:
-        dead = await served.wire.take("keyturn.control.dead")
-        assert dead.headers["keyturn-code"] == "unknown_project"
-    assert not served.object_exists(".keyturn/keyrings/nobody.json")
-    assert stored_objects.list_keys(served.deployment, "nobody/") == []

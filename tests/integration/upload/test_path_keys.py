@@ -32,7 +32,7 @@ PERMANENT = "malformed_request"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(broker: Servers, seaweedfs: S3Server) -> AsyncIterator[WorkerUnderTest]:
     """A worker of all roles on SeaweedFS. Its parts are small, so that a large body has two."""
-    env = {"PART_SIZE_BYTES": str(5 * 2**20), "LEASE_S": "2", "KEYRING_CACHE_S": "0.5"}
+    env = {"PART_SIZE_BYTES": str(5 * 2**20), "LEASE_S": "1", "KEYRING_CACHE_S": "0.2"}
     async with run_worker(broker, seaweedfs, **env) as running:
         yield running
 

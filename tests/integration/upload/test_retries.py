@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from keyturn.crypto import Secret, kek_id, user_kek
+from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Generation, Keyring
 from tests.support.cuttable_proxy import Proxy, proxy
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import build_keyring
-from tools.harness.worker_under_test import WorkerUnderTest, run_worker, staging_s3_key
+from tools.harness.worker_under_test import QUEUES, WorkerUnderTest, run_worker, staging_s3_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -50,12 +50,29 @@ def put_offs(served: WorkerUnderTest, request_id: str) -> list[tuple[str, int]]:
 
 
 async def test_an_unknown_project_is_final_after_three_retries(served: WorkerUnderTest) -> None:
-    """Retried after 1, 5 and 9 seconds, then refused."""
-    sent = requests.upload(served.deployment, "nobody", "k", b"x")
-    await served.assert_rejected(served.sign(sent.document), "unknown_project", "nobody")
+    """Retried after 1, 5 and 9 seconds, then refused; each kind of request at once."""
+    known = len(served.wire.events)
+    requested = [
+        served.sign(document)
+        for document in (
+            requests.upload(served.deployment, "nobody", "k", b"x").document,
+            requests.rotation(served.deployment, "nobody", new_api_key()),
+            requests.sweep("nobody"),
+            requests.delete("nobody", "k"),
+        )
+    ]
+    for sent in requested:
+        await served.publish(sent, message_id=sent.request_id)
     waits = [("unknown_project", delay_s) for delay_s in (1, 5, 9)]
-    assert put_offs(served, sent.upload_id) == waits
-    assert not served.object_exists("nobody/k")
+    for sent in requested:
+        event = await served.wire.outcome(sent.request_id)
+        assert event["code"] == "unknown_project"
+        assert put_offs(served, sent.request_id) == waits
+        dead = await served.wire.take(f"{QUEUES[sent.routing_key]}.dead")
+        assert dead.headers["keyturn-code"] == "unknown_project"
+    assert len(served.wire.events) == known + len(requested)
+    for prefix in ("nobody/", keyring_s3_key("nobody")):
+        assert stored_objects.list_keys(served.deployment, prefix) == []
 
 
 async def test_a_project_enrolled_meanwhile_is_served(served: WorkerUnderTest) -> None:

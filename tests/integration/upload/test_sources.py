@@ -167,7 +167,12 @@ async def test_objects_of_the_earlier_system_come_in_as_they_are(
     """By either of their wraps; a sweep finds nothing to do."""
     deployment = Deployment(await fresh_amqp_url(broker), ceph, new_bucket(ceph))
     drop = DropBucket(moto, project="legacy", fields=DELETES)
-    env = {**sources_env(deployment, drop), "V0_MASTER_KEY": MASTER_KEY, "LEASE_S": "3"}
+    env = {
+        **sources_env(deployment, drop),
+        "V0_MASTER_KEY": MASTER_KEY,
+        "LEASE_S": "1",
+        "KEYRING_CACHE_S": "0.2",
+    }
     async with run_worker_for(deployment, **env) as served:
         enrollment = requests.enroll(deployment, "legacy", v0="allowed")
         info = kek_info("v0", enrollment["request_id"], "legacy")

@@ -1,4 +1,4 @@
-"""A worker for a whole module, on its own vhost and bucket."""
+"""A worker for a whole module of `control` or `upload`, on its own vhost and bucket."""
 
 from __future__ import annotations
 
