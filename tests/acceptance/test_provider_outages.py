@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(400)]
 # Under load, a process that must find the end of the marks within 2 s sometimes waits instead.
 LEASE_UNDER_LOAD_S: Final = 8
 AWAY_S: Final = 60
+_BETWEEN_UPLOADS_S: Final = 0.1
 COLD_S: Final = 10
 """Cold requests wait at least so long: three attempts. The fourth comes 36 s after the first."""
 
@@ -52,12 +53,13 @@ class _Outage:
 
 
 async def _load(project: Project, until_s: float, outage: _Outage) -> None:
-    """Upload to a warm project, one after the other."""
+    """Upload to a warm project, one after the other, a few each second."""
     while time.monotonic() < until_s:
         began = time.monotonic()
         await project.upload(f"warm/{outage.warm}", b"warm")
         outage.slowest_s = max(outage.slowest_s, time.monotonic() - began)
         outage.warm += 1
+        await asyncio.sleep(_BETWEEN_UPLOADS_S)
 
 
 async def _ended(work: asyncio.Task[None]) -> bool:
