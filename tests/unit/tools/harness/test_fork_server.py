@@ -36,6 +36,11 @@ async def test_a_command_reads_its_own_arguments_and_environment(
     printed = (await failed.stderr.read()).decode()
     assert (await failed.wait(), failed.returncode) == (2, 2)
     assert "KEYTURN_" in printed
+    assert failed.stdout is None
+    told = await server.start("keyturn_workers", ["--help"], _ENV, tmp_path, reads_output=True)
+    assert told.stdout is not None
+    assert b"worker" in await told.stdout.read()
+    assert await told.wait() == 0
     wrong = await server.start("keyturn_workers", ["worker", "no-such-role"], _ENV, tmp_path)
     assert b"no-such-role" in await wrong.stderr.read()
     assert await wrong.wait() == 2
