@@ -79,6 +79,15 @@ class Reading:
     letters: tuple[DeadLetterStatus, ...]
     queues: tuple[DeadQueueStatus, ...]
 
+    @property
+    def codes(self) -> tuple[CodeCount, ...]:
+        """How many letters of a queue have a code; of very many codes, the most frequent."""
+        numbers = Counter((row.queue, row.code or UNKNOWN_CODE) for row in self.letters)
+        return tuple(
+            CodeCount(code=code, count=count, queue=queue)
+            for (queue, code), count in sorted(numbers.most_common(_MAX_CODES))
+        )
+
 
 class DeadLetterView:
     """Reads dead letters for reports.
@@ -106,11 +115,15 @@ class DeadLetterView:
         self._problem: str | None = None
         self._fresh_until_s = 0.0
 
-    async def __call__(self, request: StatusRequested) -> dict[str, Any]:
-        """The fields of the report that answers the request.
+    async def page(self, request: StatusRequested) -> dict[str, Any]:
+        """The fields of the report that answers the request; errors as `read`."""
+        return _page(await self.read(), request)
+
+    async def read(self) -> Reading:
+        """What is in the queues, as far as was read.
 
         It waits for a reading that is due, but not for long: a queue of 100,000 letters takes most
-        of a minute. Meanwhile, the reading before answers, or none with `is_complete` false.
+        of a minute. Meanwhile it is the reading before, or an empty one without queues.
 
         Raises:
             StorageUnavailableError: the broker cannot be reached.
@@ -122,7 +135,7 @@ class DeadLetterView:
             await asyncio.wait({self._reading}, timeout=self._wait_s)
         if self._problem is not None:
             raise StorageUnavailableError(f"the dead letters cannot be read: {self._problem}")
-        return _page(self._last or Reading(self._now(), (), ()), request)
+        return self._last or Reading(self._now(), (), ())
 
     async def _read(self) -> None:
         began_s, at = self._clock_s(), self._now()
@@ -154,20 +167,17 @@ class DeadLetterView:
 def _page(reading: Reading, request: StatusRequested) -> dict[str, Any]:
     matching = [row for row in reading.letters if _matches(row, request)]
     selected = select(matching, request.page, request.limit, of_all=len(reading.letters))
-    codes = Counter((row.queue, row.code or UNKNOWN_CODE) for row in reading.letters)
+    codes = reading.codes
     return {
         "at": format_time(reading.at),
         "dead_letters": selected.rows,
         "dead_queues": reading.queues,
-        "codes": tuple(
-            CodeCount(code=code, count=count, queue=queue)
-            for (queue, code), count in sorted(codes.most_common(_MAX_CODES))
-        ),
+        "codes": codes,
         "total": selected.total,
         "of_all": selected.of_all,
         "is_complete": selected.is_complete
         and bool(reading.queues)
-        and len(codes) <= _MAX_CODES
+        and sum(each.count for each in codes) == len(reading.letters)
         and all(queue.depth == queue.read for queue in reading.queues),
     }
 

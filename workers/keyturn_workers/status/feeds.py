@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
@@ -19,7 +19,6 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 
 from keyturn.crypto import EventVerifier, VerifyKey
 from keyturn.errors import EventsUnavailableError, StorageUnavailableError
-from keyturn.messages import StatusRequested
 from keyturn.publisher.connection import (
     Broker,
     BrokerConnection,
@@ -31,6 +30,7 @@ from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow
 from keyturn.topology import AUDIT_STREAM, DEAD_LOCK, DEAD_QUEUES, WORKERS_STREAM
 from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.status.audit import MAX_RECORDS, AuditBook
+from keyturn_workers.status.dead_letters import DeadLetterView
 from keyturn_workers.status.workers import HISTORY, WATCHED_QUEUES, QueueDepth, WorkerBook
 
 FOLLOWED_FOR_S: Final = 600.0
@@ -273,7 +273,6 @@ class BrokerFeeds:
         deployment: Whose messages they must be.
         event_keys: The public event keys of this process.
         now: The time.
-        dead_letters: Answers the view of that name.
     """
 
     def __init__(
@@ -282,12 +281,11 @@ class BrokerFeeds:
         deployment: str,
         event_keys: Sequence[VerifyKey],
         now: Callable[[], datetime] = utc_now,
-        dead_letters: Callable[[StatusRequested], Awaitable[dict[str, Any]]] | None = None,
     ) -> None:
         self._now = now
         self._signatures = EventVerifier(deployment, event_keys)
         self._verifier = Verifier(deployment, event_keys)
-        self.dead_letters = dead_letters
+        self.dead_letters = DeadLetterView(broker, now)
         self.workers = WorkerBook(now)
         self.audit = AuditBook(self._signatures)
         self.depths = QueueDepths(broker, now)

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeVar
-from uuid import uuid4
 
 import structlog
 
@@ -250,9 +249,7 @@ class StatusReader:
             case "audit":
                 return await self._audit(feeds, request, page)
             case _:
-                if feeds.dead_letters is None:
-                    raise MalformedRequestError("dead letters are not read here")
-                return await feeds.dead_letters(request)
+                return await feeds.dead_letters.page(request)
         selected = select(rows, page, request.limit, of_all=len(rows))
         return _fields(ROWS_OF[request.view], selected, is_complete=is_complete)
 
@@ -283,7 +280,7 @@ class StatusReader:
         snapshot, depths, dead, keys, _, _ = await asyncio.gather(
             attempt("keyrings and sweeps", self._index.snapshot(self._wait_s)),
             attempt("queues", feeds.depths.read()),
-            attempt("dead letters", self._dead_letters(feeds)),
+            attempt("dead letters", feeds.dead_letters.read()),
             attempt("master keys", read_master_keys(self._keys, self._active_master_key)),
             attempt("reports of workers", feeds.read_workers(self._wait_s)),
             attempt("the audit trail", feeds.read_audit(self._wait_s)),
@@ -302,26 +299,12 @@ class StatusReader:
             unsigned_depth=None if unsigned is None else unsigned.depth,
             workers=feeds.workers.rows(),
             master_keys=keys or (),
-            dead_at=None if dead is None else dead["at"],
-            dead_codes=() if dead is None else dead["codes"],
+            dead_at=None if dead is None else format_time(dead.at),
+            dead_codes=() if dead is None else dead.codes,
             audit_findings=feeds.audit.findings,
             unread=unread,
             is_complete=snapshot.is_complete,
         )
-
-    async def _dead_letters(self, feeds: BrokerFeeds) -> dict[str, Any] | None:
-        if feeds.dead_letters is None:
-            return None
-        now = format_time(self._now())
-        request = StatusRequested(
-            request_id=str(uuid4()),
-            requested_at=now,
-            project=ALL_PROJECTS,
-            view="dead_letters",
-            page=1,
-            limit=1,
-        )
-        return await feeds.dead_letters(request)
 
     def _select(
         self, rows: Sequence[RowT], request: StatusRequested, of_all: int

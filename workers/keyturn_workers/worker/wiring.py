@@ -33,7 +33,6 @@ from keyturn_workers.keyring.marks import MarkWatch
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import WorkerSettings
 from keyturn_workers.sources.bucket import Sources
-from keyturn_workers.status.dead_letters import DeadLetterView
 from keyturn_workers.status.feeds import BrokerFeeds
 from keyturn_workers.status.reader import Identity, StatusReader
 from keyturn_workers.storage import Storage
@@ -261,9 +260,7 @@ class Wiring:
                 Identity(settings.deployment, settings.active_master_key, event_keys),
                 in_hand=lambda: self._metrics.queue(CONTROL_QUEUE).in_flight,
                 witness=self._witness,
-                feeds=BrokerFeeds(
-                    address, settings.deployment, event_keys, dead_letters=DeadLetterView(address)
-                ),
+                feeds=BrokerFeeds(address, settings.deployment, event_keys),
             ),
         )
 

@@ -68,7 +68,7 @@ class _Scene:
             page=page,
             **fields,
         )
-        found = await self.view(request)
+        found = await self.view.page(request)
         return StatusReported(
             request_id=request.request_id, project="*", view="dead_letters", **found
         )
