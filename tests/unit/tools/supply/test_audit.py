@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
+# On a busy machine pip-audit alone may take longer to start than `make audit` waits.
+_BUSY_S = 120
 
 _REQUIREMENTS = f"""\
 idna==3.20 \\
@@ -94,7 +96,7 @@ def requirements(tmp_path: Path) -> Path:
 
 def test_clean(requirements: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with _service() as (url, queries):
-        assert audit(requirements, url=f"{url}/clean") == 0
+        assert audit(requirements, url=f"{url}/clean", timeout_s=_BUSY_S) == 0
     assert sorted(queries) == ["idna", "yarl"]
     assert capfd.readouterr().out == "audit: 2 packages, 0 with known vulnerabilities\n"
 
@@ -103,7 +105,7 @@ def test_a_finding_fails_and_is_named(
     requirements: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with _service() as (url, _):
-        assert audit(requirements, url=f"{url}/finding") == 1
+        assert audit(requirements, url=f"{url}/finding", timeout_s=_BUSY_S) == 1
     report = capfd.readouterr()
     assert report.err == "audit: idna 3.20: PYSEC-2026-1, fixed in 3.21\n"
     assert report.out == "audit: 2 packages, 1 with known vulnerabilities\n"
@@ -114,7 +116,7 @@ def test_a_service_that_fails_passes_in_one_line(
     path: str, requirements: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with _service() as (url, queries):
-        assert audit(requirements, url=url + path) == 0
+        assert audit(requirements, url=url + path, timeout_s=_BUSY_S) == 0
     assert queries
     assert _not_done(capfd) == "could not be reached"
 
@@ -122,7 +124,7 @@ def test_a_service_that_fails_passes_in_one_line(
 def test_an_unreachable_database_passes_in_one_line(
     requirements: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert audit(requirements, url=f"http://127.0.0.1:{free_port()}/") == 0
+    assert audit(requirements, url=f"http://127.0.0.1:{free_port()}/", timeout_s=_BUSY_S) == 0
     assert _not_done(capfd) == "could not be reached"
 
 
@@ -141,7 +143,7 @@ def test_requirements_without_hashes_fail(
     file = tmp_path / "r.txt"
     file.write_text("idna==3.20\n")
     with _service() as (url, _):
-        assert audit(file, url=f"{url}/clean") == 1
+        assert audit(file, url=f"{url}/clean", timeout_s=_BUSY_S) == 1
     assert "audit: failed" in capfd.readouterr().err
 
 
