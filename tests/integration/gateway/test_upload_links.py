@@ -72,7 +72,8 @@ async def _raw(
     """Send bytes as they are, without an API key."""
     sent = {"Content-Length": str(len(body)), **(headers or {})}
     raw = request(method, target, sent, body)
-    return await exchange(live.scene.process.host, live.scene.process.port, raw)
+    process = live.scene.process
+    return await exchange(process.host, process.port, raw, head_only=method == "HEAD")
 
 
 class _Slow:
