@@ -12,7 +12,7 @@ from tools.harness.scene import Scene, enrolled_scene
 from tools.servers import new_bucket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tools.servers import S3Server, Servers
 
@@ -51,3 +51,11 @@ async def scene(ceph_enrolled: Scene, vhost_url: str) -> Scene:
 async def moto_scene(moto_enrolled: Scene, vhost_url: str) -> Scene:
     """The project on moto, on a fresh broker."""
     return await moto_enrolled.on(vhost_url)
+
+
+@pytest.fixture
+def vhosts(broker: Servers) -> Callable[[], str]:
+    """URLs of unused vhosts."""
+    if broker.rabbitmq is None:
+        pytest.skip("cases run side by side, each on a vhost that only a private broker gives")
+    return broker.rabbitmq.next_vhost_url

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from tools.harness.scene import Logs
     from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
-    from tools.servers import S3Server, Servers
+    from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 
 _OBJECTS = 7
-_AT_ONCE = 5
+_AT_ONCE = 7
 _SETTINGS = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "3"}
 _TAGS = {"team": "blue", "kept": "yes"}
 
@@ -115,14 +115,6 @@ def _standing(tenant: Tenant, rotation_id: str, wire: Wire) -> set[str]:
         "completed": "rotation.completed" in types,
     }
     return {word for word, holds in found.items() if holds}
-
-
-@pytest.fixture
-def vhosts(broker: Servers) -> Callable[[], str]:
-    """URLs of unused vhosts."""
-    if broker.rabbitmq is None:
-        pytest.skip("cases run side by side, each on a vhost that only a private broker gives")
-    return broker.rabbitmq.next_vhost_url
 
 
 async def _enrolled(

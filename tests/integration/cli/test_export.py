@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import stamina
 from rich.filesize import decimal
 
 from keyturn.crypto import new_api_key
@@ -95,7 +96,8 @@ async def test_through_a_gateway(cli: Cli, tmp_path: Path) -> None:
         broken.body = broken.body[:-50] + bytes([broken.body[-50] ^ 1]) + broken.body[-49:]
         bucket.put_made("acme", broken)
         _put(cli, {"new": b"new"})
-        more = await caller.arun("export", "acme", str(target), "--json")
+        with stamina.set_testing(True, attempts=2):
+            more = await caller.arun("export", "acme", str(target), "--json")
         assert more.exit_code == 1
         report = document(more)
         assert (report["exported"], report["already_there"]) == (1, len(OBJECTS))
