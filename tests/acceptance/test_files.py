@@ -27,7 +27,7 @@ pytestmark = pytest.mark.servers
 _KIB = 1024
 _EDGES = (0, 1, 16383, 16384, 16385, 256 * _KIB, 256 * _KIB + 1)
 _LARGE_BYTES = 20 * _KIB**2
-_BATCHES = 8
+_BATCHES = 4
 _BATCH_FILES = 25
 
 

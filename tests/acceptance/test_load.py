@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.servers
 
-_UPLOADS = 800
+_UPLOADS = 500
 _WORKERS = 2
 # Latency alone limits these workers, to about 70 uploads per second.
 _DELAY_S = 0.04
