@@ -166,7 +166,8 @@ def _run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv[:] = [module, *arguments]
+    sys.argv.clear()
+    sys.argv.extend([module, *arguments])
     if capabilities is not None:
         assume(capabilities)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
