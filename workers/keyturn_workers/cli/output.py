@@ -5,6 +5,7 @@ sequence in a key never reaches a terminal. Outside a terminal, tables are plain
 """
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
+import structlog
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -241,3 +243,14 @@ def count_progress(total: int | None, *, enabled: bool = True) -> Iterator[Calla
     with progress_display(*columns, enabled=enabled) as progress:
         task_id = progress.add_task("", total=total)
         yield lambda count: progress.advance(task_id, count)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log nothing: a command prints its result or one line."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)

@@ -8,16 +8,14 @@ shows which master keys are in use; whether one may be dropped is decided in
 """
 
 import asyncio
-import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import structlog
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from keyturn.crypto import VerifyKey
@@ -42,7 +40,7 @@ from keyturn.settings import DeploymentSettings
 from keyturn.topology import MARKS_STREAM
 from keyturn_workers.cli.bucket import count, optional_task
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.cli.output import Row, printable, progress_display
+from keyturn_workers.cli.output import Row, printable, progress_display, quiet
 from keyturn_workers.cli.settings import StatusSettings
 from keyturn_workers.key_usage_rules import KeyUsage, Surroundings, judge_drop, missing_key
 from keyturn_workers.keyring import Witness
@@ -161,7 +159,7 @@ async def open_marks(
         lease_s=_LEASE_S,
         signing_key=None,
     )
-    with _quiet():
+    with quiet():
         async with following(marks):
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
@@ -171,17 +169,6 @@ async def open_marks(
             except TimeoutError as exc:
                 raise CommandError(f"{MARKS_STREAM} was not read to its end in time") from exc
             yield marks
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Log nothing: a command prints its result or one line."""
-    before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    try:
-        yield
-    finally:
-        structlog.configure(**before)
 
 
 # What depends on which master key.

@@ -30,6 +30,7 @@ from keyturn_workers.cli.output import (
     print_rows,
     print_table,
     progress_display,
+    quiet,
 )
 from keyturn_workers.cli.settings import SourceStatusSettings
 from keyturn_workers.cli.watch import LINE_INTERVAL_S
@@ -82,7 +83,8 @@ def sources(name: OptionalSourceName = None, as_json: AsJson = False) -> None:
     elif not settings.sources and not as_json:
         print_line("no sources: KEYTURN_SOURCES, the setting that lists them, is empty or missing")
         return
-    records, kept = asyncio.run(_read(settings, name))
+    with quiet():
+        records, kept = asyncio.run(_read(settings, name))
     if name is None:
         rows = [_row(each, settings.sources[each], records[each]) for each in records]
         for row in rows:
@@ -128,17 +130,18 @@ def import_source(
     _find(own, name)
     began = time.monotonic()
     try:
-        result = asyncio.run(
-            _import(
-                settings,
-                own,
-                name,
-                prefix,
-                dry_run=dry_run,
-                wait=not no_wait,
-                as_json=as_json,
+        with quiet():
+            result = asyncio.run(
+                _import(
+                    settings,
+                    own,
+                    name,
+                    prefix,
+                    dry_run=dry_run,
+                    wait=not no_wait,
+                    as_json=as_json,
+                )
             )
-        )
     except KeyboardInterrupt:
         if not dry_run:
             note("requested objects are stored in the background; run it again for the rest")

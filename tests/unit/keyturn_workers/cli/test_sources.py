@@ -10,7 +10,7 @@ import pytest
 from rich.progress import Progress, TextColumn
 from typer.testing import CliRunner
 
-from keyturn.crypto import to_base64
+from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn_workers.cli import sources as cli_sources
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.sources import _ImportProgress
@@ -103,3 +103,33 @@ def test_a_source_that_cannot_delete_safely_shows_that(
     assert result.exit_code == 0, result.stderr
     shown = {row["source"]: row["delete"] for row in json.loads(result.stdout)}
     assert shown == {"kept": False, "emptied": True if is_safe else "not possible"}
+
+
+def test_a_source_out_of_reach_is_one_line_beside_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing of a worker's log is between what a program reads."""
+    use_bucket(monkeypatch, "sources", MemoryStorage())
+    source = {
+        "bucket": "the-drop",
+        "project": "acme",
+        "key": "{name}",
+        "endpoint_url": "http://127.0.0.1:9",
+        "access_key_id": "k",
+        "secret_access_key": "s",
+        "delete": True,
+    }
+    intake = to_base64(IntakeKey.from_seed(bytes(32)).public_bytes)
+    env = {
+        "KEYTURN_MASTER_KEYS": json.dumps({"m1": to_base64(bytes(32))}),
+        "KEYTURN_AMQP_URL": "amqp://127.0.0.1:9/",
+        "KEYTURN_PUBLISHER_NAME": "api",
+        "KEYTURN_PUBLISHER_KEY": to_base64(bytes(32)),
+        "KEYTURN_INTAKE_PUBLIC_KEY": f"main:{intake}",
+        "KEYTURN_EVENT_PUBLIC_KEY": to_base64(SigningKey.from_seed(bytes(32)).public_bytes),
+        "KEYTURN_S3_BUCKET": "bucket",
+        "KEYTURN_SOURCES": json.dumps({"drop": source}),
+    }
+    result = CliRunner().invoke(app, ["import", "drop", "--dry-run", "--json"], env=env)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("keyturn: source_unavailable: ")
