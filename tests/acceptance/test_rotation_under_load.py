@@ -5,7 +5,7 @@ of them; hundreds more come through the queue, before and all the while. Four wo
 for uploads, for control, and two for sweeps. One after another is killed.
 
 On Ceph, and with fewer objects on SeaweedFS. With `KEYTURN_TEST_LARGE=1`, Ceph has 2,000 objects
-when the first rotation begins, instead of 800.
+when the first rotation begins, instead of 480.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _CANARIES = 30
 _LEASE_S = 3
 # Of a machine that has little time for it: on an idle one the whole test takes under a minute.
 _TIMEOUT_S = 200
-_SETTINGS = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "100"}
+_SETTINGS = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "0.5", "SWEEP_PAGE_KEYS": "50"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Load:
     many_mib: int
 
 
-_CEPH = _Load("ceph", 640, 160, 8, 20, 4)
+_CEPH = _Load("ceph", 400, 80, 6, 20, 4)
 _CEPH_LARGE = _Load("ceph", 1700, 300, 8, 40, 4)
 _LOADS = {
     "ceph": _CEPH_LARGE if os.environ.get("KEYTURN_TEST_LARGE") == "1" else _CEPH,
