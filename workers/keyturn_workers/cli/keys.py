@@ -239,9 +239,12 @@ async def _describe(key: MasterKey, source: MasterKeySource) -> tuple[KeyDescrip
             await derive_known_kek(key)
         except KmsUnavailableError:
             raise exc from None
-        warning = f"it derives, but its properties cannot be read: {exc.detail}"
-        return describe_source(source), [warning]
+        return describe_source(source), [_not_described(exc)]
     return description, concerns(description)
+
+
+def _not_described(error: KmsUnavailableError) -> str:
+    return f"it derives, but its properties cannot be read: {error.detail}"
 
 
 @app.command("check")
@@ -290,7 +293,7 @@ async def _check_one(storage: Storage, settings: StatusSettings, name: str) -> R
             row["derives"] = True
             row["known_text"] = await _known_text(storage, name, kek)
             row |= await _measure(key)
-            _, row["warnings"] = await _describe(key, source)
+            row["warnings"] = await _warnings(key)
     except (KmsUnavailableError, SettingsError) as exc:
         row["error"] = str(exc)
     if row["known_text"] == _WRONG:
@@ -299,6 +302,14 @@ async def _check_one(storage: Storage, settings: StatusSettings, name: str) -> R
             "open under this one"
         )
     return row
+
+
+async def _warnings(key: MasterKey) -> list[str]:
+    """The concerns about a key that derives, whether it can be described or not."""
+    try:
+        return concerns(await key.describe())
+    except KmsUnavailableError as exc:
+        return [_not_described(exc)]
 
 
 async def _known_text(storage: Storage, name: str, kek: Secret) -> str:

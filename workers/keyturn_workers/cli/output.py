@@ -211,7 +211,7 @@ class TransferProgress:
         """Count further objects and bytes as done; a failure takes bytes back."""
         self._objects += objects
         self._progress.update(self._task_id, advance=size_bytes)
-        if self._objects:
+        if self._objects or self._of:
             self.label(f"{self._objects:,}{self._of} objects")
 
     def expect(self, objects: int, size_bytes: int) -> None:

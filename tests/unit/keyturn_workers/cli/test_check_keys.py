@@ -127,6 +127,7 @@ def test_a_key_that_may_only_derive_is_right(kms: FakeKms) -> None:
     result = _run("m2")
     assert result.exit_code == 0
     assert "m2: it derives, but its properties cannot be read: access denied" in result.stderr
+    assert kms.keys[URI].derivations == 2 + 20  # nothing that was shown is asked for again
 
 
 @pytest.mark.usefixtures("storage", "kms")

@@ -49,6 +49,10 @@ class _Terminal(io.StringIO):
         return True
 
 
+def _without_colors(terminal: _Terminal) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+
+
 def test_objects_are_shown_with_their_bytes_and_their_number_once_it_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -62,9 +66,22 @@ def test_objects_are_shown_with_their_bytes_and_their_number_once_it_is_known(
         progress.advance(0, -5_000_000)  # read again
         progress.expect(1200, 20_000_000)
         progress.advance(1, 5_000_000)
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    shown = _without_colors(terminal)
     assert "2 of 1,200 objects" in shown
     assert "10.0/20.0 MB" in shown
+
+
+def test_a_known_number_of_objects_is_shown_before_the_first_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = _Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr", terminal)
+    with transfer_progress() as progress:
+        progress.expect(5, 20_000_000)
+        progress.advance(0, 5_000_000)
+    assert "0 of 5 objects" in _without_colors(terminal)
 
 
 def test_outside_a_terminal_no_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
