@@ -15,7 +15,9 @@ import os
 import runpy
 import signal
 import sys
+from contextlib import chdir
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tools.harness.known_storage import assume
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
-    from pathlib import Path
 
     from keyturn_workers.storage import Capabilities
 
+_ROOT: Final = Path(__file__).parents[2]
+_PRELOADED: Final = "tools.harness.preloaded"
 _LINE_BYTES: Final = 1 << 17
 _PR_SET_PDEATHSIG: Final = 1
 # The interpreter reads these when it starts, so a process with one of them cannot be forked.
@@ -53,18 +56,31 @@ class ForkedProcess:
     stderr: asyncio.StreamReader
     stdout: asyncio.StreamReader | None
     _process: BaseProcess
+    _loop: asyncio.AbstractEventLoop
     _ended: asyncio.Event
+    _status: int | None = None
 
     @property
     def returncode(self) -> int | None:
         """Its exit status, or its signal as a negative number; None until it has ended."""
-        return self._process.exitcode
+        if self._status is None:
+            self._status = self._process.exitcode
+        return self._status
 
     async def wait(self) -> int:
         """Wait for its end; returns `returncode`."""
         await self._ended.wait()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
+        assert self.returncode is not None
+        return self.returncode
+
+    def finish(self) -> None:
+        """Wait for its end, without the loop, and release what it needed."""
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        self._status = self._process.exitcode
+        self._process.close()
+        self._ended.set()
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
@@ -81,12 +97,16 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Starts the server with the first process; `close` ends all processes."""
+    """Starts the server with the first process; `close` ends all processes.
+
+    The processes of `multiprocessing` are started and looked at by one thread only: two that ask
+    at the same time how one ended can be told another exit status.
+    """
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tools.harness.preloaded"])
-        self._processes: list[BaseProcess] = []
+        self._context.set_forkserver_preload([_PRELOADED])
+        self._running: list[ForkedProcess] = []
 
     async def start(
         self,
@@ -103,9 +123,9 @@ class ForkServer:
         With `capabilities`, a worker assumes them, and does not measure its storage. With
         `reads_output`, its standard output is read, too.
         """
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
         outputs = (1, 2) if reads_output else (2,)
         pipes = {fd: multiprocessing.Pipe(duplex=False) for fd in outputs}
+        streams = {fd: await _stream(reading) for fd, (reading, _) in pipes.items()}
         process = self._context.Process(
             target=_run,
             args=(
@@ -117,30 +137,36 @@ class ForkServer:
                 capabilities,
             ),
         )
-        await asyncio.to_thread(process.start)
-        streams = {fd: await _stream(*pipe) for fd, pipe in pipes.items()}
-        self._processes.append(process)
+        # The server finds what it preloads only from here, and says nothing where it does not.
+        with chdir(_ROOT):
+            process.start()
+        for _, writing in pipes.values():
+            writing.close()
+        assert process.pid is not None
+        loop = asyncio.get_running_loop()
+        forked = ForkedProcess(
+            process.pid, streams[2], streams.get(1), process, loop, asyncio.Event()
+        )
+        self._running.append(forked)
 
         def end() -> None:
-            loop.remove_reader(process.sentinel)
-            process.join()
-            ended.set()
+            forked.finish()
+            self._running.remove(forked)
 
         loop.add_reader(process.sentinel, end)
-        assert process.pid is not None
-        return ForkedProcess(process.pid, streams[2], streams.get(1), process, ended)
+        return forked
 
     def close(self) -> None:
         """End all that it started."""
-        for process in self._processes:
-            process.kill()
-            process.join()
-        self._processes.clear()
+        for each in self._running:
+            each.kill()
+            each.finish()
+        self._running.clear()
 
 
-async def _stream(reading: Connection, writing: Connection) -> asyncio.StreamReader:
-    """What a process writes into its end of a pipe; this process's ends are closed."""
-    with reading, writing:
+async def _stream(reading: Connection) -> asyncio.StreamReader:
+    """What a process writes into the other end of this pipe."""
+    with reading:
         pipe = os.fdopen(os.dup(reading.fileno()), "rb", 0)
     stream = asyncio.StreamReader(limit=_LINE_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(
@@ -160,6 +186,7 @@ def _run(
     """In a forked process: become `python -m MODULE ARGUMENTS`."""
     # The fork server ends with the process that uses it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    assert _PRELOADED in sys.modules
     for fd, output in outputs.items():
         with output:
             os.dup2(output.fileno(), fd)

@@ -17,6 +17,7 @@ from keyturn.crypto import SignatureError, VerifyKey
 from keyturn.topology import REQUEST_ID_FIELDS
 from tools.harness import requests
 from tools.harness.events import verified_events
+from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -133,10 +134,15 @@ class SignedPublisher:
         return await self.wire.outcome(await self.publish(document))
 
     async def enroll(self, *projects: str) -> None:
-        """Enroll projects with the deployment's API key."""
+        """Enroll projects with the deployment's API key.
+
+        Raises:
+            ServerError: one was refused.
+        """
         made = [requests.enroll(self.deployment, project) for project in projects]
         for event in await asyncio.gather(*map(self.publish_and_wait, made)):
-            assert event["type"] == "project.enrolled", event
+            if event["type"] != "project.enrolled":
+                raise ServerError(f"not enrolled: {event}")
 
     async def upload(self, project: str, object_keys: list[str]) -> None:
         """Store small objects."""

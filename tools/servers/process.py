@@ -115,18 +115,21 @@ def run_program(
     """Run a program to its end, and return its output.
 
     Raises:
-        ServerError: it failed; or another `error`. The text has the end of its output, but not its
-            arguments, which may contain secrets.
+        ServerError: it failed, or took too long; or another `error`. The text has the end of its
+            output, but not its arguments, which may contain secrets.
     """
-    done = subprocess.run(
-        command,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise error(f"{what} took longer than {timeout_s} s") from None
     if done.returncode != 0:
         raise error(f"{what} failed:\n{(done.stdout + done.stderr)[-_LOG_TAIL_BYTES:]}")
     return done.stdout

@@ -59,6 +59,18 @@ async def test_a_signal_ends_one_and_leaves_the_others(server: ForkServer, tmp_p
     assert await second.wait() == -signal.SIGTERM
 
 
+async def test_an_ended_process_leaves_no_descriptor_open(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    open_files = []
+    for _ in range(3):
+        ended = await server.start("keyturn_workers", ["--help"], _ENV, tmp_path)
+        await ended.stderr.read()
+        assert await ended.wait() == 0
+        open_files.append(psutil.Process().num_fds())
+    assert open_files[0] == open_files[-1]
+
+
 async def test_nothing_outlives_the_server(tmp_path: Path) -> None:
     server = ForkServer()
     running = await server.start("http.server", ["0"], _ENV, tmp_path)
