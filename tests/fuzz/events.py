@@ -1,8 +1,8 @@
 """Mutated events, reports and records through what readers of the streams use (SPEC 6.7, 15.3, 16).
 
-A reader gets what it reads for or nothing: whatever is on the stream, `Verifier` raises nothing,
-and what it gives is signed, of one kind, and comes back as it was read. Only of what is signed as a
-batch it gives several events.
+A reader gets what it reads for or nothing: whatever is on the stream, `Verifier` and `AuditChains`
+raise nothing, and what they give is signed, of one kind, and comes back as it was read. Only of
+what is signed as a batch they give several events.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import random
 from typing import Any, Final
 
-from keyturn.crypto import VerifyKey
+from keyturn.audit import AuditChains
+from keyturn.crypto import EventVerifier
 from keyturn.messages import (
     EVENT_BATCH_MAX,
     EVENT_MODELS,
@@ -67,8 +68,12 @@ def replay(body: bytes) -> Report:
 
 def _verifier() -> Verifier:
     logging.getLogger("keyturn.publisher.event_stream").setLevel(logging.ERROR)
-    key = VerifyKey.from_bytes(_DEPLOYMENT.event_key.public_bytes)
-    return Verifier(_DEPLOYMENT.name, [key])
+    return Verifier(_DEPLOYMENT.name, [_DEPLOYMENT.event_key.verify_key()])
+
+
+def _audit_record(record: StreamRecord) -> AuditRecorded | None:
+    chains = AuditChains(EventVerifier(_DEPLOYMENT.name, [_DEPLOYMENT.event_key.verify_key()]))
+    return chains.add(record.body, record.signature).record
 
 
 def _batch(rng: random.Random, examples: list[valid_messages.Document]) -> valid_messages.Document:
@@ -105,7 +110,8 @@ def _one(watch: Watch, verifier: Verifier, record: StreamRecord, *, is_batch: bo
     clock = Clock()
     try:
         events = verifier.events(record)
-        found: list[Any] = [*events, *filter(None, [verifier.worker_report(record)])]
+        others = (verifier.worker_report(record), _audit_record(record))
+        found: list[Any] = [*events, *filter(None, others)]
         cpu_s = clock.passed_s()
         if len({event.type for event in found}) > 1 or (events and len(found) > len(events)):
             watch.found("one message that is read as two kinds", record.body)
