@@ -197,7 +197,8 @@ async def _use_gateway(client: Client, bucket: Bucket) -> None:
     put = await client.request("acme", "new", method="PUT", body=b"x" * 100_000)
     assert put.status in (200, 201, 202), put
     made = bucket.made("other", "corrupt", b"x" * 1000)
-    bucket.put(object_s3_key("other", "corrupt"), made.body[:-1] + b"!", made.metadata)
+    corrupt = made.body[:-1] + bytes([made.body[-1] ^ 1])
+    bucket.put(object_s3_key("other", "corrupt"), corrupt, made.metadata)
     bucket.put_made("other", bucket.made("other", "large", bytes(_LARGE_BYTES)))
     process, authorization = client.process, ("Authorization", f"Bearer {client.api_key}")
     reader, writer = await asyncio.open_connection(process.host, process.port)

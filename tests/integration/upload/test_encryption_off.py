@@ -65,6 +65,6 @@ async def test_a_damaged_body_is_not_stored_as_plaintext(served: WorkerUnderTest
     """A body that does not open is not stored as plaintext either."""
     await served.enroll("plain", plaintext="allowed")
     sent = requests.upload(served.deployment, "plain", "k", os.urandom(2_000_000), staged=True)
-    served.stage(sent.upload_id, sent.sealed_body[:-1] + b"\0")
+    served.stage(sent.upload_id, sent.sealed_body[:-1] + bytes([sent.sealed_body[-1] ^ 1]))
     await served.assert_rejected(served.sign(sent.document), "bad_seal")
     assert stored_objects.list_keys(served.deployment, "plain/") == []
