@@ -13,8 +13,9 @@ SYNC := $(UV) sync --locked --all-packages --all-extras --quiet
 # The shipped set: what the image holds.
 EXPORT := $(UV) export --locked --package keyturn-workers --extra pkcs11 --extra console --extra otel --no-default-groups --quiet
 FILES ?=
-# Each process of the suite has servers of its own; given ones cannot be shared out.
-PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,4)
+# Each process of the suite has servers of its own; given ones cannot be shared out. They mostly
+# wait, for leases and retries, so that five of them fill two cores.
+PROCESSES := $(if $(KEYTURN_AMQP_URL)$(KEYTURN_S3_ENDPOINT_URL),0,5)
 ARGS ?=
 # Lines and branches that the tests without servers reach, in per cent.
 COVERAGE := 78

@@ -32,46 +32,60 @@ _LONG: Final = ("tests/acceptance/", "tests/integration/", "tests/fuzz/")
 
 # Seconds on two busy cores, roughly: only what takes far longer than the rest must be here.
 _SECONDS: Final = {
-    "tests/integration/console": 340,
-    "tests/acceptance/test_chaos.py": 370,
-    "tests/acceptance/test_sweep_workers.py": 110,
-    "tests/acceptance/test_sweep_crashes.py": 200,
-    "tests/acceptance/test_provider_outages.py": 90,
-    "tests/acceptance/test_providers.py": 110,
-    "tests/acceptance/test_rotation_under_load.py": 80,
-    "tests/integration/control/test_marks.py": 100,
-    "tests/integration/cli/test_foreign_events.py": 40,
-    "tests/integration/cli/test_verify.py": 30,
-    "tests/integration/test_metrics.py": 70,
-    "tests/acceptance/test_gateway_on_seaweedfs.py": 60,
-    "tests/integration/sweep/test_master_keys.py": 60,
+    "tests/integration/console": 270,
+    "tests/acceptance/test_sweep_crashes.py": 150,
+    "tests/acceptance/test_sweep_workers.py": 130,
+    "tests/integration/control/test_marks.py": 110,
+    "tests/acceptance/test_chaos.py": 110,
+    "tests/acceptance/test_rotation_under_load.py": 100,
+    "tests/acceptance/test_providers.py": 100,
+    "tests/acceptance/test_crashes.py": 90,
+    "tests/unit/clients/test_typescript.py": 80,
+    "tests/integration/sweep/test_master_keys.py": 70,
+    "tests/acceptance/test_fair_shares.py": 70,
+    "tests/acceptance/test_provider_outages.py": 70,
     "tests/integration/sweep/test_proofs.py": 60,
-    "tests/acceptance/test_secrets_not_exposed.py": 60,
-    "tests/integration/amqp/test_permissions.py": 50,
     "tests/integration/monitoring/test_dashboards.py": 60,
-    "tests/integration/status/test_reports.py": 60,
-    "tests/fuzz/test_live.py": 50,
-    "tests/unit/clients/test_typescript.py": 50,
+    "tests/acceptance/test_secrets_not_exposed.py": 60,
+    "tests/integration/sweep/test_resume.py": 50,
+    "tests/integration/test_servers.py": 50,
+    "tests/integration/test_unsafe_storage.py": 50,
+    "tests/integration/upload/test_path_keys.py": 50,
+    "tests/integration/publisher/test_events.py": 50,
     "tests/integration/cli/test_audit.py": 50,
-    "tests/integration/sweep/test_options.py": 50,
-    "tests/integration/cli/test_rotate_with_worker.py": 30,
-    "tests/integration/cli/test_status.py": 30,
-    "tests/integration/test_read_only_root.py": 40,
-    "tests/acceptance/test_event_key_rotation.py": 40,
-    "tests/integration/cli/test_key_is_gone.py": 40,
-    "tests/acceptance/test_install.py": 30,
-    "tests/acceptance/test_shutdown.py": 30,
+    "tests/fuzz/test_live.py": 50,
+    "tests/acceptance/test_gateway_on_seaweedfs.py": 50,
+    "tests/integration/storage/test_probe.py": 50,
+    "tests/acceptance/test_broker_loss.py": 40,
+    "tests/integration/status/test_reports.py": 40,
+    "tests/integration/sweep/test_options.py": 40,
+    "tests/acceptance/test_source_crashes.py": 40,
+    "tests/integration/gateway/test_typescript_client.py": 40,
+    "tests/integration/browser/test_page.py": 40,
+    "tests/integration/control/test_deletion.py": 40,
+    "tests/fuzz/test_requests.py": 40,
+    "tests/integration/tls": 40,
+    "tests/acceptance/test_ingest_crashes.py": 30,
+    "tests/integration/upload/test_sources.py": 30,
+    "tests/integration/test_read_only_root.py": 30,
     "tests/integration/test_health.py": 30,
-    "tests/acceptance/test_files.py": 25,
-    "tests/acceptance/test_load.py": 25,
-    "tests/integration/cli/test_through_gateway.py": 25,
-    "tests/integration/tls": 70,
-    "tests/integration/upload/test_path_keys.py": 60,
-    "tests/integration/sweep/test_resume.py": 20,
+    "tests/integration/test_start_during_outages.py": 30,
+    "tests/integration/upload/test_retries.py": 30,
+    "tests/integration/cli/test_status.py": 30,
+    "tests/integration/cli/test_rotate_with_worker.py": 30,
+    "tests/integration/deploy/test_rendering.py": 30,
+    "tests/integration/cli/test_key_is_gone.py": 30,
+    "tests/integration/audit/test_trail.py": 30,
+    "tests/integration/gateway/test_live.py": 30,
+    "tests/acceptance/test_event_key_rotation.py": 30,
+    "tests/integration/cli/test_dead.py": 30,
+    "tests/integration/sweep/test_keyrings.py": 30,
+    "tests/integration/control/test_enrollment.py": 30,
+    "tests/integration/gateway/test_deletes.py": 30,
+    "tests/integration/cli/test_foreign_events.py": 30,
 }
-_SECONDS_A_TEST: Final = 2
+_SECONDS_A_TEST: Final = 0.2
 _SECONDS_AT_LEAST: Final = 10
-_SECONDS_AT_MOST: Final = 60
 
 
 def spread(names: list[str], processes: int) -> list[int]:
@@ -89,7 +103,7 @@ def spread(names: list[str], processes: int) -> list[int]:
         groups[_group(name)].append(index)
     long = [group for group in groups if group in _SECONDS or group.startswith(_LONG)]
     runs: list[list[int]] = [[] for _ in range(processes)]
-    seconds = [0] * processes
+    seconds = [0.0] * processes
     costs = {group: _cost(group, len(groups[group])) for group in long}
     for group in sorted(long, key=costs.__getitem__, reverse=True):
         least = seconds.index(min(seconds))
@@ -120,9 +134,8 @@ def _group(name: str) -> str:
     return name.partition("::")[0]
 
 
-def _cost(group: str, tests: int) -> int:
-    guess = min(_SECONDS_AT_MOST, max(_SECONDS_AT_LEAST, _SECONDS_A_TEST * tests))
-    return _SECONDS.get(group, guess)
+def _cost(group: str, tests: int) -> float:
+    return _SECONDS.get(group, max(_SECONDS_AT_LEAST, _SECONDS_A_TEST * tests))
 
 
 def modules() -> Iterable[str]:
