@@ -9,6 +9,7 @@ deployments of a module are started once.
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -140,4 +141,4 @@ def _cost(group: str, tests: int) -> float:
 
 def modules() -> Iterable[str]:
     """The files and folders that are named here."""
-    return _SECONDS
+    return (*chain.from_iterable(_SHARING), *_SECONDS)

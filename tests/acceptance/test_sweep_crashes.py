@@ -63,9 +63,11 @@ class Death:
     tags: bool = False
 
 
-# In the order in which a rotation comes by them. Of points with the same state, one is here.
+# In the order in which a rotation comes by them. `ack-before` is not here: its state is that of
+# `event-after`.
 DEATHS = {
     "begun": [
+        Death("keyring-put-before", "", "turned recorded accepted", "control"),
         Death("keyring-put-after", "turned", "recorded accepted", "control"),
         Death("record-created", "turned recorded", "stepped accepted", "control"),
         Death("event-after", "turned recorded accepted", "stepped", "control"),
@@ -153,7 +155,7 @@ async def _rotation_survives(scene: Scene, tenant: Tenant, death: Death, logs: L
         request = tenant.rotation(expected_generation=1)
         rotation_id = request["rotation_id"]
         await scene.publish(wire, request)
-        assert await dying.ended() == -signal.SIGKILL
+        assert await dying.ended(timeout_s=60) == -signal.SIGKILL
         await _check_death(tenant, rotation_id, wire, death)
         async with scene.worker("all", point="nowhere", **_SETTINGS) as plain:
             await wait_for_end(wire, rotation_id, "rotation.completed")
@@ -189,12 +191,14 @@ def _check_rotated(scene: Scene, tenant: Tenant, rotation_id: str) -> None:
     scene.check_logs()
 
 
-# A delete whose tombstone exists: whether object.deleted was published.
+# A delete: whether the tombstone exists, and whether object.deleted was published. `ack-before` is
+# not here: its state is that of `quietly-put-off`.
 DELETES = {
-    "put-after": False,
-    "quietly-put-off": False,
-    "event-before": False,
-    "event-after": True,
+    "put-before": (False, False),
+    "put-after": (True, False),
+    "quietly-put-off": (True, False),
+    "event-before": (True, False),
+    "event-after": (True, True),
 }
 
 
@@ -214,7 +218,7 @@ async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs)
     scene.logs = logs
     await asyncio.to_thread(tenant.put_all, small_plaintexts(2))
     key = next(iter(tenant.objects))
-    del tenant.objects[key]
+    gone = tenant.objects.pop(key)
     async with (
         scene.worker("control", point=point, **_SETTINGS) as dying,
         open_wire(scene.deployment) as wire,
@@ -222,10 +226,12 @@ async def _delete_survives(scene: Scene, tenant: Tenant, point: str, logs: Logs)
         request = tenant.delete(key)
         request_id = request["request_id"]
         await scene.publish(wire, request)
-        assert await dying.ended() == -signal.SIGKILL
-        was_reported = DELETES[point]
+        assert await dying.ended(timeout_s=60) == -signal.SIGKILL
+        tombstone_exists, was_reported = DELETES[point]
         shown = stored_objects.read_object(scene.deployment, tenant.project, key)
-        assert (shown.metadata["enc-algo"], shown.body) == ("deleted", b"")
+        assert (shown.metadata["enc-algo"] == "deleted") is tombstone_exists
+        body_sha256 = stored_objects.sha256(b"") if tombstone_exists else gone.body_sha256
+        assert stored_objects.sha256(shown.body) == body_sha256
         if was_reported:
             await wait_for_end(wire, request_id, "object.deleted")
         assert bool(events_of(wire, request_id)) is was_reported
@@ -292,7 +298,7 @@ async def _all_survives(
         open_wire(scene.deployment) as wire,
     ):
         await scene.publish(wire, request)
-        assert await dying.ended() == -signal.SIGKILL
+        assert await dying.ended(timeout_s=60) == -signal.SIGKILL
         assert await asyncio.to_thread(_all_standing, tenants, sweep_id, death.point) == death
         async with scene.worker("all", point="nowhere", **settings) as plain:
             await wire.event(partial(_is_whole_end, sweep_id), timeout_s=150)

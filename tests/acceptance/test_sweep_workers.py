@@ -184,7 +184,7 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
     How long this lasts is not specified: either sweep may process it at once.
     """
     # Time for another worker to bring all objects on before it is over.
-    settings = {**_SETTINGS, "LEASE_S": "8"}
+    settings = {**_SETTINGS, "LEASE_S": "12"}
     broker_port = urlsplit(scene.deployment.amqp_url).port
     assert broker_port is not None
     (tenant,) = await enroll_projects(scene, ["set-back"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.integration.cli.conftest import Cli
+    from tools.harness.wire import Wire
     from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
@@ -71,6 +73,16 @@ async def cli(broker: Servers, moto: S3Server) -> AsyncIterator[Cli]:
         yield served
 
 
+@asynccontextmanager
+async def _all_sweeps_in_own_stream(wire: Wire) -> AsyncIterator[None]:
+    own = await wire.channel.get_queue(publisher_stream("api"), ensure=False)
+    await own.bind(EXCHANGE, "sweep.#")
+    try:
+        yield
+    finally:
+        await own.unbind(EXCHANGE, "sweep.#")
+
+
 async def test_a_sweep_of_another_publisher_with_the_same_id_does_not_end_a_rotation(
     cli: Cli,
 ) -> None:
@@ -79,9 +91,8 @@ async def test_a_sweep_of_another_publisher_with_the_same_id_does_not_end_a_rota
     async with (
         open_wire(cli.deployment) as wire,
         Publisher.open(_settings(cli, "mallory", _MALLORY)) as mallory,
+        _all_sweeps_in_own_stream(wire),
     ):
-        own = await wire.channel.get_queue(publisher_stream("api"), ensure=False)
-        await own.bind(EXCHANGE, "sweep.#")
         # No sweep of acme can repair this object, so its rotation is not clean.
         bucket.put("acme/unencrypted", b"x", {})
         env = {"NEW_API_KEY": new_api_key()}

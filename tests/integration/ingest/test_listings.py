@@ -109,8 +109,9 @@ async def test_an_import_that_was_killed_is_run_again(vhost_url: str, ceph: S3Se
         killed = asyncio.create_task(run(deployment, drop, "import", "drop"))
         known = len(running.wire.events)
         await running.wire.more(known + 20)
-        killed.cancel()  # which kills the process
+        assert killed.cancel()  # which kills the process
         await asyncio.wait([killed])
+        assert killed.cancelled()
         first = {event["upload_id"] for event in running.wire.events[known:]}
 
         status, result, err = await run(deployment, drop, "import", "drop")

@@ -40,6 +40,7 @@ def test_deep_nesting_is_malformed() -> None:
         (b"[]", "the body is not a JSON object"),
         (b'"text"', "the body is not a JSON object"),
         (b"\xff", "the body is not a JSON object"),
+        ('{"a": 1}'.encode("utf-16"), "the body is not a JSON object"),
         (b'{"a": "\\ud800"}', "the body is not a JSON object"),
         (b'{"a": ["\\ud800"]}', "the body is not a JSON object"),
         (b'{"a": [[{"b": ["", ["\\udfff"]]}]]}', "the body is not a JSON object"),
