@@ -17,6 +17,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_plus
 
+import stamina
+from botocore.exceptions import ClientError
+
 from keyturn.crypto import SigningKey, to_base64
 from keyturn.identifiers import source_upload_id
 from keyturn.topology import NOTIFICATIONS
@@ -201,6 +204,11 @@ class SourceBuckets:
         }
 
 
+def _is_no_such_key(error: Exception) -> bool:
+    """Whether Ceph's gateway refused a put with this code: seldom, and in a versioned bucket."""
+    return isinstance(error, ClientError) and error.response["Error"]["Code"] == "NoSuchKey"
+
+
 class DropWriter:
     """Puts the drops of a run, and sends notifications; `written` records it."""
 
@@ -252,14 +260,16 @@ class DropWriter:
 
     async def _put(self, drop: Drop, upload: Upload) -> str:
         """Put one content, and return the id of its upload."""
-        answer = await asyncio.to_thread(
-            self._client.put_object,
-            Bucket=self._buckets.names[drop.source],
-            Key=drop.s3_key,
-            Body=plaintext(self._seed, upload),
-            ContentType=str(upload.content_type),
-            Metadata=dict(upload.metadata),
-        )
+        async for attempt in stamina.retry_context(on=_is_no_such_key, attempts=5):
+            with attempt:
+                answer = await asyncio.to_thread(
+                    self._client.put_object,
+                    Bucket=self._buckets.names[drop.source],
+                    Key=drop.s3_key,
+                    Body=plaintext(self._seed, upload),
+                    ContentType=str(upload.content_type),
+                    Metadata=dict(upload.metadata),
+                )
         upload_id = source_upload_id(
             self._deployment.name,
             drop.source,

@@ -1,6 +1,7 @@
-"""Which class serves which kind of master key. A further provider is one module and its lines here.
+"""Which class serves which kind of master key.
 
-The libraries of a provider are imported only where one of its keys is used: they are optional.
+A further provider is a module, and its lines here, in `key_uris`, `settings` and `cli/keys`. The
+libraries of a provider are imported only where one of its keys is used: they are optional.
 """
 
 from collections.abc import AsyncIterator, Iterator

@@ -2,7 +2,7 @@
 
 | module | what it does |
 | --- | --- |
-| `handler` | serves upload requests from the queue |
+| `handler` | serves upload requests from the queue, and makes their events |
 | `uploader` | one upload, over all its attempts |
 | `attempt` | what all uploads share, an upload, and one attempt, as values |
 | `sessions` | opens transport keys, and remembers publishers' sealing sessions |
@@ -10,6 +10,8 @@
 | `put` | puts the object, and decides whether the keyring must be read again |
 | `existing` | finds the upload's own object at its target |
 | `cleanup` | removes abandoned bodies and multipart uploads |
+
+An upload is refused where the reason is found: in `body`, `existing`, `put` or `uploader`.
 """
 
 from keyturn_workers.upload.attempt import Limits, UploadContext
