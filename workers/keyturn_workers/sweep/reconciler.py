@@ -97,7 +97,7 @@ class Reconciler(StepRunner[ProjectRecord]):
         if current is not None:
             results = await self._store.results(record)
             for page in current.open_pages:
-                if page.sent_at == record.stepped_at and page.page not in results:
+                if page.sent_at is not None and page.page not in results:
                     await self._dispatcher.send_page(record.project, current.id, page)
         await self._dispatcher.send_step(record)
 

@@ -86,7 +86,7 @@ class StepRunner(ABC, Generic[RecordT]):
 
     @abstractmethod
     async def _send_again(self, record: RecordT) -> None:
-        """Send what the last step had to send: its worker may have died before that."""
+        """Send all that is under way: the worker of a step may have died before it had sent it."""
 
     def _unsent(self, record: RecordT) -> RecordT:
         """The record with everything to be sent again; of the record of all, only its step."""
@@ -121,7 +121,9 @@ class StepRunner(ABC, Generic[RecordT]):
                 raise NotFoundError("no record of sweeps exists for this project") from exc
             record = stored.record
             if hint.step != record.step:
-                if again and hint.step + 1 == record.step:
+                # Whatever steps others have made since: the worker of this one may have died, or
+                # lost the broker, before it had sent all.
+                if again and hint.step < record.step:
                     await self._publish_ends(hint.project)
                     await self._send_again(record)
                 return

@@ -106,6 +106,25 @@ async def test_a_sweep_rewraps_every_object_and_ends_clean() -> None:
     assert [entry.kek for entry in (await on.keyring()).history] == [None]
 
 
+async def test_pages_that_were_never_sent_are_sent_again_though_another_step_was_made() -> None:
+    on = Sweeping()
+    await on.start()
+    _, first = on.messages.take()
+    assert isinstance(first, SweepStep)
+    await on.handler.run_step(first, again=False)
+    assert on.messages.pages()
+    # The worker lost the broker before it had sent anything. Then a second request adds an origin,
+    # and another worker makes the step that this asks for.
+    on.messages.waiting.clear()
+    on.storage.advance(2)
+    await on.start(OTHER)
+    await on.deliver()
+    assert not on.messages.pages()
+    await on.handler.run_step(first, again=True)
+    assert on.messages.pages()
+    assert (await _end(on)).clean
+
+
 async def test_after_its_end_a_record_rests_and_no_result_is_left() -> None:
     """Not even that of a stalled worker, which no step reads."""
     on = Sweeping()
