@@ -49,6 +49,15 @@ class _Terminal(io.StringIO):
         return True
 
 
+def _terminal_for_errors(monkeypatch: pytest.MonkeyPatch) -> _Terminal:
+    """A terminal in place of standard error."""
+    terminal = _Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr", terminal)
+    return terminal
+
+
 def _without_colors(terminal: _Terminal) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
 
@@ -56,10 +65,7 @@ def _without_colors(terminal: _Terminal) -> str:
 def test_objects_are_shown_with_their_bytes_and_their_number_once_it_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    terminal = _Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("sys.stderr", terminal)
+    terminal = _terminal_for_errors(monkeypatch)
     with transfer_progress() as progress:
         progress.advance(1, 5_000_000)
         progress.advance(0, 5_000_000)
@@ -74,10 +80,7 @@ def test_objects_are_shown_with_their_bytes_and_their_number_once_it_is_known(
 def test_a_known_number_of_objects_is_shown_before_the_first_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    terminal = _Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("sys.stderr", terminal)
+    terminal = _terminal_for_errors(monkeypatch)
     with transfer_progress() as progress:
         progress.expect(5, 20_000_000)
         progress.advance(0, 5_000_000)
