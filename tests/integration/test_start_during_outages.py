@@ -14,8 +14,8 @@ import pytest
 
 from keyturn.topology import UPLOAD_QUEUE
 from tests.support.counting_proxy import counting
+from tools.chaos.fault_proxy import run_fault_proxy
 from tools.chaos.plan import Action
-from tools.chaos.storage_proxy import run_fault_proxy
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.tcp_proxy import proxy

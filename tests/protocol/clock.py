@@ -22,14 +22,14 @@ _MODULES: Final = (
     "keyturn_workers.amqp.failures",
     "keyturn_workers.control.deletion",
     "keyturn_workers.control.enrollment",
-    "keyturn_workers.control.handler",
+    "keyturn_workers.control.request_handler",
     "keyturn_workers.control.rotation",
     "keyturn_workers.storage.clock",
     "keyturn_workers.sweep.steps",
     "keyturn_workers.sweep.all_projects",
     "keyturn_workers.sweep.messages",
     "keyturn_workers.sweep.starter",
-    "keyturn_workers.upload.handler",
+    "keyturn_workers.upload.request_handler",
 )
 
 

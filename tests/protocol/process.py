@@ -25,8 +25,8 @@ from keyturn_workers.amqp.request_consumer import RequestConsumer, TimeSource
 from keyturn_workers.audit import AuditProcess, AuditTrail
 from keyturn_workers.control.deletion import Deleter
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.control.handler import ControlHandler
 from keyturn_workers.control.recovery import Recoverer
+from keyturn_workers.control.request_handler import ControlHandler
 from keyturn_workers.control.rotation import Rotator
 from keyturn_workers.keyring import KeyringReader
 from keyturn_workers.keyring.mark_stream import MarkStream

@@ -27,7 +27,7 @@ from tools.harness.process import peak_bytes
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tools.chaos.storage_proxy import FaultProxy
+    from tools.chaos.fault_proxy import FaultProxy
 
 _ROOT = Path(__file__).parents[2]
 _START_S = 60

@@ -29,7 +29,7 @@ from keyturn_workers.sweep.record import OpenPage, Round
 from keyturn_workers.sweep.store import record_path
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, Traffic, bare, worker
-from tools.chaos.storage_proxy import run_fault_proxy
+from tools.chaos.fault_proxy import run_fault_proxy
 from tools.harness.world import key_of, open_world, pages_of
 
 if TYPE_CHECKING:

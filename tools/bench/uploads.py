@@ -22,7 +22,7 @@ from keyturn.publisher.sessions import SealingSession
 from keyturn.topology import EVENTS_STREAM, EXCHANGE, UPLOAD_QUEUE, dead_letter_name
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, Traffic, bare, worker
-from tools.chaos.storage_proxy import run_fault_proxy
+from tools.chaos.fault_proxy import run_fault_proxy
 from tools.harness import requests, stored_objects
 from tools.harness.events import documents_in, verified_events
 from tools.harness.wire import SignedPublisher, Wire, open_wire

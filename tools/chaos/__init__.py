@@ -6,7 +6,7 @@
 | `load` | `make load` | drains a long queue, in peace or while workers or the broker are stopped |
 | `capacity` | `make capacity` | says how many processes a load needs; measures a series of sizes |
 
-`plan` is the pure schedule; `run` performs it with `processes`, `storage_proxy`, `publisher`,
+`plan` is the pure schedule; `run` performs it with `processes`, `fault_proxy`, `publisher`,
 `operator`, `gateway_readers`, `attackers` and `thief`; `evidence` is read from the broker, and
 `checks` and `bucket_checks` judge it. `drain`, with `drained` for what it shows, and `capacity` are
 the two other profiles.

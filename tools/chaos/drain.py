@@ -41,7 +41,7 @@ from keyturn.publisher import Publisher
 from tools.bench.figures import Results, number, table
 from tools.chaos.drained import Drained, DrainError, Outcome, Sample, pace_of, steady_per_s
 from tools.chaos.evidence import on_broker
-from tools.chaos.storage_proxy import run_fault_proxy
+from tools.chaos.fault_proxy import run_fault_proxy
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import peak_bytes, worker
@@ -53,7 +53,7 @@ from tools.servers.process import ServerError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tools.chaos.storage_proxy import FaultProxy
+    from tools.chaos.fault_proxy import FaultProxy
     from tools.harness.process import WorkerProcess
     from tools.servers import RabbitMQ
 

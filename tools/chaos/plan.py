@@ -36,7 +36,7 @@ FAULTS = (
     "answer lost",
     "late",
 )
-"""The faults of storage requests; see `tools.chaos.storage_proxy`."""
+"""The faults of storage requests; see `tools.chaos.fault_proxy`."""
 FALSE_RESPONSES = {
     "404": ("read object", "read keyring"),
     "404 page": ("read object", "read keyring"),

@@ -17,6 +17,7 @@ from tools.chaos.bucket_checks import leftovers
 from tools.chaos.drop_checks import DropState, read_state, summary, taken_in
 from tools.chaos.drops import DropWriter, SourceBuckets, make_drops
 from tools.chaos.evidence import Evidence, on_broker
+from tools.chaos.fault_proxy import FaultProxy, run_fault_proxy
 from tools.chaos.gateway_readers import GatewayReaders
 from tools.chaos.operator import NEW_MASTER, Operator, new_masters
 from tools.chaos.plan import (
@@ -37,7 +38,6 @@ from tools.chaos.publisher import (
     LoadSender,
     RecordingPublisher,
 )
-from tools.chaos.storage_proxy import FaultProxy, run_fault_proxy
 from tools.chaos.thief import Thief
 from tools.harness.console import ConsoleDeployment
 from tools.harness.console_client import console_client

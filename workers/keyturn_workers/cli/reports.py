@@ -4,7 +4,7 @@ Commands show what `keyturn_workers.status` reads, all of it, with the operator'
 are compared with their marks (SPEC 5.5) where the broker can be reached: a command has no event
 key of its own here, follows the stream like a gateway, and adds no marks. A census of the objects
 shows which master keys are in use; whether one may be dropped is decided in
-`keyturn_workers.key_usage_rules`.
+`keyturn_workers.master_key_drop_rule`.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ from keyturn_workers.cli.bucket import count, optional_task
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.output import Row, printable, progress_display, quiet
 from keyturn_workers.cli.settings import StatusSettings
-from keyturn_workers.key_usage_rules import KeyUsage, Surroundings, judge_drop, missing_key
 from keyturn_workers.keyring import Witness
 from keyturn_workers.keyring.mark_stream import MarkStream, following
+from keyturn_workers.master_key_drop_rule import KeyUsage, Surroundings, judge_drop, missing_key
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.status.key_usage import NONCURRENT, UNREADABLE, list_objects
 from keyturn_workers.status.reader import ROWS_OF, Identity, StatusReader

@@ -18,7 +18,7 @@ from keyturn.errors import CodedError, PublisherError
 from keyturn.identifiers import parse_time
 from keyturn.messages import MasterKeyStatus, StatusRejected, StatusReported
 from keyturn_workers.console.ask import Asker, Query
-from keyturn_workers.key_usage_rules import (
+from keyturn_workers.master_key_drop_rule import (
     DropVerdict,
     KeyUsage,
     Surroundings,

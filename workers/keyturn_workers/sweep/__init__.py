@@ -19,7 +19,8 @@ its old keys, and gives each origin its end.
 | `steps` | what a step message does to a record, and what all parts of a sweep share |
 | `reconciler` | the steps of one project |
 | `paginator` | divides a project's object keys into pages |
-| `page`, `page_listing` | one attempt at one page |
+| `page` | one attempt at one page |
+| `page_object_keys` | lists the object keys of a page, as the bucket has them now |
 | `evidence` | the evidence of clean ends |
 | `all_projects` | sweeps of all projects: one part for each |
 | `messages`, `handler` | the messages of sweeps: steps, pages, events |

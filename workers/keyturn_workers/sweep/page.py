@@ -53,7 +53,7 @@ from keyturn_workers.objects.plan_action import (
     plan_action,
 )
 from keyturn_workers.storage import Storage
-from keyturn_workers.sweep.page_listing import Row, list_batches
+from keyturn_workers.sweep.page_object_keys import Row, list_batches
 from keyturn_workers.sweep.record import Failure, OpenPage, ProjectRecord, Result, Round, State
 from keyturn_workers.sweep.store import SweepStore
 

@@ -2,7 +2,7 @@
 
 | module | what it does |
 | --- | --- |
-| `handler` | serves upload requests from the queue, and makes their events |
+| `request_handler` | serves upload requests from the queue, and makes their events |
 | `uploader` | one upload, over all its attempts |
 | `attempt` | what all uploads share, an upload, and one attempt, as values |
 | `sessions` | opens transport keys, and remembers publishers' sealing sessions |
@@ -15,7 +15,7 @@ An upload is refused where the reason is found: in `body`, `existing`, `put` or 
 """
 
 from keyturn_workers.upload.attempt import Limits, UploadContext
-from keyturn_workers.upload.handler import UploadHandler
+from keyturn_workers.upload.request_handler import UploadHandler
 from keyturn_workers.upload.sessions import OpenedSessions
 from keyturn_workers.upload.uploader import Uploader, UploadResult
 

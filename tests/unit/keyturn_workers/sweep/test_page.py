@@ -29,7 +29,7 @@ from keyturn_workers.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.objects.plan_action import ObjectView, Options, Rewrap, plan_action
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep.page import CannotProveYetError, gather_all, restore_noted_tags
-from keyturn_workers.sweep.page_listing import Row, list_batches
+from keyturn_workers.sweep.page_object_keys import Row, list_batches
 from keyturn_workers.sweep.record import Failure, OpenPage, State
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn_workers.storage import Capabilities, Headers
-from keyturn_workers.sweep.page_listing import list_batches
+from keyturn_workers.sweep.page_object_keys import list_batches
 from keyturn_workers.sweep.paginator import MAX_OPEN_PAGES, Paginator
 from keyturn_workers.sweep.record import KeyRange, OpenPage, Round
 from tests.unit.keyturn_workers.sweep.records import round_of

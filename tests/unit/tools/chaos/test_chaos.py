@@ -23,6 +23,7 @@ from tests.unit.keyturn_workers.storage.scripted_server import (
     scripted_server,
 )
 from tools.chaos import bucket_checks
+from tools.chaos.fault_proxy import FaultProxy, kind_of, run_fault_proxy
 from tools.chaos.plan import (
     CONSOLE,
     FALSE_RESPONSES,
@@ -40,7 +41,6 @@ from tools.chaos.plan import (
     make_plan,
     plaintext,
 )
-from tools.chaos.storage_proxy import FaultProxy, kind_of, run_fault_proxy
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keyturn_workers.key_usage_rules import (
+from keyturn_workers.master_key_drop_rule import (
     DropVerdict,
     KeyUsage,
     Surroundings,
