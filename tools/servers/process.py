@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -217,7 +218,7 @@ class ServerProcess:
         self._process.wait()
 
 
-class PrivateServer:
+class PrivateServer(ABC):
     """A server of one process, with a port and a scratch folder of its own. A context manager.
 
     A subclass defines `start`, which calls `_launch`. After `stop` it can be started again, with
@@ -235,13 +236,13 @@ class PrivateServer:
         self._starts = 0
         self._process: ServerProcess | None = None
 
+    @abstractmethod
     def start(self) -> object:
         """Start it, and wait until it serves.
 
         Raises:
             ServerError: it exited or was not ready in time.
         """
-        raise NotImplementedError
 
     def stop(self) -> None:
         """End the process; does nothing if it is not running."""
