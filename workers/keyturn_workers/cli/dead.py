@@ -31,6 +31,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import format_time, parse_time, staging_s3_key
 from keyturn.messages import (
+    UNKNOWN_CODE,
     AuditAction,
     DeadLettersAction,
     EnrollRequested,
@@ -98,12 +99,16 @@ def list_letters(
     queue: Annotated[
         str | None, typer.Argument(help="A single queue, such as keyturn.upload.dead.")
     ] = None,
+    code: Annotated[
+        str | None,
+        typer.Option(help=f"Only letters with this code; `{UNKNOWN_CODE}` for those without one."),
+    ] = None,
     limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, oldest first. None is removed."""
     settings = DeploymentSettings.read()
-    letters, more = asyncio.run(_list(settings, _queues(queue), limit))
+    letters, more = asyncio.run(_list(settings, _queues(queue), code, limit))
     rows = [_row(letter, letters) for letter in letters]
     print_rows(_COLUMNS, rows, as_json=as_json)
     for name in more:
@@ -124,15 +129,22 @@ def _row(letter: DeadLetter, letters: list[DeadLetter]) -> Row:
 
 
 async def _list(
-    settings: DeploymentSettings, queues: list[str], limit: int
+    settings: DeploymentSettings, queues: list[str], code: str | None, limit: int
 ) -> tuple[list[DeadLetter], list[str]]:
+    """The oldest letters of each queue, and the queues that hold more than these."""
+
+    def match(message: AbstractIncomingMessage, queue: str) -> DeadLetter | None:
+        letter = describe(message, queue)
+        return letter if code in (None, letter.code or UNKNOWN_CODE) else None
+
     letters: list[DeadLetter] = []
     more: list[str] = []
     async with open_letters(BrokerAddress.of(settings)) as channel:
         for queue in queues:
-            found, count = await read_letters(channel, queue, describe, limit)
-            letters += found
-            if count > limit:
+            # One more than is shown, to know whether there are more with this code.
+            found, _ = await read_letters(channel, queue, match, limit + 1)
+            letters += found[:limit]
+            if len(found) > limit:
                 more.append(queue)
     return letters, more
 

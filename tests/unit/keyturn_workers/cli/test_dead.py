@@ -94,6 +94,22 @@ def test_a_list_that_is_cut_says_so(broker: MemoryBroker) -> None:
     assert "holds more" not in _run("list", "--limit", "3").stderr
 
 
+def test_only_the_letters_of_one_code_are_listed(broker: MemoryBroker) -> None:
+    codes = ("request_expired", "bad_seal", "request_expired", "bad_seal", "not a code")
+    broker.fill(_DEAD, *(letter(upload(), code) for code in codes))
+    assert [row["code"] for row in _rows("list", "--code", "bad_seal")] == ["bad_seal"] * 2
+    assert [row["code"] for row in _rows("list", "--code", "unknown")] == [None]
+    assert _rows("list", "--code", "corrupt_object") == []
+
+
+def test_the_limit_counts_only_letters_of_the_code(broker: MemoryBroker) -> None:
+    broker.fill(_DEAD, *(letter(upload(), code) for code in ("request_expired", "bad_seal") * 2))
+    cut, complete = (_run("list", "--code", "bad_seal", "--limit", limit) for limit in ("1", "2"))
+    assert (len(cut.stdout.splitlines()), len(complete.stdout.splitlines())) == (2, 3)
+    assert f"{_DEAD} holds more" in cut.stderr
+    assert complete.stderr == ""
+
+
 def test_letters_with_the_same_id_are_told_apart_by_their_digests(broker: MemoryBroker) -> None:
     """Any publisher can reuse the id of another message."""
     document = upload()
