@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.keyturn_workers.cli.fake_kms import FakeKms, fake_kms
-from tests.unit.keyturn_workers.cli.fake_publisher import Commands, commands
+from tests.unit.keyturn_workers.cli.fakes import Commands, FakeKms, commands, fake_kms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from keyturn_workers.keyring import create_keyring
 from keyturn_workers.storage import Headers
 from keyturn_workers.sweep import AllRecord, Options, Origin, ProjectRecord, SweepStore
 from keyturn_workers.sweep.record import End, Round, State, Walk
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
 from tools.harness.local_keys import desired_state, operator_keys
 from tools.harness.memory_storage import MemoryStorage

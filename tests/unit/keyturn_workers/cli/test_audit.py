@@ -1,8 +1,9 @@
-"""`keyturn audit`: what it shows, what it exports, and how it ends (SPEC 15.3)."""
+"""`keyturn audit` shows, exports and verifies exactly what was signed (SPEC 15.3)."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from keyturn.crypto import to_base64
+from keyturn.audit import Problem
+from keyturn.crypto import EventVerifier, VerifyKey, from_base64, to_base64
 from keyturn.identifiers import format_time
 from keyturn.publisher.event_stream import StreamRecord
 from keyturn_workers.cli import audit
 from keyturn_workers.cli.app import app
-from tests.unit.keyturn.test_audit import DEPLOYMENT, KEY
-from tests.unit.keyturn_workers.cli.test_audit_export import stream
+from keyturn_workers.cli.audit import Inspection, is_of_project, read_lines, to_line
+from keyturn_workers.cli.errors import CommandError
+from tests.unit.keyturn.test_audit import DEPLOYMENT, KEY, chain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -29,6 +32,13 @@ _ENV = {
     "KEYTURN_AMQP_URL": "amqp://localhost/",
     "KEYTURN_EVENT_PUBLIC_KEY": to_base64(KEY.public_bytes),
 }
+SIGNATURES = EventVerifier(DEPLOYMENT, [VerifyKey.from_bytes(KEY.public_bytes)])
+_HEADERS = b'"headers": {"keyturn-signature": "", "keyturn-event-key": ""}'
+
+
+def _stream(count: int, first: int = 0, **fields: Any) -> list[StreamRecord]:
+    records = chain(count, **fields)
+    return [StreamRecord(first + number, *record) for number, record in enumerate(records)]
 
 
 class _EndError(Exception):
@@ -75,7 +85,7 @@ def _at(ago: timedelta) -> dict[str, Any]:
 
 
 def test_tail_shows_a_line_for_each_record_from_now_on(fake: FakeStream) -> None:
-    fake.records = stream(2)
+    fake.records = _stream(2)
     result = _run("tail")
     lines = result.stdout.splitlines()
     assert len(lines) == 2
@@ -85,17 +95,17 @@ def test_tail_shows_a_line_for_each_record_from_now_on(fake: FakeStream) -> None
 
 
 def test_tail_shows_why_and_what(fake: FakeStream) -> None:
-    fake.records = stream(
+    fake.records = _stream(
         1, action="object.opened_as_operator", object_key="a/b", request_type=None, reason="4711"
     )
     assert "object.opened_as_operator acme/a/b done by Kim Doe (4711)" in _run("tail").stdout
 
 
 def test_tail_shows_records_since_a_moment_and_checks_the_earlier_ones(fake: FakeStream) -> None:
-    old = stream(3, **_at(timedelta(hours=2)))
+    old = _stream(3, **_at(timedelta(hours=2)))
     del old[1]
-    fake.records = [*old, *stream(1, first=3)]
-    fake.records[-1] = stream(1, first=3, **_at(timedelta(minutes=1)))[0]
+    fake.records = [*old, *_stream(1, first=3)]
+    fake.records[-1] = _stream(1, first=3, **_at(timedelta(minutes=1)))[0]
     lines = _run("tail", "--since", "1h").stdout.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("!!! MISSING: record 2 is missing before record 3")
@@ -104,7 +114,7 @@ def test_tail_shows_records_since_a_moment_and_checks_the_earlier_ones(fake: Fak
 
 
 def test_tail_as_json_has_findings_between_the_records(fake: FakeStream) -> None:
-    fake.records = stream(3)
+    fake.records = _stream(3)
     del fake.records[1]
     lines = [json.loads(line) for line in _run("tail", "--json").stdout.splitlines()]
     assert [line.get("counter") for line in lines] == [1, 3, 3]
@@ -113,13 +123,13 @@ def test_tail_as_json_has_findings_between_the_records(fake: FakeStream) -> None
 
 
 def test_tail_shows_nothing_of_a_forged_record_but_that_it_is_there(fake: FakeStream) -> None:
-    (record,) = stream(1)
+    (record,) = _stream(1)
     fake.records = [StreamRecord(0, record.body, "")]
     assert _run("tail").stdout == "!!! FORGED: a record not signed by a known event key\n"
 
 
 def test_export_writes_all_there_is(fake: FakeStream, tmp_path: Path) -> None:
-    fake.records = stream(3)
+    fake.records = _stream(3)
     file = tmp_path / "trail"
     result = _run("export", str(file))
     assert result.exit_code == 0, result.output
@@ -136,7 +146,7 @@ def test_export_writes_all_there_is(fake: FakeStream, tmp_path: Path) -> None:
 
 def test_export_ends_though_nothing_follows(fake: FakeStream) -> None:
     fake.knows_its_end = False
-    fake.records = stream(2)
+    fake.records = _stream(2)
     result = _run("export", "-")
     assert len(result.stdout.splitlines()) == 2
     fake.records = []
@@ -144,8 +154,8 @@ def test_export_ends_though_nothing_follows(fake: FakeStream) -> None:
 
 
 def test_export_of_a_time_and_a_project(fake: FakeStream) -> None:
-    old, new = (stream(2, first=n, **_at(timedelta(days=d))) for n, d in ((0, 3), (2, 1)))
-    other = stream(1, first=4, project="other", **_at(timedelta(days=1)))
+    old, new = (_stream(2, first=n, **_at(timedelta(days=d))) for n, d in ((0, 3), (2, 1)))
+    other = _stream(1, first=4, project="other", **_at(timedelta(days=1)))
     forged = StreamRecord(5, b"{}", "")
     fake.records = [*old, *new, *other, forged]
 
@@ -162,7 +172,7 @@ def test_export_of_a_time_and_a_project(fake: FakeStream) -> None:
 
 
 def test_export_writes_a_trail_with_a_problem_and_fails(fake: FakeStream, tmp_path: Path) -> None:
-    fake.records = stream(3)
+    fake.records = _stream(3)
     del fake.records[1]
     result = _run("export", str(tmp_path / "trail"))
     assert result.exit_code == 1
@@ -171,7 +181,7 @@ def test_export_writes_a_trail_with_a_problem_and_fails(fake: FakeStream, tmp_pa
 
 
 def test_verify_reads_standard_input_and_needs_no_broker(fake: FakeStream) -> None:
-    fake.records = stream(2)
+    fake.records = _stream(2)
     exported = _run("export", "-").stdout_bytes
     result = _run("verify", "-", "--json", stdin=exported, KEYTURN_AMQP_URL="")
     assert result.exit_code == 0, result.stderr
@@ -179,7 +189,7 @@ def test_verify_reads_standard_input_and_needs_no_broker(fake: FakeStream) -> No
 
 
 def test_verify_names_what_is_wrong_and_fails(fake: FakeStream, tmp_path: Path) -> None:
-    fake.records = stream(3)
+    fake.records = _stream(3)
     lines = _run("export", "-").stdout_bytes.splitlines(keepends=True)
     file = tmp_path / "trail"
     file.write_bytes(lines[0] + lines[2])
@@ -210,3 +220,92 @@ def test_a_moment_that_is_none_is_wrong_usage(fake: FakeStream) -> None:
     assert result.exit_code == 2
     assert "how long ago" in result.stderr
     assert fake.starts == []
+
+
+def _inspect(records: list[StreamRecord], project: str | None = None) -> Inspection:
+    inspection = Inspection(SIGNATURES, project)
+    for record in records:
+        inspection.add(record)
+    return inspection
+
+
+def test_a_line_holds_the_signed_bytes() -> None:
+    (record,) = _stream(1)
+    line = json.loads(to_line(record))
+    assert from_base64(line["body"]) == record.body
+    assert line["headers"]["keyturn-signature"] == record.signature
+    assert line["headers"]["keyturn-event-key"] == KEY.id
+
+
+def test_what_is_written_is_read() -> None:
+    records = [*_stream(3), StreamRecord(3, b"\xff no JSON", "", "")]
+    file = io.BytesIO(b"".join(map(to_line, records)) + b"\n")
+    assert list(read_lines(file)) == records
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"offset": 0, "body": "?", "headers": {}}',
+        b'{"offset": -1, "body": "", %s}' % _HEADERS,
+        b'{"offset": 0, "body": "?", %s}' % _HEADERS,
+        b'{"offset": 0, "body": 7, %s}' % _HEADERS,
+    ],
+)
+def test_a_line_that_is_no_record_is_named(line: bytes) -> None:
+    first = to_line(_stream(1)[0])
+    with pytest.raises(CommandError, match=r"^line 2 is not an exported audit record$"):
+        list(read_lines(io.BytesIO(first + line)))
+
+
+def test_a_sound_trail() -> None:
+    records = _stream(3)
+    inspection = _inspect([*records, records[1]])
+    inspection.check()
+    document = inspection.document()
+    assert (document["records"], document["repeated"], document["findings"]) == (4, 1, [])
+    (process,) = document["processes"]
+    assert (process["first"], process["last"], process["records"]) == (1, 3, 3)
+    assert (process["role"], process["host"]) == ("worker control", "control-1")
+
+
+def test_a_trail_with_a_gap() -> None:
+    records = _stream(4)
+    inspection = _inspect([records[0], *records[2:]])
+    with pytest.raises(CommandError, match=r"^1 problem in the audit trail; first: MISSING"):
+        inspection.check()
+    (finding,) = inspection.document()["findings"]
+    assert (finding["finding"], finding["counter"]) == ("missing", 3)
+
+
+def test_a_trail_from_the_first_message_of_the_stream_must_be_whole() -> None:
+    later = _stream(4, first=10)[1:]
+    assert _inspect(later).findings == []
+    first = [StreamRecord(0, record.body, record.signature) for record in later]
+    assert [finding.problem for finding in _inspect(first).findings] == [Problem.MISSING]
+
+
+def test_a_file_of_one_project_has_records_of_it_alone() -> None:
+    records = _stream(5)
+    assert _inspect([records[1], records[3]], "acme").findings == []
+    assert len(_inspect([records[1], records[3]], "other").findings) == 2
+    assert _inspect(_stream(2, project="*"), "acme").findings == []
+
+
+def test_what_is_of_a_project() -> None:
+    inspection = Inspection(SIGNATURES)
+    record, _ = inspection.add(_stream(1)[0])
+    everything, _ = inspection.add(_stream(1, project="*")[0])
+    assert is_of_project(record, "acme")
+    assert not is_of_project(record, "other")
+    assert is_of_project(everything, "other")
+    assert not is_of_project(None, "acme")
+
+
+def test_an_empty_file_has_no_finding() -> None:
+    inspection = _inspect([])
+    inspection.check()
+    assert inspection.processes() == []

@@ -1,4 +1,4 @@
-"""A command's bucket: opened with its address at hand, counted, and read in batches."""
+"""A command's bucket: named by its address where it fails, counted, and read in batches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import AlreadyExistsError, StorageUnavailableError
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.bucket import count_objects, open_bucket, optional_task
+from keyturn_workers.cli.bucket import count_objects, naming_storage, open_bucket, optional_task
 from keyturn_workers.storage import Headers
 from keyturn_workers.storage import s3 as s3_storage
 from tools.harness.memory_storage import MemoryStorage
@@ -57,6 +57,25 @@ async def test_a_storage_that_fails_meanwhile_is_named_by_its_address_without_a_
         "no answer (the storage at http://s3.example.com:9000, bucket bucket)"
     )
     assert len(opened) == 1
+
+
+def test_an_error_in_a_group_gets_the_endpoint_too() -> None:
+    failed = ExceptionGroup("g", [ExceptionGroup("h", [StorageUnavailableError("head: Timeout")])])
+    with (
+        pytest.raises(StorageUnavailableError, match=r"head: Timeout \(the storage at AWS, region"),
+        naming_storage(S3Settings(s3_bucket="files")),
+    ):
+        raise failed
+
+
+def test_other_errors_keep_their_text() -> None:
+    settings = S3Settings(s3_bucket="files")
+    with pytest.raises(AlreadyExistsError, match=r"^already_exists: k$"), naming_storage(settings):
+        raise AlreadyExistsError("k")
+    group = ExceptionGroup("g", [AlreadyExistsError("k")])
+    with pytest.raises(ExceptionGroup) as raised, naming_storage(settings):
+        raise group
+    assert raised.value is group
 
 
 async def test_the_objects_of_one_project_are_counted() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from keyturn.topology import CONTROL_QUEUE, DEAD_QUEUES, UPLOAD_QUEUE, dead_letter_name
 from keyturn_workers.cli import dead
 from keyturn_workers.cli.app import app
-from tests.unit.keyturn_workers.cli.fake_audit import FakeAudit
+from tests.unit.keyturn_workers.cli.fakes import FakeAudit
 from tests.unit.keyturn_workers.dead_letters.letters import (
     DEPLOYMENT,
     LONG_AGO,

@@ -28,7 +28,7 @@ from keyturn_workers.keyring import create_keyring
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload.sessions import OpenedSessions
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.dead_letters.letters import (
     DEPLOYMENT,
     LONG_AGO,

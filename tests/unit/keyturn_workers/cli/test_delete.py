@@ -20,14 +20,14 @@ from tests.unit.keyturn.gateway.gateway import (
     problem_answer,
     serving,
 )
-from tests.unit.keyturn_workers.cli.fake_publisher import event
+from tests.unit.keyturn_workers.cli.fakes import event
 from tests.unit.keyturn_workers.cli.through_gateway import run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from keyturn.messages import Event
-    from tests.unit.keyturn_workers.cli.fake_publisher import Commands
+    from tests.unit.keyturn_workers.cli.fakes import Commands
 
 
 def _deleted(fake: Commands, refused: str | None = None) -> Any:

@@ -17,7 +17,7 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.errors import MissingError
 from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.storage.probe.runner import Report, Row
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.storage.probe.broken_storages import IgnoresIfAbsent
 from tools.harness.memory_storage import MemoryStorage
 

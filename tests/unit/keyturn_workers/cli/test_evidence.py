@@ -14,7 +14,7 @@ from keyturn.evidence import parse
 from keyturn_workers.cli.app import app
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, SECOND_KEY, chain_of, follow
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from keyturn.crypto import admin_kek, to_base64
 from keyturn.project_keks import parse_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.keyring import create_keyring
-from tests.unit.keyturn_workers.cli.fake_audit import FakeAudit
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import FakeAudit, use_bucket
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage

@@ -1,22 +1,36 @@
-"""`keyturn init`: valid settings, readable only by their owner (SPEC 11, 14)."""
+"""`keyturn init` and `keygen` write matching settings for their owner alone (SPEC 2, 11, 14)."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from dotenv import dotenv_values
 from typer.testing import CliRunner
 
+from keyturn.crypto import IntakeKey, IntakePublicKey, SigningKey, from_base64, user_kek
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import REQUESTS
 from keyturn_workers.cli.app import app
 from keyturn_workers.console.settings import ConsoleSettings
+from keyturn_workers.key_uris import VaultUri
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
+from tests.unit.keyturn_workers.cli.fakes import PRK, URI, FakeKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typer.testing import Result
+
+    from tests.unit.keyturn_workers.cli.fakes import FakeKms
 
 runner = CliRunner()
 _FILES = ("keyturn.env", "gateway.env", "console.env", "publisher.env", "storage.env")
@@ -32,17 +46,27 @@ def _init(folder: Path, *more: str) -> tuple[dict[str, str], dict[str, str]]:
     return _env(folder / "keyturn.env"), _env(folder / "publisher.env")
 
 
+def _init_with(folder: Path, uri: str = URI, **env: str) -> Result:
+    more = {f"KEYTURN_{name}": value for name, value in env.items()}
+    return runner.invoke(app, ["init", "--dir", str(folder), "--master-key", uri], env=more)
+
+
+@contextmanager
+def _settings(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Iterator[None]:
+    """The environment of a process that was given this file."""
+    with monkeypatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        yield
+
+
 def test_init_writes_matching_settings_for_workers_and_publisher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_env, publisher_env = _init(tmp_path / "new")
-    with monkeypatch.context() as patch:
-        for name, value in worker_env.items():
-            patch.setenv(name, value)
+    with _settings(monkeypatch, worker_env):
         worker = WorkerSettings.read()
-    with monkeypatch.context() as patch:
-        for name, value in publisher_env.items():
-            patch.setenv(name, value)
+    with _settings(monkeypatch, publisher_env):
         publisher, s3 = PublisherSettings.read(), S3Settings.read()
     grant = worker.publishers[publisher.publisher_name]
     assert [key.public_bytes for key in grant.keys] == [publisher.publisher_key.public_bytes]
@@ -66,13 +90,9 @@ def test_the_gateway_of_init_may_only_upload_rotate_and_delete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker_env, _ = _init(tmp_path)
-    with monkeypatch.context() as patch:
-        for name, value in _env(tmp_path / "gateway.env").items():
-            patch.setenv(name, value)
+    with _settings(monkeypatch, _env(tmp_path / "gateway.env")):
         gateway = GatewaySettings.read()
-    with monkeypatch.context() as patch:
-        for name, value in worker_env.items():
-            patch.setenv(name, value)
+    with _settings(monkeypatch, worker_env):
         worker = WorkerSettings.read()
     assert gateway.master_keys == worker.master_keys
     grant = worker.publishers[gateway.publisher_name]
@@ -113,9 +133,7 @@ def test_docker_reads_the_files_like_python(
     for name in ("gateway.env", "console.env", "publisher.env", "storage.env"):
         read = _docker_reads(tmp_path / name)
         assert {name for name, value in read.items() if value.startswith("'")} <= quoted
-    with monkeypatch.context() as patch:
-        for name, value in worker_env.items():
-            patch.setenv(name, value)
+    with _settings(monkeypatch, worker_env):
         expected = WorkerSettings.read()
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -168,14 +186,10 @@ def test_the_console_of_init_holds_little_and_may_request_what_its_pages_offer(
     worker_env, _ = _init(tmp_path)
     console_env = _env(tmp_path / "console.env")
     assert not [name for name in console_env if "S3" in name or "MASTER" in name]
-    with monkeypatch.context() as patch:
-        for name, value in console_env.items():
-            patch.setenv(name, value)
+    with _settings(monkeypatch, console_env):
         console = ConsoleSettings.read()
     assert console.console_password_file == tmp_path / "console" / "passwords"
-    with monkeypatch.context() as patch:
-        for name, value in worker_env.items():
-            patch.setenv(name, value)
+    with _settings(monkeypatch, worker_env):
         grant = WorkerSettings.read().publishers[console.publisher_name]
     assert [key.public_bytes for key in grant.keys] == [console.publisher_key.public_bytes]
     allowed = {request for request in REQUESTS if grant.allows(request, "*")}
@@ -225,3 +239,133 @@ def test_init_rejects_a_value_that_cannot_be_quoted(tmp_path: Path) -> None:
     result = runner.invoke(app, ["init", "--dir", str(tmp_path / "n"), "--s3-bucket", "a'b"])
     assert result.exit_code == 2
     assert not (tmp_path / "n").exists()
+
+
+def test_workers_and_gateway_name_the_key(
+    kms: FakeKms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kms.keys[URI] = FakeKey(PRK)
+    assert _init_with(tmp_path, VAULT_TOKEN_FILE="/run/token").exit_code == 0
+    assert kms.generated == 0
+    for name, settings in (("keyturn.env", WorkerSettings), ("gateway.env", GatewaySettings)):
+        with _settings(monkeypatch, _env(tmp_path / name)):
+            read = settings.read()
+        assert isinstance(read, WorkerSettings | GatewaySettings)
+        held = read.master_keys["main"]
+        assert isinstance(held, VaultUri)
+        assert held.location == URI
+        assert str(read.vault_token_file) == "/run/token"
+    assert "KEYTURN_ACTIVE_MASTER_KEY" not in _env(tmp_path / "gateway.env")
+
+
+def test_a_key_that_does_not_exist_is_generated(kms: FakeKms, tmp_path: Path) -> None:
+    result = _init_with(tmp_path)
+    assert result.exit_code == 0
+    assert kms.generated == 1
+    assert f"generated {URI}" in result.stderr
+
+
+def test_the_settings_of_other_providers_stay_out(kms: FakeKms, tmp_path: Path) -> None:
+    kms.keys[URI] = FakeKey(PRK)
+    env = {
+        "VAULT_ROLE_ID": "role",
+        "VAULT_SECRET_ID": "given as a value",
+        "KMS_TIMEOUT_S": "3",
+        "PKCS11_PIN": "12345",
+        "AWS_KMS_ENDPOINT_URL": "http://127.0.0.1:4566",
+    }
+    assert _init_with(tmp_path, **env).exit_code == 0
+    for name in ("keyturn.env", "gateway.env"):
+        written = _env(tmp_path / name)
+        assert written["KEYTURN_VAULT_ROLE_ID"] == "role"
+        assert written["KEYTURN_VAULT_SECRET_ID"] == "given as a value"
+        assert written["KEYTURN_KMS_TIMEOUT_S"] == "3.0"
+        assert not {"KEYTURN_PKCS11_PIN", "KEYTURN_AWS_KMS_ENDPOINT_URL"} & written.keys()
+    for name in ("publisher.env", "storage.env"):
+        assert not any(
+            variable.startswith(("KEYTURN_VAULT", "KEYTURN_KMS", "KEYTURN_MASTER"))
+            for variable in _env(tmp_path / name)
+        )
+
+
+@pytest.mark.parametrize(
+    ("uri", "status", "said"),
+    [
+        (URI, 1, "access denied; the key exists already"),
+        ("m1", 2, "a master key must be the base64"),
+        ("pkcs11:object=m1?pin-value=12345", 2, "KEYTURN_PKCS11_PIN_FILE"),
+    ],
+)
+def test_a_key_that_does_not_derive_writes_no_file(
+    kms: FakeKms, tmp_path: Path, uri: str, status: int, said: str
+) -> None:
+    kms.keys[URI] = FakeKey(PRK, failure="access denied")
+    result = _init_with(tmp_path / "new", uri)
+    assert result.exit_code == status
+    assert said in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_existing_files_are_found_before_a_key_is_generated(kms: FakeKms, tmp_path: Path) -> None:
+    (tmp_path / "storage.env").write_text("precious")
+    assert _init_with(tmp_path).exit_code == 1
+    assert kms.generated == 0
+
+
+def test_the_json_is_that_of_the_settings(kms: FakeKms, tmp_path: Path) -> None:
+    kms.keys[URI] = FakeKey(PRK)
+    _init_with(tmp_path)
+    assert json.loads(_env(tmp_path / "keyturn.env")["KEYTURN_MASTER_KEYS"]) == {"main": URI}
+
+
+def test_keygen_generates_matching_pairs() -> None:
+    def generate(*arguments: str) -> dict[str, str]:
+        result = runner.invoke(app, ["keygen", *arguments, "--json"])
+        assert result.exit_code == 0
+        parsed: dict[str, str] = json.loads(result.stdout)
+        return parsed
+
+    intake = generate("intake-key", "--id", "k2")
+    name, _, public = intake["KEYTURN_INTAKE_PUBLIC_KEY"].partition(":")
+    seed = from_base64(json.loads(intake["KEYTURN_INTAKE_KEYS"])[name])
+    assert name == "k2"
+    assert IntakePublicKey.from_bytes(from_base64(public)).public_bytes == (
+        IntakeKey.from_seed(seed).public_bytes
+    )
+    event = generate("event-key")
+    key = SigningKey.from_seed(from_base64(event["KEYTURN_EVENT_KEY"]))
+    assert key.public_bytes == from_base64(event["KEYTURN_EVENT_PUBLIC_KEY"])
+    publisher = generate("publisher-key", "--name", "billing")
+    key = SigningKey.from_seed(from_base64(publisher["KEYTURN_PUBLISHER_KEY"]))
+    grant = json.loads(publisher["KEYTURN_PUBLISHERS"])["billing"]
+    assert [from_base64(each) for each in grant["keys"]] == [key.public_bytes]
+    master = generate("master-key", "--id", "m2")
+    assert json.loads(master["KEYTURN_MASTER_KEYS"]).keys() == {"m2"}
+    assert master["KEYTURN_ACTIVE_MASTER_KEY"] == "m2"
+
+
+def test_an_event_key_is_shown_with_the_id_that_logs_name_it_by() -> None:
+    result = runner.invoke(app, ["keygen", "event-key"])
+    assert result.exit_code == 0
+    settings = dotenv_values(stream=StringIO(result.stdout))
+    key = SigningKey.from_seed(from_base64(str(settings["KEYTURN_EVENT_KEY"])))
+    comments = [line for line in result.stdout.splitlines() if line.startswith("#")]
+    assert len(comments) == 2
+    assert all(line.endswith(f"key id {key.id}") for line in comments)
+
+
+def test_keygen_generates_a_valid_api_key() -> None:
+    result = runner.invoke(app, ["keygen", "api-key"])
+    assert result.exit_code == 0
+    user_kek(result.stdout.strip(), "acme")
+
+
+def test_keygen_writes_a_private_file_and_prints_no_secret(tmp_path: Path) -> None:
+    target = tmp_path / "event.env"
+    result = runner.invoke(app, ["keygen", "event-key", "-o", str(target)])
+    assert result.exit_code == 0
+    assert str(dotenv_values(target)["KEYTURN_EVENT_KEY"]) not in result.output
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    again = runner.invoke(app, ["keygen", "event-key", "-o", str(target)])
+    assert again.exit_code == 1
+    assert "already exists" in again.stderr

@@ -13,7 +13,7 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.cli.objects import claims
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn.gateway.gateway import json_always, page_of, problem, serving
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.cli.through_gateway import run
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,

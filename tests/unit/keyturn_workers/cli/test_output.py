@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Annotated, Any
 
@@ -34,6 +33,7 @@ from keyturn_workers.cli.output import (
     printable,
     transfer_progress,
 )
+from tests.unit.keyturn_workers.cli.fakes import Terminal
 
 
 @pytest.mark.parametrize(
@@ -44,21 +44,16 @@ def test_foreign_text_cannot_control_the_terminal(text: str, shown: str) -> None
     assert printable(text) == shown
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def _terminal_for_errors(monkeypatch: pytest.MonkeyPatch) -> _Terminal:
+def _terminal_for_errors(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """A terminal in place of standard error."""
-    terminal = _Terminal()
+    terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr("sys.stderr", terminal)
     return terminal
 
 
-def _without_colors(terminal: _Terminal) -> str:
+def _without_colors(terminal: Terminal) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
 
 
@@ -152,7 +147,7 @@ def _on_terminal(
     monkeypatch: pytest.MonkeyPatch, columns: int, names: tuple[str, ...], *rows: tuple[Any, ...]
 ) -> list[str]:
     """The lines of a table on a terminal, without styles."""
-    terminal = _Terminal()
+    terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout", terminal)

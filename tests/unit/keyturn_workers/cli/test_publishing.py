@@ -26,7 +26,7 @@ from keyturn_workers.cli.publishing import (
     resumable,
     wait_for_row,
 )
-from tests.unit.keyturn_workers.cli.fake_publisher import event
+from tests.unit.keyturn_workers.cli.fakes import event
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

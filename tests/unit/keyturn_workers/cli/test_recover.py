@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,8 +17,7 @@ from keyturn_workers.cli import recover
 from keyturn_workers.keyring import Mark, MarkTable
 from keyturn_workers.keyring.marks import MarkState
 from keyturn_workers.storage import Headers
-from tests.unit.keyturn_workers.cli.fake_publisher import Commands, event
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import Commands, Terminal, event, use_bucket
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring
@@ -96,20 +94,15 @@ def test_the_request_names_the_record_and_the_mark_that_were_shown(
     assert (given["serial"], given["mark"]) == (2, marks[1].digest.hex())
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_on_a_terminal_a_person_may_still_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     keyring = recover.Contradicted(
         "acme", MarkState.ROLLED_BACK, Mark(1, bytes(32), 1), None, None, None
     )
     for answer in ("n\n", "\n"):
-        monkeypatch.setattr("sys.stdin", _Terminal(answer))
+        monkeypatch.setattr("sys.stdin", Terminal(answer))
         with pytest.raises(typer.Abort):
             recover._confirm([keyring], yes=False, as_json=True)
-    monkeypatch.setattr("sys.stdin", _Terminal("y\n"))
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
     recover._confirm([keyring], yes=False, as_json=True)
 
 

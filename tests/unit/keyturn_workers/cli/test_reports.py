@@ -1,7 +1,10 @@
-"""Commands ask for every page of a report, of everything (SPEC 16.1)."""
+"""Reports read every page and every object, and the use of keys is recorded (SPEC 8.1, 16.1)."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -9,24 +12,42 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keyturn.crypto import to_base64
+from keyturn.errors import StorageUnavailableError, UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.cli import reports
+from keyturn.messages import ObjectGroupStatus
+from keyturn_workers.cli import keys, reports
+from keyturn_workers.cli.errors import CommandError
+from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import to_seconds
 from keyturn_workers.cli.recover import read_contradicted
-from keyturn_workers.cli.reports import Reports
-from keyturn_workers.keyring import MarkState, MarkTable
+from keyturn_workers.cli.reports import OBJECTS_AT_ONCE, Groups, Reports, object_rows, take_census
+from keyturn_workers.keyring import MarkState, MarkTable, create_keyring
+from keyturn_workers.master_keys.local import LocalMasterKey
+from keyturn_workers.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
+from tests.unit.keyturn_workers.cli.fakes import Terminal
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, done, record, sweep_id
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from keyturn.crypto import Secret
     from keyturn.messages import StatusView
+    from keyturn_workers.storage import ObjectHead
 
 _KEYS = operator_keys(MASTER_KEYS)
 _AT = datetime(2026, 11, 24, 10, tzinfo=UTC)
+_FIRST = keyring()
+_OTHER = keyring("other", master_key="m2")
+LOCAL = f'{{"m1": "{to_base64(MASTER_KEYS["m1"].reveal())}"}}'
+HELD = '{"m1": "vault:https://vault.example.com/transit/m1?version=1"}'
 
 
 class _Bucket:
@@ -149,3 +170,245 @@ def test_a_time_is_shown_in_utc_to_the_second() -> None:
     assert to_seconds(instant) == "2026-11-24T10:00:00Z"
     assert to_seconds(datetime(999, 1, 1, tzinfo=UTC)) == "0999-01-01T00:00:00Z"
     assert to_seconds(None) is None
+
+
+async def _census(
+    storage: MemoryStorage, *, project: str | None = None, keys: OperatorKeys | None = None
+) -> Groups:
+    reports = Reports(storage, keys or _KEYS)
+    return await take_census(reports, storage, project)
+
+
+def _group(
+    project: str,
+    kind: Any,
+    generation: int | None = None,
+    master_key: str | None = None,
+    code: str | None = None,
+) -> ObjectGroupStatus:
+    return ObjectGroupStatus(
+        kind=kind,
+        count=0,
+        generation=generation,
+        master_key=master_key,
+        code=code,
+        project=project or None,
+    )
+
+
+class _Concurrent(MemoryStorage):
+    """Records how many heads are read at once."""
+
+    active = 0
+    highest = 0
+
+    async def head(self, key: str) -> ObjectHead:
+        self.active += 1
+        self.highest = max(self.highest, self.active)
+        await asyncio.sleep(0)
+        try:
+            return await super().head(key)
+        finally:
+            self.active -= 1
+
+
+async def test_the_census_reads_no_more_objects_at_once_than_allowed() -> None:
+    storage = _Concurrent()
+    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(3 * OBJECTS_AT_ONCE + 1)))
+    census = await _census(storage)
+    assert sum(census.values()) == 3 * OBJECTS_AT_ONCE + 1
+    assert storage.highest == OBJECTS_AT_ONCE
+
+
+async def test_an_object_deleted_after_the_listing_is_not_counted() -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a", "b")
+
+    async def remove() -> None:
+        await storage.delete("acme/a")
+
+    storage.before_next("head", remove)
+    census = await _census(storage)
+    assert sum(census.values()) == 1
+
+
+async def test_the_census_shows_a_progress_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, *(f"k{n}" for n in range(OBJECTS_AT_ONCE + 2)))
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    census = await _census(storage)
+    assert census == Counter({next(iter(census)): OBJECTS_AT_ONCE + 2})
+    assert "objects of acme" in terminal.getvalue()
+    assert "66/66" in terminal.getvalue()
+
+
+async def test_objects_are_grouped_by_what_opens_them_and_not_by_their_labels() -> None:
+    storage = MemoryStorage()
+    held = Bench(storage)
+    for ring in (_FIRST, _OTHER):
+        assert await create_keyring(storage, ring, _KEYS, lease_s=15)
+    held.put(_FIRST, "a", "b")
+    held.put(_FIRST, "c", generation=7, master_key="m2")
+    held.put(_OTHER, "a")
+    held.delete(_OTHER, "gone")
+    held.plant("acme/plain", {})
+    held.plant("acme/broken", {"enc-algo": "ROT13"})
+    held.plant("acme//odd", {})
+    held.plant("No Project/a", {})
+    held.plant(".keyturn/keyrings/forged.json", {})
+    census = await _census(storage)
+    assert census == {
+        _group("acme", "encrypted", 1, "m1"): 3,
+        _group("other", "encrypted", 1, "m2"): 1,
+        _group("other", "tombstone", None, "m2"): 1,
+        _group("acme", "plaintext"): 1,
+        _group("acme", "unreadable", code="unknown_algorithm"): 1,
+        _group("acme", "foreign"): 1,
+        _group("", "foreign"): 1,
+    }
+
+
+async def test_one_project_is_counted_alone() -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a")
+    Bench(storage).put(_OTHER, "a")
+    census = await _census(storage, project="other")
+    assert {group.project for group in census} == {"other"}
+
+
+async def test_older_versions_are_counted_apart_and_delete_markers_are_not() -> None:
+    storage = MemoryStorage(versioned=True)
+    held = Bench(storage)
+    held.put(_FIRST, "a")
+    held.put(_FIRST, "a")
+    held.put(_FIRST, "b")
+    await storage.delete("acme/b")
+    census = await _census(storage)
+    assert census == {
+        _group("acme", "encrypted", 1, "m1"): 1,
+        _group("acme", "noncurrent", 1, "m1"): 2,
+    }
+
+
+async def test_an_outage_of_the_storage_fails_the_census() -> None:
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a", "b")
+    storage.fail_next("head", StorageUnavailableError("no answer"))
+    with pytest.raises(StorageUnavailableError):
+        await _census(storage)
+
+
+def test_rows_are_sorted_by_project_and_kind_the_newest_generation_first() -> None:
+    census = Counter(
+        {
+            _group("b", "encrypted", 1, "m1"): 1,
+            _group("a", "plaintext"): 2,
+            _group("a", "encrypted", 1, "m1"): 3,
+            _group("a", "encrypted", 12, "m1"): 4,
+            _group("a", "encrypted", 2, "m2"): 5,
+            _group("", "foreign"): 6,
+        }
+    )
+    rows = [
+        (row["project"], row["kind"], row["generation"], row["objects"])
+        for row in object_rows(census)
+    ]
+    assert rows == [
+        (None, "foreign", None, 6),
+        ("a", "encrypted", 12, 4),
+        ("a", "encrypted", 2, 5),
+        ("a", "encrypted", 1, 3),
+        ("a", "plaintext", None, 2),
+        ("b", "encrypted", 1, 1),
+    ]
+
+
+async def test_another_key_under_an_id_keeps_nothing_else_from_being_counted() -> None:
+    async def check(name: str, _kek: Secret) -> bool:
+        if name == "m2":
+            raise UnknownMasterKeyError(name)
+        return True
+
+    storage = MemoryStorage()
+    Bench(storage).put(_FIRST, "a")
+    Bench(storage).put(_OTHER, "a")
+    held = {name: LocalMasterKey(secret) for name, secret in MASTER_KEYS.items()}
+    keys = OperatorKeys(held, check=check)
+    assert await _census(storage, keys=keys) == {
+        _group("acme", "encrypted", 1, "m1"): 1,
+        _group("other", "unreadable", code="unknown_master_key"): 1,
+    }
+
+
+class _Audit:
+    """Notes what is recorded; refuses to open if it has a failure."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.roles: list[str] = []
+        self.derived: list[Any] = []
+
+    @asynccontextmanager
+    async def open(self, _settings: object, role: str) -> AsyncIterator[_Audit]:
+        if self.failure is not None:
+            raise self.failure
+        self.roles.append(role)
+        yield self
+
+    async def kek_derived(self, derived: object) -> None:
+        self.derived.append(derived)
+
+
+def _settings(monkeypatch: pytest.MonkeyPatch, master_keys: str, audit: _Audit) -> OperatorSettings:
+    settings = {
+        "MASTER_KEYS": master_keys,
+        "S3_BUCKET": "memory",
+        "AMQP_URL": "amqp://127.0.0.1:1/",
+        "EVENT_KEY": to_base64(bytes(32)),
+        "VAULT_TOKEN": "t",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"KEYTURN_{name}", value)
+    monkeypatch.setattr(keys, "command_audit", audit.open)
+    monkeypatch.setattr(
+        "keyturn_workers.master_keys.providers.open_master_key", lambda *_: FakeProvider()
+    )
+    return OperatorSettings.read()
+
+
+async def test_keks_that_a_provider_derives_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = _Audit()
+    settings = _settings(monkeypatch, HELD, audit)
+    async with open_report_keys(settings, MemoryStorage(), "status") as keys:
+        await keys.admin_kek("m1", "acme")
+    assert audit.roles == ["status"]
+    # That of the known text, and the project's.
+    assert [each.kind for each in audit.derived] == ["record", "admin"]
+
+
+@pytest.mark.parametrize("missing", ["broker", "KEYTURN_EVENT_KEY"])
+async def test_without_the_trail_it_runs_and_says_so(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = _Audit(CommandError("the broker is away") if missing == "broker" else None)
+    settings = _settings(monkeypatch, HELD, audit)
+    if missing != "broker":
+        monkeypatch.delenv(missing)
+    async with open_report_keys(settings, MemoryStorage(), "status") as keys:
+        assert await keys.admin_kek("m1", "acme")
+    shown = capsys.readouterr().err
+    assert "not recorded in the audit trail" in shown
+    assert ("the broker is away" if missing == "broker" else missing) in shown
+
+
+async def test_local_keys_need_no_trail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audit = _Audit(CommandError("the broker is away"))
+    settings = _settings(monkeypatch, LOCAL, audit)
+    async with open_report_keys(settings, MemoryStorage(), "status"):
+        pass
+    assert capsys.readouterr().err == ""

@@ -16,7 +16,7 @@ from keyturn_workers.cli.app import app
 from keyturn_workers.cli.sources import _ImportProgress
 from keyturn_workers.ingest.importing import ImportResult
 from keyturn_workers.sources.bucket import SourceBucket
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:

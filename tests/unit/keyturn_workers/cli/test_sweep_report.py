@@ -16,7 +16,7 @@ from keyturn.identifiers import format_time
 from keyturn_workers.sweep import Options
 from keyturn_workers.sweep.record import Failure, KeyRange, OpenPage, PartEnd
 from keyturn_workers.sweep.store import part_path
-from tests.unit.keyturn_workers.cli.fake_publisher import FakePublisher, event
+from tests.unit.keyturn_workers.cli.fakes import FakePublisher, event
 from tests.unit.keyturn_workers.cli.status_bucket import (
     BEGIN,
     ROUND_ID,

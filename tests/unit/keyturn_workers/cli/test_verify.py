@@ -23,7 +23,7 @@ from keyturn.crypto import (
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.storage import Headers
-from tests.unit.keyturn_workers.cli.memory_bucket import use_bucket
+from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.factories import (
     AT,
     MASTER_KEYS,

@@ -14,7 +14,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time
 from keyturn_workers.cli import watch
 from keyturn_workers.cli.watch import Followed
-from tests.unit.keyturn_workers.cli.fake_publisher import event
+from tests.unit.keyturn_workers.cli.fakes import event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

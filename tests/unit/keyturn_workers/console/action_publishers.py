@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tests.unit.keyturn_workers.cli.fake_publisher import event
+from tests.unit.keyturn_workers.cli.fakes import event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

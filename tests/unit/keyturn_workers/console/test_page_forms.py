@@ -11,7 +11,7 @@ from keyturn.crypto import check_api_key
 from keyturn.errors import BrokerUnavailableError, OutcomeUnknownError
 from keyturn.messages import ProjectStatus
 from keyturn_workers.console.actions import ActionState
-from tests.unit.keyturn_workers.cli.fake_publisher import event
+from tests.unit.keyturn_workers.cli.fakes import event
 from tests.unit.keyturn_workers.console.scene import Scene, lived, words_of
 from tools.harness.console_data import HOSTILE_KEY, UPLOAD_DEAD, digest, made_up_id
 

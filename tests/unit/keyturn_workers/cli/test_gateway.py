@@ -1,20 +1,30 @@
-"""`keyturn download --gateway`: no bucket, no pepper, and a file only of a whole object."""
+"""`keyturn download` and `link` through a gateway, which get no bucket and show no key."""
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import SecretStr
 
+from keyturn.errors import SettingsError
+from keyturn_workers.cli.objects import configured_gateway, gateway_client
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
+    TOKEN,
     FakeGateway,
+    ciphertext_link_document,
     cut,
+    json_always,
+    link_document,
     object_of,
     problem,
     serving,
 )
+from tests.unit.keyturn.gateway.test_upload_links import upload_document
 from tests.unit.keyturn_workers.cli.through_gateway import run
 
 if TYPE_CHECKING:
@@ -24,6 +34,9 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 BODY = os.urandom(200_000)
+_KEY = "a b/é"
+_UNTIL = "2026-11-24T11:00:00Z"
+_URL = "https://files.example.com"
 
 
 @pytest.fixture
@@ -189,3 +202,119 @@ async def test_a_key_that_would_leave_the_machine_unencrypted_is_warned_of() -> 
     assert first == "keyturn: the API key is sent to the gateway unencrypted; use https://"
     assert "UnencryptedGatewayWarning" not in result.stderr
     assert len(others) == 1
+
+
+@pytest.fixture
+async def linking() -> AsyncIterator[FakeGateway]:
+    async with serving(json_always(201, link_document(_KEY))) as running:
+        yield running
+
+
+async def test_standard_output_gets_the_url_alone(linking: FakeGateway) -> None:
+    result = await run("link", "acme", _KEY, "--gateway", linking.url)
+    assert (result.exit_code, result.stdout) == (0, link_document(_KEY)["url"] + "\n")
+    assert result.stderr == f"keyturn: valid until {_UNTIL}\n"
+    assert json.loads(linking.seen[0].body or b"") == {"expires_s": 3600, "inline": False}
+
+
+async def test_the_options_are_those_of_the_link(linking: FakeGateway) -> None:
+    linking.answer = json_always(201, link_document(_KEY, inline=True))
+    arguments = ("link", "acme", _KEY, "--inline", "--expires", "2d", "--json")
+    result = await run(*arguments, GATEWAY_URL=linking.url)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == link_document(_KEY, inline=True)
+    assert json.loads(linking.seen[0].body or b"") == {"expires_s": 172_800, "inline": True}
+
+
+async def test_a_link_to_ciphertext_has_its_metadata_in_json_alone(linking: FakeGateway) -> None:
+    document = ciphertext_link_document()
+    linking.answer = json_always(201, document)
+    arguments = ("link", "acme", "k", "--ciphertext", "--gateway", linking.url)
+    assert (await run(*arguments)).stdout == document["url"] + "\n"
+    result = await run(*arguments, "--expires", "60", "--json")
+    assert json.loads(result.stdout) == document
+    bodies = [json.loads(seen.body or b"") for seen in linking.seen]
+    assert bodies == [{"kind": "ciphertext", "expires_s": seconds} for seconds in (900, 60)]
+
+
+async def test_an_upload_link_has_its_bounds(linking: FakeGateway) -> None:
+    document = upload_document(_KEY, 10, "image/png")
+    linking.answer = json_always(201, document)
+    arguments = ("link", "acme", _KEY, "--put", "--max-bytes", "10", "--content-type", "image/png")
+    result = await run(*arguments, "--expires", "2d", GATEWAY_URL=linking.url)
+    assert (result.exit_code, result.stdout) == (0, document["url"] + "\n")
+    assert result.stderr == f"keyturn: valid until {_UNTIL}\n"
+    assert json.loads(linking.seen[0].body or b"") == {
+        "method": "PUT",
+        "expires_s": 172_800,
+        "max_bytes": 10,
+        "content_type": "image/png",
+    }
+    result = await run(*arguments, "--json", GATEWAY_URL=linking.url)
+    assert json.loads(result.stdout) == document
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--inline", "--ciphertext"), "cannot be used together"),
+        (("--put", "--inline", "--max-bytes", "1"), "cannot be used together"),
+        (("--put",), "--put requires --max-bytes"),
+        (("--put", "--max-bytes", "-1"), "greater than or equal to 0"),
+        (("--max-bytes", "10"), "require --put"),
+        (("--content-type", "a/b"), "require --put"),
+        (("--expires", "8d"), "--expires must be from 1s to 7d"),
+        (("--expires", "0"), "--expires must be from 1s to 7d"),
+        (("--expires", "1h", "--ciphertext"), "--expires must be from 1s to 15m"),
+        (("--expires", "soon"), "must be seconds (90), or with a unit"),
+        (("--gateway", "ftp://x"), "must be http://host or https://host"),
+    ],
+)
+async def test_wrong_usage_exits_2_and_requests_nothing(
+    linking: FakeGateway, arguments: tuple[str, ...], message: str
+) -> None:
+    result = await run("link", "acme", _KEY, *arguments, GATEWAY_URL=linking.url)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert linking.seen == []
+
+
+async def test_without_a_gateway_there_are_no_links() -> None:
+    result = await run("link", "acme", _KEY)
+    assert result.exit_code == 2
+    assert "use --gateway or set KEYTURN_GATEWAY_URL" in result.stderr
+
+
+async def test_a_refusal_is_one_line_and_shows_no_link(linking: FakeGateway) -> None:
+    linking.answer = problem(401, "unauthorized", "not this project's key")
+    result = await run("link", "acme", _KEY, "--gateway", linking.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "keyturn: unauthorized: not this project's key\n"
+    linking.answer = json_always(201, link_document("another"))
+    result = await run("link", "acme", _KEY, "--gateway", linking.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert TOKEN not in result.stderr
+
+
+def test_the_option_wins_over_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert configured_gateway(None) is None
+    monkeypatch.setenv("KEYTURN_GATEWAY_URL", _URL)
+    assert configured_gateway(None) == _URL
+    assert configured_gateway("http://127.0.0.1") == "http://127.0.0.1"
+    monkeypatch.setenv("KEYTURN_GATEWAY_URL", "")
+    assert configured_gateway(None) is None
+    monkeypatch.setenv("KEYTURN_GATEWAY_URL", "ftp://x")
+    with pytest.raises(SettingsError, match="KEYTURN_GATEWAY_URL"):
+        configured_gateway(None)
+
+
+@pytest.mark.parametrize("url", [_URL, "http://127.0.0.1", "http://files.example.com"])
+async def test_an_unencrypted_way_is_noted_and_no_python_warning(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with gateway_client(url, SecretStr(API_KEY)):
+            pass
+    noted = "keyturn: the API key is sent to the gateway unencrypted; use https://\n"
+    assert capsys.readouterr().err == (noted if url == "http://files.example.com" else "")
