@@ -15,7 +15,7 @@ from keyturn.crypto import new_api_key
 from keyturn.errors import MalformedRequestError, NotFoundError, UnauthorizedError
 from keyturn.gateway import Client, DeleteReceipt, ListedObject, ListedPrefix
 from tests.integration.gateway.scene import plain
-from tests.unit.keyturn.gateway.asking import ask
+from tests.unit.keyturn.gateway.gateway import ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -128,7 +128,7 @@ def twice(name: str, value: str) -> Callable[[bytes], bytes]:
 
 
 # What is done to the bytes of a good request, and the reported project; None: no event. All forms
-# are in tests/unit/keyturn/messages/test_json_text.py.
+# are in tests/unit/keyturn/messages/test_fields.py.
 BYTES: dict[str, tuple[Callable[[bytes], bytes], dict[str, Any] | None]] = {
     "no JSON": (lambda _: b"key=value", None),
     "not UTF-8": (lambda body: body.replace(b"acme", b"acm\xe9"), None),

@@ -1,13 +1,21 @@
-"""A signature is for one deployment, one publisher and one kind of message (SPEC 6.3, 6.7)."""
+"""A signature or MAC is for one deployment, publisher and kind of message (SPEC 6.3, 6.7)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import replace
+from typing import Any, Final
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn.crypto import (
     EventVerifier,
     MarkVerifier,
+    RetryNote,
     SignatureError,
     SigningKey,
     VerifyKey,
@@ -157,3 +165,85 @@ def test_the_key_that_signed_a_mark_is_found_whichever_key_it_names() -> None:
     assert verifier.signer(b"{}", SIGNING.sign_mark("elsewhere", b"{}")) is None
     assert verifier.signer(b"{}", SIGNING.sign_event("default", b"{}")) is None
     assert MarkVerifier("default", []).signer(b"{}", signature) is None
+
+
+# The MAC of a worker's note on a retry (SPEC 6.3).
+
+
+RETRY_KEY: Final = SigningKey.from_seed(bytes(range(32))).retry_key()
+NOTE: Final = RetryNote(
+    queue="keyturn.upload",
+    publisher="api",
+    request="0" * 64,
+    attempt=3,
+    code="storage_unavailable",
+    not_before="2026-11-24T10:00:00.000000Z",
+)
+
+
+def test_a_note_verifies_as_it_was_made() -> None:
+    RETRY_KEY.verify("default", NOTE, RETRY_KEY.mac("default", NOTE))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"queue": "keyturn.control"},
+        {"publisher": "web"},
+        {"publisher": ""},
+        {"request": "1" * 64},
+        {"attempt": 4},
+        {"attempt": 33},
+        {"code": "unknown_project"},
+        {"not_before": "2026-11-24T10:00:01.000000Z"},
+    ],
+)
+def test_a_note_that_was_changed_does_not_verify(change: dict[str, Any]) -> None:
+    with pytest.raises(SignatureError):
+        RETRY_KEY.verify("default", replace(NOTE, **change), RETRY_KEY.mac("default", NOTE))
+
+
+def test_a_note_is_for_one_deployment() -> None:
+    with pytest.raises(SignatureError):
+        RETRY_KEY.verify("other", NOTE, RETRY_KEY.mac("default", NOTE))
+
+
+def test_each_event_key_has_a_retry_key_of_its_own() -> None:
+    other = SigningKey.from_seed(bytes(32)).retry_key()
+    with pytest.raises(SignatureError):
+        RETRY_KEY.verify("default", NOTE, other.mac("default", NOTE))
+
+
+def test_the_mac_is_that_of_the_specification() -> None:
+    """HMAC-SHA256 under HKDF of the event key's seed, both written out here."""
+    extracted = hmac.digest(bytes(32), bytes(range(32)), "sha256")
+    derived = hmac.digest(extracted, b"keyturn/v1/retry-key\x01", "sha256")
+    message = b"\0".join(
+        [
+            b"keyturn/v1/retry",
+            b"default",
+            b"keyturn.upload",
+            b"api",
+            b"0" * 64,
+            b"3",
+            b"storage_unavailable",
+            b"2026-11-24T10:00:00.000000Z",
+        ]
+    )
+    expected = hmac.new(derived, message, hashlib.sha256).digest()
+    assert from_base64(RETRY_KEY.mac("default", NOTE)) == expected
+
+
+@settings(max_examples=25)
+@given(st.text(max_size=50) | st.binary(max_size=40).map(to_base64))
+def test_whatever_the_mac_only_signature_errors_come_out(mac: str) -> None:
+    with pytest.raises(SignatureError):
+        RETRY_KEY.verify("default", NOTE, mac)
+
+
+def test_a_note_that_no_label_can_hold_verifies_under_nothing() -> None:
+    odd = replace(NOTE, code="a\0b")
+    with pytest.raises(ValueError, match="zero byte"):
+        RETRY_KEY.mac("default", odd)
+    with pytest.raises(SignatureError):
+        RETRY_KEY.verify("default", odd, RETRY_KEY.mac("default", NOTE))

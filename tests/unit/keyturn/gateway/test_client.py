@@ -36,22 +36,26 @@ from keyturn.gateway import (
     UploadReceipt,
 )
 from keyturn.gateway.transport import is_unencrypted
-from tests.unit.keyturn.gateway.asking import CALLS, ask, connected, own_frames, read
 from tests.unit.keyturn.gateway.gateway import (
     AN_ID,
     API_KEY,
+    CALLS,
     EXPIRES_AT,
     NEW_API_KEY,
     TOKEN,
     UPLOADED,
     always,
+    ask,
     ciphertext_link_document,
+    connected,
     json_always,
     json_answer,
     link_document,
     object_of,
+    own_frames,
     page_of,
     problem,
+    read,
     serving,
 )
 

@@ -15,16 +15,20 @@ from keyturn.gateway import (
     UnexpectedResponseError,
 )
 from keyturn.gateway.responses import is_web_address
-from tests.unit.keyturn.gateway.asking import CALLS, EACH_WAY, connected, read, refusal
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
+    CALLS,
+    EACH_WAY,
     HEADERS,
     NEW_API_KEY,
     Answer,
     always,
+    connected,
     json_answer,
     object_of,
     problem,
+    read,
+    refusal,
     serving,
 )
 

@@ -27,30 +27,28 @@ from keyturn.gateway import (
     ResponseLostError,
     UnexpectedResponseError,
 )
-from tests.unit.keyturn.gateway.asking import (
-    CALLS,
-    SENT_ONCE,
-    connected,
-    failure,
-    own_frames,
-    read,
-    refusal,
-)
 from tests.unit.keyturn.gateway.gateway import (
     AN_ID,
     API_KEY,
+    CALLS,
     NEW_API_KEY,
+    SENT_ONCE,
     UPLOADED,
     Answer,
     FakeGateway,
     after,
     always,
+    connected,
     cut,
     drop,
+    failure,
     json_always,
     json_answer,
     object_of,
+    own_frames,
     problem,
+    read,
+    refusal,
     serving,
 )
 

@@ -1,4 +1,4 @@
-"""What is released is authentic, in order, and complete at the end (SPEC 3.1, 9.2)."""
+"""What is released is authentic, in order, read once, and complete at the end (SPEC 3.1, 9.2)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from keyturn.crypto import BODY_CONTEXT, seal
 from keyturn.errors import CorruptObjectError, KeyturnError, NotFoundError, RangeNotSatisfiableError
+from keyturn.gateway import ObjectInfo
+from keyturn.open import DecryptedObject
 from tests.unit.keyturn.gateway.gateway import always, object_of
 from tests.unit.keyturn.open.storage import HEADERS, Made, made, opening, read_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
+
 
 CHUNK, SEALED_CHUNK, HEADER = 16384, 16400, 56
 OBJECT = made(5 * CHUNK + 100)
@@ -181,3 +184,38 @@ async def test_no_damage_gives_wrong_plaintext(body: bytes, start: int) -> None:
     except (CorruptObjectError, RangeNotSatisfiableError):
         return
     assert received == OBJECT.plaintext[start:]
+
+
+# An open object as its reader holds it.
+
+
+INFO = ObjectInfo(10, "text/plain", {"author": "kim"}, '"c0ffee"', None)
+
+
+async def pieces(*given: bytes | Exception) -> AsyncGenerator[bytes, None]:
+    for piece in given:
+        if isinstance(piece, Exception):
+            raise piece
+        yield piece
+
+
+async def test_it_has_the_attributes_of_an_object_of_the_gateway() -> None:
+    opened = DecryptedObject(INFO, 6, pieces(b"abc", b"def"))
+    assert (opened.size_bytes, opened.length, opened.content_type) == (10, 6, "text/plain")
+    assert (opened.metadata, opened.etag) == ({"author": "kim"}, '"c0ffee"')
+    assert opened.last_modified is None
+
+
+async def test_a_second_call_continues_after_the_first() -> None:
+    opened = DecryptedObject(INFO, 6, pieces(b"abc", b"def"))
+    async for piece in opened.chunks():
+        assert piece == b"abc"
+        break
+    assert await opened.read() == b"def"
+    assert await opened.read() == b""
+
+
+async def test_nothing_is_returned_of_an_object_that_does_not_end_well() -> None:
+    opened = DecryptedObject(INFO, 6, pieces(b"abc", CorruptObjectError()))
+    with pytest.raises(CorruptObjectError):
+        await opened.read()

@@ -1,4 +1,4 @@
-"""A reader opens many objects with one key, and gives away neither key nor URL (SPEC 9.3)."""
+"""A reader opens objects by their user wraps, and gives away neither key nor URL (SPEC 4, 9.3)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,26 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from keyturn.errors import MalformedRequestError, StorageUnavailableError
+from keyturn.crypto import user_kek
+from keyturn.errors import (
+    CodedError,
+    CorruptObjectError,
+    MalformedRequestError,
+    NotFoundError,
+    NoUsableWrapError,
+    StorageUnavailableError,
+    UnknownAlgorithmError,
+)
 from keyturn.gateway import CiphertextLink
 from keyturn.open import Reader, open_object
+from keyturn.open.unwrap import user_dek
 from keyturn.tls import STORAGE, client_context
 from tests.support.tls_proxy import server_context, tls_proxy
 from tests.unit.keyturn.gateway.gateway import object_of, serving
 from tests.unit.keyturn.open.storage import (
     API_KEY,
     HEADERS,
+    KEK,
     KEY,
     PATH,
     PEPPER,
@@ -32,6 +43,7 @@ from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path
+
 
 OBJECT = made(40_000)
 ANSWER = object_of(OBJECT.body, HEADERS)
@@ -148,3 +160,54 @@ async def test_the_connection_ends_with_the_block() -> None:
         async with open_link(link_to(storage, OBJECT.metadata)) as opened:
             assert opened.length == 65_536 * 16_384 + 84
         await asyncio.wait_for(ended.wait(), 10)
+
+
+# The user wrap alone opens an object, for its own project and key.
+
+
+EMPTY = made(0)
+OTHER = made(0, key="other.pdf")
+
+
+def test_the_dek_of_the_users_wrap() -> None:
+    assert user_dek(EMPTY.metadata, KEK, project=PROJECT, object_key=KEY) == EMPTY.dek
+
+
+@pytest.mark.parametrize(
+    ("kek", "project", "key", "why"),
+    [
+        (user_kek(API_KEY, PROJECT), PROJECT, KEY, "another API key or pepper"),
+        (user_kek("k" * 43, PROJECT, PEPPER), PROJECT, KEY, "another API key or pepper"),
+        (KEK, "other", KEY, "not of this project and object key"),
+        (KEK, PROJECT, "other.pdf", "not of this project and object key"),
+    ],
+)
+def test_another_key_pepper_project_or_object_opens_no_wrap(
+    kek: object, project: str, key: str, why: str
+) -> None:
+    with pytest.raises(NoUsableWrapError, match=why):
+        user_dek(EMPTY.metadata, kek, project=project, object_key=key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"enc-algo": None}, CorruptObjectError),
+        ({"enc-dek-user": None}, CorruptObjectError),
+        ({"enc-dek-user": "?"}, CorruptObjectError),
+        ({"enc-kek-user": "0:0"}, CorruptObjectError),
+        ({"enc-dek-user": OTHER.metadata["enc-dek-user"]}, NoUsableWrapError),
+        ({"enc-kek-user": "2" + EMPTY.metadata["enc-kek-user"][1:]}, NoUsableWrapError),
+        ({"enc-algo": "AES-256-GCM"}, NoUsableWrapError),
+        ({"enc-algo": "AES-256-GCM", "enc-kek-user": None}, NoUsableWrapError),
+        ({"enc-algo": "ROT13"}, UnknownAlgorithmError),
+        ({"enc-algo": "deleted"}, NotFoundError),
+        (dict.fromkeys(EMPTY.metadata), CorruptObjectError),
+    ],
+)
+def test_metadata_of_anything_else_has_its_code(
+    changes: dict[str, str | None], error: type[CodedError]
+) -> None:
+    metadata = {n: v for n, v in {**EMPTY.metadata, **changes}.items() if v is not None}
+    with pytest.raises(error):
+        user_dek(metadata, KEK, project=PROJECT, object_key=KEY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +15,7 @@ from keyturn.errors import (
     MalformedRequestError,
     NotDeliveredError,
     OutcomeUnknownError,
+    SettingsError,
     StorageUnavailableError,
 )
 from keyturn.identifiers import staging_s3_key
@@ -26,6 +28,8 @@ from keyturn.messages import (
     request_id,
 )
 from keyturn.publisher import Publisher
+from keyturn.publisher.client import publisher_tracing
+from keyturn.tracing import PublisherTracing
 from keyturn_workers.upload.sessions import OpenedSessions
 from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
 
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from keyturn.messages import Request
     from keyturn.publisher.connection import BrokerConnection
     from keyturn.publisher.staging import Body, Staging
+
 
 UPLOAD_ID = "2f6c9a0e-0000-4000-8000-000000000001"
 LARGE = bytes(INLINE_MAX_BYTES + 1)
@@ -348,3 +353,24 @@ async def test_dead_letters_are_moved_by_code_or_by_their_digests() -> None:
         with pytest.raises(MalformedRequestError, match="either code or letters"):
             await publisher.move_dead_letters("replay", queue, actor="Kim", **wrong)
     assert len(scene.connection.sent) == 2
+
+
+# Traces, which are optional.
+
+
+TRACED = SETTINGS.model_copy(update={"tracing": True})
+
+
+def test_traces_are_off_by_default() -> None:
+    assert publisher_tracing(SETTINGS) is None
+
+
+def test_traces_are_recorded_where_they_are_on() -> None:
+    assert isinstance(publisher_tracing(TRACED), PublisherTracing)
+
+
+def test_a_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "keyturn.tracing")
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with pytest.raises(SettingsError, match=r"KEYTURN_TRACING .*keyturn\[otel\]"):
+        publisher_tracing(TRACED)

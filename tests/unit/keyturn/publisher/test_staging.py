@@ -1,11 +1,14 @@
-"""A body is staged sealed and in parts, and a failure leaves no part behind (SPEC 6.4)."""
+"""A body is staged sealed and in parts, and kept for a retry; no part is left (SPEC 6.4)."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import logging
+import threading
 from base64 import b64encode
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,11 +17,24 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from keyturn.crypto import Sealer, open_sealed
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
+from keyturn.messages import Staged, StagedBody, UploadRequested
 from keyturn.publisher import staging
-from keyturn.publisher.staging import Staging
+from keyturn.publisher.requests import new_id, sign, signed_now
+from keyturn.publisher.staging import (
+    BLOCK_BYTES,
+    MAX_AGE_S,
+    MAX_PENDING,
+    PendingUploads,
+    Staging,
+    blocks,
+    head,
+)
+from tests.unit.keyturn.publisher.test_requests import SETTINGS, new_draft
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
+
 
 KEY = bytes(range(32))
 CONTEXT = b"context"
@@ -205,3 +221,122 @@ async def test_a_staged_body_that_cannot_be_deleted_is_no_error(
     s3.failing.clear()
     await area.delete("staged")
     assert s3.objects == {}
+
+
+# A body in any form is a stream of small blocks.
+
+
+async def _stream(*pieces: Any) -> AsyncIterator[Any]:
+    for piece in pieces:
+        yield piece
+
+
+async def _gathered(body: Any) -> list[bytes]:
+    async with aclosing(blocks(body)) as source:
+        return [bytes(block) async for block in source]
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1])
+async def test_every_form_gives_the_same_bytes_in_blocks(size: int, tmp_path: Path) -> None:
+    data = bytes(range(251)) * (size // 251 + 1)
+    data = data[:size]
+    path = tmp_path / "body"
+    path.write_bytes(data)
+    wide = memoryview(data[: size - size % 4]).cast("I") if size >= 4 else memoryview(b"")
+    forms = [data, bytearray(data), memoryview(data), path, io.BytesIO(data), _stream(data)]
+    for body in forms:
+        found = await _gathered(body)
+        assert b"".join(found) == data
+        assert all(0 < len(block) <= BLOCK_BYTES for block in found)
+    assert b"".join(await _gathered(wide)) == data[: size - size % 4]
+
+
+async def test_empty_pieces_of_a_stream_do_not_end_it() -> None:
+    assert await _gathered(_stream(b"", b"a", b"", memoryview(b"b"), b"")) == [b"a", b"b"]
+
+
+async def test_files_are_read_in_a_thread_and_left_open() -> None:
+    class Watched(io.BytesIO):
+        threads: set[int]
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.threads.add(threading.get_ident())
+            assert size == BLOCK_BYTES
+            return super().read(size)
+
+    file = Watched(b"abc")
+    file.threads = set()
+    assert await _gathered(file) == [b"abc"]
+    assert file.threads
+    assert threading.get_ident() not in file.threads
+    assert not file.closed  # it is the caller's
+
+
+@pytest.mark.parametrize("body", ["text", 7, None, [b"a"], _stream("text"), io.StringIO("text")])
+async def test_what_is_no_bytes_is_a_type_error(body: Any) -> None:
+    with pytest.raises(TypeError, match="a body"):
+        await _gathered(body)
+
+
+@pytest.mark.parametrize(("size", "is_complete"), [(0, True), (9, True), (10, True), (11, False)])
+async def test_head_says_whether_the_limit_was_exceeded(size: int, is_complete: bool) -> None:
+    data = bytes(range(size))
+    async with aclosing(blocks(_stream(*(data[i : i + 3] for i in range(0, size, 3))))) as source:
+        first, ended = await head(source, 10)
+        rest = b"".join([bytes(block) async for block in source])
+    assert ended is is_complete
+    assert bytes(first) + rest == data
+
+
+# Staged uploads that may be on the queue are sent again with their body (SPEC 6.7).
+
+
+def _sent(**change: Any) -> UploadRequested:
+    """An upload of 10 staged bytes."""
+    return new_draft(**change).with_body(StagedBody(staged=Staged(size=10)))
+
+
+def test_a_retry_has_the_same_key_and_body_and_bytes_of_its_own() -> None:
+    kept, first = PendingUploads(), _sent()
+    kept.remember(first)
+    earlier = kept.earlier(_sent(upload_id=first.upload_id))
+    assert earlier == first
+    again = signed_now(first)
+    assert again.requested_at > first.requested_at
+    assert again == first.model_copy(update={"requested_at": again.requested_at})
+    assert sign(SETTINGS, again).body != sign(SETTINGS, first).body
+
+
+def test_another_object_under_the_same_id_is_another_upload() -> None:
+    kept, first = PendingUploads(), _sent()
+    kept.remember(first)
+    for other in ({"project": "bob"}, {"object_key": "b"}):
+        assert kept.earlier(_sent(upload_id=first.upload_id, **other)) is None
+    assert kept.earlier(_sent()) is None
+
+
+def test_what_the_broker_keeps_is_forgotten() -> None:
+    kept, first = PendingUploads(), _sent()
+    kept.remember(first)
+    kept.forget(first.upload_id)
+    assert kept.earlier(first) is None
+
+
+def test_memory_is_bounded_in_number_and_by_the_age_of_the_staged_body(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("keyturn.publisher.staging.time.monotonic", lambda: now_s)
+    kept, first = PendingUploads(), _sent()
+    kept.remember(first)
+    now_s = MAX_AGE_S - 1
+    kept.remember(signed_now(first))  # a second try, with the body of the first
+    assert kept.earlier(first) is not None
+    now_s = MAX_AGE_S
+    assert kept.earlier(first) is None
+    staged_anew = _sent(upload_id=first.upload_id)
+    kept.remember(staged_anew)
+    assert kept.earlier(first) == staged_anew
+    for _ in range(MAX_PENDING):
+        kept.remember(first.model_copy(update={"upload_id": new_id()}))
+    assert kept.earlier(first) is None

@@ -24,7 +24,7 @@ from tests.unit.keyturn.gateway.gateway import (
     problem,
     serving,
 )
-from tests.unit.keyturn.gateway.test_upload_links import upload_document
+from tests.unit.keyturn.gateway.test_links import upload_document
 from tests.unit.keyturn_workers.cli.through_gateway import run
 
 if TYPE_CHECKING:
