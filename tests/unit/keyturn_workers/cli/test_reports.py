@@ -28,9 +28,10 @@ from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.cli.fakes import Terminal
-from tests.unit.keyturn_workers.cli.status_bucket import Bench, done, record, sweep_id
+from tests.unit.keyturn_workers.cli.status_bucket import Bench
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
+from tests.unit.keyturn_workers.status.bucket import done, record, sweep_id
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage

@@ -17,18 +17,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import reports, status
 from keyturn_workers.keyring import MarkTable, replace_keyring
 from keyturn_workers.storage import Headers
-from tests.unit.keyturn_workers.cli.status_bucket import (
-    Bench,
-    all_record,
-    bench,
-    done,
-    failed,
-    origin,
-    part,
-    record,
-    round_id,
-    sweep_id,
-)
+from tests.unit.keyturn_workers.cli.status_bucket import Bench, bench
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     enc,
@@ -36,6 +25,16 @@ from tests.unit.keyturn_workers.factories import (
     rotated,
     sealed_object,
     v0_metadata,
+)
+from tests.unit.keyturn_workers.status.bucket import (
+    all_record,
+    done,
+    failed,
+    origin,
+    part,
+    record,
+    round_id,
+    sweep_id,
 )
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys

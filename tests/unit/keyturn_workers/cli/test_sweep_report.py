@@ -17,13 +17,13 @@ from keyturn_workers.sweep import Options
 from keyturn_workers.sweep.record import Failure, KeyRange, OpenPage, PartEnd
 from keyturn_workers.sweep.store import part_path
 from tests.unit.keyturn_workers.cli.fakes import FakePublisher, event
-from tests.unit.keyturn_workers.cli.status_bucket import (
+from tests.unit.keyturn_workers.cli.status_bucket import Bench, bench
+from tests.unit.keyturn_workers.factories import keyring
+from tests.unit.keyturn_workers.status.bucket import (
     BEGIN,
     ROUND_ID,
     WALK_ID,
-    Bench,
     all_record,
-    bench,
     done,
     failed,
     origin,
@@ -32,7 +32,6 @@ from tests.unit.keyturn_workers.cli.status_bucket import (
     round_id,
     sweep_id,
 )
-from tests.unit.keyturn_workers.factories import keyring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable

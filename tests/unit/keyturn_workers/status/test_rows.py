@@ -19,7 +19,8 @@ from keyturn_workers.status.rows import (
 )
 from keyturn_workers.sweep import Options
 from keyturn_workers.sweep.record import OpenPage
-from tests.unit.keyturn_workers.cli.status_bucket import (
+from tests.unit.keyturn_workers.factories import V0_USER_KEK, keyring, rotated
+from tests.unit.keyturn_workers.status.bucket import (
     BEGIN,
     ROUND_ID,
     STATE,
@@ -32,7 +33,6 @@ from tests.unit.keyturn_workers.cli.status_bucket import (
     round_id,
     sweep_id,
 )
-from tests.unit.keyturn_workers.factories import V0_USER_KEK, keyring, rotated
 
 
 def test_a_keyring_is_a_row_without_its_keks() -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from keyturn.counts import Counts
 from keyturn_workers.sweep.record import Failure, PartEnd
-from tests.unit.keyturn_workers.cli.status_bucket import (
+from tests.unit.keyturn_workers.factories import keyring
+from tests.unit.keyturn_workers.status.bucket import (
     ROUND_ID,
     WALK_ID,
+    Bucket,
     all_record,
     done,
     failed,
@@ -21,8 +23,6 @@ from tests.unit.keyturn_workers.cli.status_bucket import (
     round_id,
     sweep_id,
 )
-from tests.unit.keyturn_workers.factories import keyring
-from tests.unit.keyturn_workers.status.bucket import Bucket
 
 if TYPE_CHECKING:
     from keyturn.messages import StatusReported, SweepStatus

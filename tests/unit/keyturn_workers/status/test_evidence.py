@@ -12,8 +12,7 @@ from keyturn.evidence import digest, parse, sign
 from keyturn.identifiers import evidence_s3_key
 from keyturn_workers.errors import ArchivedError
 from tests.unit.keyturn.evidence.shared import statement
-from tests.unit.keyturn_workers.cli.status_bucket import sweep_id
-from tests.unit.keyturn_workers.status.bucket import DEPLOYMENT, EVENT_KEY, Bucket
+from tests.unit.keyturn_workers.status.bucket import DEPLOYMENT, EVENT_KEY, Bucket, sweep_id
 
 if TYPE_CHECKING:
     from keyturn.messages import EvidenceStatus
