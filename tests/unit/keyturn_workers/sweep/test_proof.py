@@ -1,14 +1,17 @@
-"""A page is proven late enough, attempted again until then, and sent when due (SPEC 8.4, 8.5)."""
+"""A page is proven late enough, attempted until then, and progress is true (SPEC 8.4 to 8.6)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 
 from keyturn.counts import Counts
+from keyturn.identifiers import format_time
+from keyturn_workers.sweep import AllRecord, Origin, ProjectRecord
+from keyturn_workers.sweep.progress import progress_of
 from keyturn_workers.sweep.proof import (
     MAX_FAILURES,
     MAX_WIDTH,
@@ -17,14 +20,17 @@ from keyturn_workers.sweep.proof import (
     mark_due_pages,
     next_due_at,
 )
-from keyturn_workers.sweep.record import Failure, OpenPage, Result, Round
+from keyturn_workers.sweep.record import Failure, KeyRange, OpenPage, Result, Round, Walk
 from tests.unit.keyturn_workers.sweep.records import (
     NOW,
     PROOF,
+    RECORD,
+    ROUND_ID,
     SEEN,
     STATE,
     SWEEP,
     apply,
+    ended,
     page,
     result,
     round_of,
@@ -32,8 +38,11 @@ from tests.unit.keyturn_workers.sweep.records import (
     the_round,
 )
 
-if TYPE_CHECKING:
-    from keyturn_workers.sweep import ProjectRecord
+_SEEN = Counts(objects=10, current=10)
+_UNSEEN = OpenPage(0, after="", last="m")
+_SEEN_PAGE = OpenPage(1, after="m", last="", attempts=1, seen=_SEEN)
+_PLANNED = (KeyRange(planned=True),)
+_PROVEN = Counts(objects=30, current=29, failed=1, foreign=2)
 
 
 def pages_after(before: ProjectRecord, outcome: Result) -> tuple[OpenPage, ...]:
@@ -156,8 +165,6 @@ def test_a_round_knows_when_its_first_and_its_last_page_were_proven() -> None:
 
 
 # Which pages are sent.
-
-
 def test_pages_are_sent_up_to_the_width_and_no_page_twice() -> None:
     waiting = round_of(*(page(n, sent_at=None, attempts=0) for n in range(MIN_WIDTH + 5)))
     first, sent = mark_due_pages(waiting, NOW)
@@ -193,3 +200,60 @@ def test_a_page_without_a_result_is_sent_again_with_growing_delay() -> None:
     assert len(moments) == 2
     assert moments[0] > RESEND_AFTER_S
     assert moments[1] - moments[0] > 2 * RESEND_AFTER_S
+
+
+def _record(*origins: Origin, **of_round: Any) -> ProjectRecord:
+    fields: dict[str, Any] = {"ranges": _PLANNED, "keys": 42, "proven": _PROVEN}
+    names = tuple(each.name for each in origins)
+    current = Round(ROUND_ID, SWEEP.options, names, **fields | of_round)
+    return replace(RECORD, origins=origins or (SWEEP,), round=current)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (replace(RECORD, origins=(SWEEP,), round=None), ("waiting", 0, None)),
+        (_record(), ("waiting", 0, None)),  # a round that does not answer it
+        (_record(SWEEP, open_pages=(_UNSEEN, _SEEN_PAGE)), ("rewrapping", 40, 40)),
+        (_record(SWEEP, open_pages=(_UNSEEN,)), ("rewrapping", 30, 40)),
+        (_record(SWEEP, open_pages=(_UNSEEN,), ranges=(KeyRange(),)), ("rewrapping", 30, None)),
+        (
+            _record(SWEEP, open_pages=(_SEEN_PAGE,), all_rewrapped_at=NOW),
+            ("proving", 30, 40),
+        ),
+        # Objects that came after the listing.
+        (
+            _record(SWEEP, open_pages=(_SEEN_PAGE,), all_rewrapped_at=NOW, keys=7),
+            ("proving", 30, 40),
+        ),
+    ],
+)
+def test_the_phase_says_how_many_of_how_many(
+    record: ProjectRecord, expected: tuple[str, int, int | None]
+) -> None:
+    progress = progress_of(record, SWEEP)
+    assert (progress.phase, progress.done, progress.total) == expected
+
+
+def test_everything_can_be_proven_once_every_page_may_be_attempted_again() -> None:
+    soon, late = (RECORD.proof_after + timedelta(seconds=n) for n in (0, 60))
+    waiting = replace(_SEEN_PAGE, not_before=late)
+    for pages, possible_at in (((_SEEN_PAGE,), soon), ((_SEEN_PAGE, waiting), late)):
+        progress = progress_of(_record(SWEEP, open_pages=pages), SWEEP)
+        assert progress.proof_possible_at == format_time(possible_at)
+
+
+def test_of_a_sweep_of_all_the_projects_that_ended_are_counted() -> None:
+    walk = Walk(ROUND_ID, SWEEP.options, (SWEEP.name,), projects=7)
+    progress = progress_of(AllRecord(origins=(SWEEP,), round=walk), SWEEP)
+    assert (progress.phase, progress.done) == ("rewrapping", 7)
+
+
+def test_an_end_keeps_the_moments() -> None:
+    origin = ended(SWEEP)
+    assert origin.end is not None
+    end = replace(origin.end, counts=_SEEN, first_rewrap_at=NOW, proof_possible_at=NOW)
+    progress = progress_of(RECORD, replace(origin, end=end))
+    assert (progress.phase, progress.done, progress.total) == ("ended", 10, 10)
+    assert progress.first_rewrap_at == progress.proof_possible_at == format_time(NOW)
+    assert progress.all_rewrapped_at is None

@@ -1,4 +1,4 @@
-"""A hint's way from its delivery to its acknowledgment (SPEC 6.2, 8.5, 12).
+"""Hints between sweep workers, from their bytes to their acknowledgment (SPEC 6.2, 8.5, 12).
 
 Nothing is acknowledged before what it requests is durable or its copy is in a retry or
 dead-letter queue; what is no hint of ours changes nothing.
@@ -18,6 +18,7 @@ from keyturn.errors import (
     CorruptObjectError,
     KeyringRolledBackError,
     LeaseMismatchError,
+    MalformedRequestError,
     NotFoundError,
     StorageUnavailableError,
     UnknownProjectError,
@@ -27,16 +28,48 @@ from keyturn_workers.amqp.consumer import ConsumerContext, Settlement
 from keyturn_workers.amqp.failures import Retry, RetryNotes
 from keyturn_workers.errors import RefusedError
 from keyturn_workers.sweep.handler import HintConsumer
-from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode
+from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, encode, parse, queue_of
 from keyturn_workers.sweep.page import CannotProveYetError
 from keyturn_workers.worker.metrics import WorkerMetrics
 from tests.support.scrape import risen
 
 ROUND_ID = "2f6c9a0e-3333-4333-8333-333333333333"
-Headers = dict[str, Any]
 STEP = SweepStep(project="acme", step=4)
 PAGE = SweepPage(project="acme", round=ROUND_ID, page=2, attempt=1)
+Headers = dict[str, Any]
 NOTES = RetryNotes("test", [SigningKey.from_seed(b"e" * 32)])
+
+
+@pytest.mark.parametrize(
+    ("hint", "queue"),
+    [
+        (STEP, PLAN_QUEUE),
+        (PAGE, SWEEP_QUEUE),
+        (STEP.model_copy(update={"project": "*"}), PLAN_QUEUE),
+    ],
+)
+def test_a_hint_is_read_as_it_was_written(hint: Hint, queue: str) -> None:
+    assert parse(encode(hint)) == hint
+    assert queue_of(hint) == queue
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        encode(STEP).replace(b"sweep.step", b"sweep.other"),
+        encode(STEP).replace(b"4", b"-4"),
+        encode(STEP).replace(b'"acme"', b'"../acme"'),
+        encode(PAGE).replace(b'"acme"', b'"*"'),
+        encode(PAGE).replace(ROUND_ID.encode(), b"../../keyrings"),
+        encode(PAGE).replace(b'"attempt":1', b'"attempt":"1"'),
+        encode(PAGE).replace(b'"attempt":1', b'"attempt":1,"more":1'),
+    ],
+)
+def test_anything_else_is_no_hint(body: bytes) -> None:
+    with pytest.raises(MalformedRequestError):
+        parse(body)
 
 
 def noted(hint: Hint, code: str, attempt: int, in_s: float = 0, publisher: str = "") -> Headers:
@@ -248,6 +281,8 @@ async def test_a_hint_without_a_record_changes_nothing() -> None:
 
 
 REFUSED_AS = 'requests_refused_total{code="%s",queue="keyturn.plan"}'
+
+
 RETRIED_AS = 'retries_total{code="%s",queue="keyturn.plan"}'
 
 
