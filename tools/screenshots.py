@@ -1,4 +1,4 @@
-"""`make screenshots`: every page of the console as PNG, light, dark and narrow.
+"""`make screenshots`: every page of the console as PNG, on a desktop and a phone, light and dark.
 
 The deployment is real: workers, broker, storage, hundreds of projects, refusals, failures, a long
 rotation, and a console of which the pictures are taken in Chromium. With `--readme` only the two
@@ -106,6 +106,7 @@ LOOKS: Final = (
     Look("light", {"viewport": DESKTOP, "color_scheme": "light"}),
     Look("dark", {"viewport": DESKTOP, "color_scheme": "dark"}),
     Look("narrow", {"viewport": NARROW, "color_scheme": "light", "device_scale_factor": 2}),
+    Look("narrow-dark", {"viewport": NARROW, "color_scheme": "dark", "device_scale_factor": 2}),
 )
 
 
@@ -128,6 +129,8 @@ async def take(
             for name, path in pages.items():
                 await visit.goto(path)
                 await visit.page.locator("main").wait_for()
+                # A page does not wait long for control workers, and asks again a second later.
+                await visit.page.get_by_text("not been read yet").first.wait_for(state="hidden")
                 height = await visit.page.evaluate("document.documentElement.scrollHeight")
                 width = look.options["viewport"]["width"]
                 taken.append(folder / f"{name}-{look.name}.png")
