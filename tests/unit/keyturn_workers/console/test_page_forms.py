@@ -157,6 +157,7 @@ def test_a_refusal_names_the_grant_that_is_missing(console: Scene) -> None:
 def test_an_answer_ends_the_asking_of_its_page(console: Scene) -> None:
     path = _delete(console)
     assert "data-refresh" in console.get(path)
+    assert "two leases, usually about half a minute" in console.words(path)
     request_id = path.rpartition("/")[2]
     console.answer(request_id, event("object.deleted", request_id=request_id, key="a"))
     page = console.get(path)
@@ -287,6 +288,7 @@ def test_no_key_is_made_while_the_generation_is_not_known(console: Scene) -> Non
     path = "/projects/unknown/rotate"
     page = console.get(path)
     assert "generation is not known" in page
+    assert "A rotation gives the project unknown a new API key. Within" in words_of(page)
     token = console.token(page, f"{path}/key")
     assert "secret" not in console.post(f"{path}/key", 409, form=token).text
 

@@ -188,6 +188,8 @@ def test_a_page_without_an_answer_opens_and_says_since_when_and_why(path: str) -
     assert "not been read yet" in page
     assert "The broker cannot be reached (refused)." in page
     assert "Not answered since" in page
+    # It says that it asks again by itself, and does.
+    assert "data-refresh" in Scene(publisher).get(path)
 
 
 @pytest.mark.parametrize("path", _ALL)
@@ -301,6 +303,22 @@ def test_no_project_matches_and_no_such_page_are_said() -> None:
     scene = lived()
     assert "No project matches 240 projects are known" in scene.words("/projects?text=nothing")
     assert "There is no such page" in scene.words("/projects?page=99")
+
+
+def test_one_is_not_counted_in_the_plural() -> None:
+    scene = lived()
+    rows = scene.publisher.rows
+    scene.publisher.rows = rows | {view: rows[view][:1] for view in ("projects", "sweeps", "audit")}
+    for path, words in (
+        ("/projects", "1 to 1 of 1 project"),
+        ("/projects?text=nothing", "1 project is known"),
+        ("/sweeps?text=nothing", "1 sweep is known"),
+        ("/audit?text=nothing", "1 record was read"),
+    ):
+        page = scene.words(path)
+        assert words in page, path
+        assert f"{words}s" not in page, path
+    assert "1 to 5 of 5 matching sweeps, 42 in all" in lived().words("/sweeps?text=acme")
 
 
 def test_a_project_shows_keyring_sweeps_evidence_and_records() -> None:

@@ -133,6 +133,23 @@ def test_sentences(words: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("", ""),
+        (
+            "run keyturn a-b --resign; wait",
+            'run keyturn a-b <span class="option">--resign</span>; wait',
+        ),
+        ("keyturn x <y>--z", 'keyturn x &lt;y&gt;<span class="option">--z</span>'),
+        ("a-----b", "a-----b"),
+        (text.visible("--x"), '<bdi class="text"><span class="option">--x</span></bdi>'),
+    ],
+)
+def test_no_line_ends_inside_an_option(words: str, shown: str) -> None:
+    assert text.whole_options(words) == shown
+
+
+@pytest.mark.parametrize(
     ("value", "shown"), [(None, "—"), (0, "0"), (12345, "12,345"), (1234567.8, "1,234,568")]
 )
 def test_numbers(value: float | None, shown: str) -> None:

@@ -179,7 +179,16 @@ def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
             {"project": "*", "progress": Progress(phase="rewrapping", done=3, total=9)},
             words.SweepProgress("Rewrapping 3 of 9 projects", 3, 9),
         ),
-        ({"status": "done", "counts": _COUNTS}, words.SweepProgress("10 objects")),
+        (
+            {"progress": Progress(phase="rewrapping", done=1, total=1)},
+            words.SweepProgress("Rewrapping 1 of 1 object", 1, 1),
+        ),
+        (
+            # As on the page of the project: tombstones are no objects.
+            {"status": "done", "counts": _COUNTS},
+            words.SweepProgress("8 objects, 2 deleted"),
+        ),
+        ({"status": "done", "counts": Counts(objects=1)}, words.SweepProgress("1 object")),
         ({"status": "done"}, words.SweepProgress("—")),
     ],
 )

@@ -128,6 +128,7 @@ async def show_letter(request: Request) -> Response:
         request,
         "dead/letter.html",
         status_code=404 if is_gone else 200,
+        refresh_s=0 if answer.report else REFRESH_S,
         answer=answer,
         queue=queue,
         digest=digest,

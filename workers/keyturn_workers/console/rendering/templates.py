@@ -24,6 +24,7 @@ from keyturn_workers.code_help import CODES, code_help
 from keyturn_workers.console.auth.person import SESSION_SCOPE, session_of
 from keyturn_workers.console.context import ATTENTION, QUEUES, ConsoleContext, context_of
 from keyturn_workers.console.rendering import text, words
+from keyturn_workers.master_key_drop_rule import plural
 
 _TYPES: Final = {
     "css": "text/css; charset=utf-8",
@@ -132,6 +133,7 @@ def environment() -> Environment:
         text.visible,
         text.plain,
         text.sentence,
+        text.whole_options,
         text.number,
         text.rate,
         text.duration,
@@ -140,6 +142,7 @@ def environment() -> Environment:
         text.iso,
         text.moment,
         text.evidence_date,
+        plural,
         words.audit_action,
         words.audit_outcome,
         words.project_path,
@@ -250,8 +253,8 @@ _TEXTS: Final = {
     ),
     403: _Text(
         "Not allowed",
-        "Your role does not permit this, or the form has expired. Nothing was changed.",
-        "If you sent a form, reload its page and send it again. Actions need the role “operate”.",
+        "Nothing was changed.",
+        "Actions need the role “operate”. If you sent a form, reload its page and send it again.",
     ),
     404: _Text(
         "Not found",

@@ -5,6 +5,7 @@ shows what would hide or reorder text, such as control and bidirectional charact
 """
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Final
 
@@ -17,6 +18,7 @@ _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
 _UNITS: Final = ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min"), (1, "s"))
 _SHOWN_CHARACTERS: Final = 4096
+_OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def visible(text: object, limit: int = _SHOWN_CHARACTERS) -> Markup:
@@ -52,6 +54,12 @@ def plain(text: object, limit: int = 200) -> str:
 def sentence(text: str) -> str:
     """A text with a capital letter at its beginning and a period at its end, if it has any."""
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
+
+
+def whole_options(words: str) -> Markup:
+    """Text in which no line ends inside an option such as `--repair`: browsers break at hyphens."""
+    whole = Markup('<span class="option">{}</span>')
+    return Markup(_OPTION.sub(lambda found: whole.format(found[0]), escape(words)))  # noqa: S704 - escaped
 
 
 def number(value: float | None) -> str:

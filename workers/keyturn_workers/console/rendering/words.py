@@ -22,6 +22,7 @@ from keyturn.messages import (
     SweepStatus,
 )
 from keyturn_workers.console.rendering.text import duration, moment, number
+from keyturn_workers.master_key_drop_rule import plural
 
 _T = TypeVar("_T", bound=str)
 _MAX_TEXT: Final = 200
@@ -199,23 +200,29 @@ def sweep_badge(row: SweepStatus) -> Badge:
 def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
     """How far it is."""
     if row.status != "running":
-        return SweepProgress("—" if row.counts is None else f"{number(row.counts.objects)} objects")
+        return SweepProgress("—" if row.counts is None else _counted(row.counts))
     known = row.progress
     if known is None:
         return SweepProgress("not counted yet")
     if known.phase == "waiting":
         waits = "Waiting for the next round" if row.waits_for_round else "Waiting for a worker"
         return SweepProgress(waits)
-    unit = "projects" if row.project == ALL_PROJECTS else "objects"
+    unit = "project" if row.project == ALL_PROJECTS else "object"
     verb = "Proving" if known.phase == "proving" else "Rewrapping"
     if known.total is None:
-        return SweepProgress(f"{verb}, {number(known.done)} {unit} so far")
-    text = f"{verb} {number(known.done)} of {number(known.total)} {unit}"
+        return SweepProgress(f"{verb}, {plural(known.done, unit)} so far")
+    text = f"{verb} {number(known.done)} of {plural(known.total, unit)}"
     # Before that, rewrapping takes longer than the leases.
     left_s = known.seconds_to_proof(now) if known.phase == "proving" else None
     if left_s is not None:
         text += f", earliest end in {duration(left_s)}"
     return SweepProgress(text, min(known.done, known.total), known.total)
+
+
+def _counted(counts: Counts) -> str:
+    """The objects as on the page of the project, which does not count tombstones."""
+    objects = plural(counts.objects - counts.deleted, "object")
+    return f"{objects}, {number(counts.deleted)} deleted" if counts.deleted else objects
 
 
 def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
