@@ -1,12 +1,18 @@
-"""Files, tests and anchors that the documents name are really there."""
+"""What documents and manifests name and set is there: files, tests, headings, parts, policies."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from functools import cache
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
+import yaml
+
+from keyturn.topology import DEAD_POLICIES, DEAD_QUEUES, queues
 
 _ROOT = Path(__file__).parents[3]
 _DOCUMENTS = sorted(
@@ -53,3 +59,126 @@ def test_the_headings_that_a_document_links_to_exist(document: str) -> None:
         if anchor not in _anchors(linked):
             missing.append(f"{target}#{anchor}")
     assert missing == []
+
+
+# The map in docs/architecture.md: every package has a row, and every row is there.
+
+
+_FOLDERS: Final = (_ROOT / "docs" / "architecture.md").read_text().split("\n## Folders")[1]
+_PACKAGES: Final = {
+    "contracts": _ROOT / "contracts" / "keyturn",
+    "workers": _ROOT / "workers" / "keyturn_workers",
+}
+
+
+def _mapped(section: str) -> set[str]:
+    """The paths in the first column of a section's table."""
+    _, _, rest = _FOLDERS.partition(f"\n**`{section}/`**")
+    rows = re.findall(r"^\| (`[^|]+) \|", rest.partition("\n**")[0], re.MULTILINE)
+    return {path for row in rows for path in re.findall(r"`([^`]+)`", row)}
+
+
+def _is_on_the_map(path: Path) -> bool:
+    is_package = (path / "__init__.py").is_file()
+    return is_package or (path.suffix == ".py" and not path.name.startswith("_"))
+
+
+@pytest.mark.parametrize("section", _PACKAGES)
+def test_every_part_of_a_package_has_a_row(section: str) -> None:
+    package = _PACKAGES[section]
+    prefix = "keyturn/" if section == "contracts" else ""
+    parts = {
+        f"{prefix}{path.name}{'/' if path.is_dir() else ''}"
+        for path in package.iterdir()
+        if _is_on_the_map(path)
+    }
+    mapped = {path for path in _mapped(section) if path.startswith(prefix)}
+    assert mapped - {"schemas/", "examples/", "asyncapi.json"} == parts
+
+
+# SECURITY.md: a row for every attacker of SPEC 13, and tests that are there.
+
+
+_SECURITY = (_ROOT / "SECURITY.md").read_text()
+_NAMED = re.compile(r"`(tests/[^`]*)`")
+_ATTACKERS = {
+    "the bucket, to read",
+    "the bucket, to write",
+    "the broker, to read",
+    "the broker, to write",
+    "a project's API key",
+    "a publisher's key",
+    "the secret of a publisher's session",
+    "a console's machine",
+    "the network, where TLS is on",
+    "a link to an object",
+    "an upload link",
+    "the exchange of notifications, to write",
+    "a source's bucket, to write",
+    "an old API key",
+    "the logs, metrics, traces",
+    "the master key",
+    "an operator's machine",
+    "no key: only the address of a gateway or of a console",
+    "a page in an operator's browser, or an account without a role",
+}
+
+
+def _rows() -> dict[str, list[str]]:
+    """By attacker, what its row is shown by."""
+    cells = [
+        line.strip("|").split(" | ") for line in _SECURITY.splitlines() if line.startswith("| ")
+    ]
+    return {cell[0].strip(): _NAMED.findall(cell[2]) for cell in cells[2:]}
+
+
+def test_every_attacker_has_a_row_of_one_line_that_names_tests() -> None:
+    assert set(_rows()) == _ATTACKERS
+    assert all(_rows().values())
+
+
+@pytest.mark.parametrize("named", sorted(set(_NAMED.findall(_SECURITY))))
+def test_every_named_file_or_folder_holds_tests_that_run(named: str) -> None:
+    path = _ROOT / named
+    files = [path] if named.endswith(".py") else [*path.rglob("test_*.py")]
+    assert files
+    for file in files:
+        text = file.read_text()
+        assert re.search(r"^(async )?def test_", text, re.MULTILINE), file
+        assert "@pytest.mark.skip(" not in text, file
+
+
+# Dead letters: documents and manifests set the policies of the specification (SPEC 6.9).
+
+
+_EXPECTED = {(p.name, p.pattern): dict(p.definition) for p in DEAD_POLICIES}
+
+
+def _commands(path: str) -> dict[tuple[str, str], Any]:
+    text = (_ROOT / path).read_text(encoding="utf-8").replace("\\\n#", "")
+    found: dict[tuple[str, str], Any] = {}
+    for line in re.findall(r"rabbitmqctl (set_policy .*)", text):
+        *options, name, pattern, definition = shlex.split(line)
+        assert options[-2:] == ["--apply-to", "quorum_queues"]
+        found[name, pattern] = json.loads(definition)
+    return found
+
+
+@pytest.mark.parametrize("path", ["docs/howto/deploy.md", "compose.yaml"])
+def test_the_commands_set_the_policies(path: str) -> None:
+    assert _commands(path) == _EXPECTED
+
+
+def test_the_example_for_kubernetes_sets_the_policies() -> None:
+    path = _ROOT / "deploy/kubernetes/examples/rabbitmq/policies.yaml"
+    specs = [each["spec"] for each in yaml.safe_load_all(path.read_text()) if each]
+    assert {(s["name"], s["pattern"]): s["definition"] for s in specs} == _EXPECTED
+    assert {(s["vhost"], s["applyTo"]) for s in specs} == {("keyturn", "queues")}
+
+
+def test_every_dead_letter_queue_has_one_policy_that_its_arguments_leave_in_force() -> None:
+    for queue in queues():
+        policies = [p for p in DEAD_POLICIES if re.search(p.pattern, queue.name)]
+        assert len(policies) == (queue.name in DEAD_QUEUES)
+        for policy in policies:
+            assert not {f"x-{name}" for name in policy.definition} & set(queue.arguments)

@@ -1,26 +1,35 @@
-"""Everything that is installed was locked before, by its hash, and by nothing else."""
+"""Everything that is installed was locked before, by its hash; the SBOM lists what is shipped."""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tests.unit.tools.supply.exported import export
+import pytest
+
 from tools.supply.lock import (
+    EXTRAS,
     FILE,
     OURS,
+    PUBLISHERS,
     PURPOSES,
     ROOT,
+    SHIPPED,
     direct,
     generate,
     license_of,
     packages,
     shipped,
 )
+from tools.supply.sbom import faults
 
 if TYPE_CHECKING:
     from pathlib import Path
+
 
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _PIN = re.compile(
@@ -39,6 +48,25 @@ _ALLOWED = {
 }
 _FEW = 40
 _UV = r"(?:\buv|\$\(UV\))"
+
+
+def export(target: Path, how: str, *options: str) -> Path:
+    """Write the shipped set to this file; skips where there is no uv."""
+    own = ROOT / ".tools" / "bin" / "uv"
+    uv = shutil.which("uv") or (str(own) if own.is_file() else None)
+    if uv is None:
+        pytest.skip("no uv here: `make setup` brings one")
+    subprocess.run(
+        [
+            *(uv, "export", "--locked", "--offline", "--quiet", "--no-default-groups"),
+            *("--package", SHIPPED, *(f"--extra={extra}" for extra in sorted(EXTRAS))),
+            *("--format", how, "--output-file", str(target), *options),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return target
 
 
 def test_every_file_of_the_lock_has_its_hash() -> None:
@@ -102,3 +130,42 @@ def test_dependencies_are_few_documented_and_free() -> None:
     for name in shipped():
         parts = set(re.split(r" (?:AND|OR) ", re.sub(r"[()]", "", license_of(name))))
         assert parts <= _ALLOWED, name
+
+
+# The SBOM is CycloneDX, and lists exactly what is shipped.
+
+
+@pytest.fixture
+def sbom(tmp_path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(
+        export(tmp_path / "sbom.json", "cyclonedx1.5").read_text()
+    )
+    return document
+
+
+@pytest.mark.slow
+def test_the_sbom_is_the_shipped_set(sbom: dict[str, Any]) -> None:
+    assert faults(json.dumps(sbom)) == []
+    assert sbom["metadata"]["component"]["name"] == "keyturn-workers"
+    assert all(
+        one["purl"].startswith("pkg:pypi/")
+        for one in sbom["components"]
+        if one["name"] != PUBLISHERS
+    )
+
+
+@pytest.mark.slow
+def test_missing_and_extra_packages_are_reported(sbom: dict[str, Any]) -> None:
+    gone = sbom["components"].pop(0)
+    sbom["components"][0]["version"] = "0"
+    first, second, third = faults(json.dumps(sbom))
+    assert first == f"missing: {gone['name']} {gone['version']}"
+    assert second.startswith("missing: ")
+    assert third == f"not shipped: {sbom['components'][0]['name']} 0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"bomFormat": "other"}, {"components": [{"name": "x"}]}])
+def test_another_format_is_reported(sbom: dict[str, Any], change: dict[str, Any]) -> None:
+    (fault,) = faults(json.dumps(sbom | change))
+    assert fault.startswith("not CycloneDX 1.5")

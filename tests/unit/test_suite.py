@@ -1,11 +1,14 @@
-"""No test is lost: by the order of the suite in several processes, or by a name used twice."""
+"""The suite itself: no test is lost, and none fails because the machine is busy."""
 
 from __future__ import annotations
 
+import time
 from itertools import groupby
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests import order
 
@@ -53,3 +56,16 @@ def test_no_two_test_modules_have_one_name() -> None:
     for package in tests.rglob("__init__.py"):
         for folder in package.parent.relative_to(tests).parents:
             assert (tests / folder / "__init__.py").is_file(), folder
+
+
+# On a busy machine, an example may take longer than Hypothesis allows by default.
+
+
+@settings(max_examples=1)
+@given(st.just(0.25))
+def test_a_slow_example_does_not_fail(delay_s: float) -> None:
+    time.sleep(delay_s)
+
+
+def test_examples_that_are_slow_to_make_do_not_fail() -> None:
+    assert HealthCheck.too_slow in settings().suppress_health_check

@@ -1,10 +1,11 @@
-"""A forked process behaves like a started one: its log, its exit status, its signals."""
+"""Processes under test: one not ready is reported; a forked one behaves like a started one."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import psutil
@@ -12,12 +13,42 @@ import pytest
 
 from keyturn_workers.storage import Capabilities
 from tools.harness.fork_server import ForkServer, can_fork
+from tools.harness.process import WorkerProcess
+from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+_SLOW = "import sys, time; print('loading', file=sys.stderr, flush=True); time.sleep(60)"
+_FAILING = "raise SystemExit('no settings')"
+
+
+async def _start(program: str) -> WorkerProcess:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program), stderr=asyncio.subprocess.PIPE
+    )
+    running = WorkerProcess(process)
+    running._reader = asyncio.create_task(running._read())
+    return running
+
+
+async def test_a_process_that_is_not_ready_in_time_is_reported_with_its_log() -> None:
+    running = await _start(_SLOW)
+    await running.logged("loading")
+    with pytest.raises(ServerError, match=r"(?s)'worker started'.*within 0\.1 s.*loading"):
+        await running.started("worker started", timeout_s=0.1)
+    await running.kill()
+
+
+async def test_a_process_that_ends_first_is_reported_with_its_log() -> None:
+    running = await _start(_FAILING)
+    with pytest.raises(ServerError, match=r"(?s)status 1.*no settings"):
+        await running.started("worker started")
+
+
+# A forked process: its log, its exit status, its signals.
+
 
 _ENV = {"PATH": os.environ["PATH"], "HOME": "/"}
 
@@ -29,6 +60,7 @@ def server() -> Iterator[ForkServer]:
     server.close()
 
 
+@pytest.mark.slow
 async def test_a_command_reads_its_own_arguments_and_environment(
     server: ForkServer, tmp_path: Path
 ) -> None:
@@ -46,6 +78,7 @@ async def test_a_command_reads_its_own_arguments_and_environment(
     assert await wrong.wait() == 2
 
 
+@pytest.mark.slow
 async def test_a_signal_ends_one_and_leaves_the_others(server: ForkServer, tmp_path: Path) -> None:
     first = await server.start("http.server", ["0"], _ENV, tmp_path)
     second = await server.start("http.server", ["0"], _ENV, tmp_path)
@@ -59,6 +92,7 @@ async def test_a_signal_ends_one_and_leaves_the_others(server: ForkServer, tmp_p
     assert await second.wait() == -signal.SIGTERM
 
 
+@pytest.mark.slow
 async def test_an_ended_process_leaves_no_descriptor_open(
     server: ForkServer, tmp_path: Path
 ) -> None:
@@ -71,6 +105,7 @@ async def test_an_ended_process_leaves_no_descriptor_open(
     assert open_files[0] == open_files[-1]
 
 
+@pytest.mark.slow
 async def test_nothing_outlives_the_server(tmp_path: Path) -> None:
     server = ForkServer()
     running = await server.start("http.server", ["0"], _ENV, tmp_path)
@@ -79,11 +114,13 @@ async def test_nothing_outlives_the_server(tmp_path: Path) -> None:
     assert not psutil.pid_exists(running.pid)
 
 
+@pytest.mark.slow
 def test_what_the_interpreter_reads_at_its_start_cannot_be_given_later() -> None:
     assert can_fork(_ENV)
     assert not can_fork(_ENV | {"PYTHONPATH": "/"})
 
 
+@pytest.mark.slow
 async def test_known_capabilities_reach_the_worker(server: ForkServer, tmp_path: Path) -> None:
     """A worker that assumes them does not contact its storage; here there is none."""
     module = "tests.unit.tools.harness.print_capabilities"
