@@ -6,6 +6,7 @@ Unit tests that ask for none start none. Addresses in the environment are used a
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes > 1:
         order.apply(items, processes)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what lives until the end: modules and collected tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

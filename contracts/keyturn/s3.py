@@ -108,6 +108,7 @@ async def open_client(
     *,
     max_connections: int,
     total_max_attempts: int = 1,
+    session: aioboto3.Session | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> "AsyncIterator[S3Client]":
     """An aiobotocore S3 client, open for the duration of the block.
@@ -117,12 +118,13 @@ async def open_client(
         max_connections: The size of the pool; at least the intended concurrency.
         total_max_attempts: 1 never resends after a response of 5xx; more is for writes that
             may be repeated safely.
+        session: From `new_session`, if the caller has it already.
         tls: From `storage_context`, if the caller has it already.
 
     Raises:
         SettingsError: a file of certificates cannot be used.
     """
-    session = new_session(settings)
+    session = session or new_session(settings)
     more: dict[str, Any] = {}
     if not (settings.s3_endpoint_url or "").startswith("http://"):
         more["http_session_cls"] = verified_sessions(tls or storage_context(settings))

@@ -1,6 +1,7 @@
 """Schemas and AsyncAPI are what the models say; examples pass or fail as they should (SPEC 6)."""
 
 import json
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -159,13 +160,18 @@ def _encode(message: Any) -> bytes:
     return encode_audit(message) if message.type in AUDIT_MODELS else encode(message)
 
 
+@cache
+def _validator(message_type: str) -> Draft202012Validator:
+    schema = json.loads((generate.ROOT / "schemas" / f"{message_type}.json").read_text("utf-8"))
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema)
+
+
 @pytest.mark.parametrize(("message_type", "example"), _cases("valid"))
 def test_valid_example_passes_model_and_schema(message_type: str, example: Any) -> None:
     message = _parse(message_type, compact(example))
     assert message.type == message_type
-    schema = json.loads((generate.ROOT / "schemas" / f"{message_type}.json").read_text("utf-8"))
-    Draft202012Validator.check_schema(schema)
-    validator = Draft202012Validator(schema)
+    validator = _validator(message_type)
     validator.validate(example)
     validator.validate(json.loads(_encode(message)))
 

@@ -44,7 +44,8 @@ def test_only_public_names_of_others_are_used() -> None:
 
 def test_the_exception_is_one() -> None:
     """A module that patches nothing any more is no exception."""
-    assert violations((_ROOT / _PATCHES).read_text(), _ours())
+    found = violations((_ROOT / _PATCHES).read_text(), set())
+    assert [place for place in found if ": writes to " in place]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ class MadeUp:
         sweep_id = asked.get("sweep_id")
         if view == "sweep":
             all_rows = [row for row in all_rows if row.sweep_id == sweep_id]
-        found = [row for row in all_rows if asked["text"].lower() in _text(row)]
+        text = asked["text"].lower()
+        found = [row for row in all_rows if text in _text(row)] if text else all_rows
         start = (asked["page"] - 1) * asked["limit"]
         rows: dict[str, Any] = {_FIELDS[view]: tuple(found[start : start + asked["limit"]])}
         return StatusReported(

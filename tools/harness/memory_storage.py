@@ -7,7 +7,6 @@ offered as a storage to run on.
 """
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -279,11 +278,11 @@ class MemoryStorage:
         async with self._acting("complete_multipart", lease):
             upload = self._upload(key, upload_id)
             pieces = [upload.parts.get(part.number, b"") for part in parts]
-            if [part.etag for part in parts] != [etag_of(piece) for piece in pieces]:
+            etags = [etag_of(piece) for piece in pieces]
+            if [part.etag for part in parts] != etags:
                 raise StorageUnavailableError("complete multipart: InvalidPart")
             effective = condition if self.capabilities.conditional_completion else None
-            digests = b"".join(hashlib.md5(p, usedforsecurity=False).digest() for p in pieces)
-            etag = f"{etag_of(digests)}-{len(pieces)}"
+            etag = f"{etag_of(bytes.fromhex(''.join(etags)))}-{len(pieces)}"
             written = self._store(key, b"".join(pieces), upload.headers, etag, effective)
             del self._uploads[upload_id]
             return written

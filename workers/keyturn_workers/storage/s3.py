@@ -6,7 +6,6 @@ are the caller's business.
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -443,16 +442,6 @@ def _etag_element(operation: str, body: bytes) -> str:
 _Closing = Callable[[None, None, None], Awaitable[bool | None]]
 
 
-async def _bucket_url(settings: S3Settings, tls: ssl.SSLContext | None) -> str:
-    """The bucket's URL by botocore's rules (virtual host, region, partition, endpoint)."""
-    async with open_client(settings, max_connections=1, tls=tls) as client:
-        signed = await client.generate_presigned_url(
-            "get_object", Params={"Bucket": settings.s3_bucket, "Key": "k"}
-        )
-    parts = urlsplit(signed)
-    return f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix('k')}"
-
-
 @asynccontextmanager
 async def open_storage(
     settings: S3Settings,
@@ -475,13 +464,20 @@ async def open_storage(
     """
     tls = storage_context(settings)
     # The stubs do not know that this is a coroutine.
-    credentials: AioCredentials | None = await new_session(settings).get_credentials()  # type: ignore[misc]
+    session = new_session(settings)
+    credentials: AioCredentials | None = await session.get_credentials()  # type: ignore[misc]
     if credentials is None:
         raise SettingsError(
             "no S3 credentials: set KEYTURN_S3_ACCESS_KEY_ID and KEYTURN_S3_SECRET_ACCESS_KEY, "
             "or provide credentials through the standard AWS chain"
         )
-    base_url = await _bucket_url(settings, tls)
+    # The bucket's URL by botocore's rules (virtual host, region, partition, endpoint).
+    async with open_client(settings, session=session, max_connections=1, tls=tls) as client:
+        signed = await client.generate_presigned_url(
+            "get_object", Params={"Bucket": settings.s3_bucket, "Key": "k"}
+        )
+    parts = urlsplit(signed)
+    base_url = f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix('k')}"
     async with open_pool(base_url, max_connections, tls=tls) as pool:
         http = S3HttpClient(
             pool,

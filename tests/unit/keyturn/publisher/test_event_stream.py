@@ -571,25 +571,19 @@ async def test_errors_of_closing_say_nothing(caplog: pytest.LogCaptureFixture) -
     ]
 
 
-async def test_the_newest_offset_is_that_of_the_last_message(
-    broker: _Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_stream, "_NEWEST_S", 0.01)
-    assert await event_stream.last_offset(_LINK, "keyturn.audit") is None
+async def test_the_newest_offset_is_that_of_the_last_message(broker: _Broker) -> None:
+    assert await event_stream.last_offset(_LINK, "keyturn.audit", silence_s=0.01) is None
     for last in range(3):
         broker.write()
-        assert await event_stream.last_offset(_LINK, "keyturn.audit") == last
+        assert await event_stream.last_offset(_LINK, "keyturn.audit", newest_s=0.01) == last
 
 
-async def test_a_newest_message_that_cannot_be_decoded_has_no_offset(
-    broker: _Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_stream, "_NEWEST_S", 0.01)
+async def test_a_newest_message_that_cannot_be_decoded_has_no_offset(broker: _Broker) -> None:
     broker.write()
     broker.write_undecodable()
-    assert await event_stream.last_offset(_LINK, "keyturn.audit") == 0
+    assert await event_stream.last_offset(_LINK, "keyturn.audit", newest_s=0.01) == 0
     broker.write_undecodable()
-    assert await event_stream.last_offset(_LINK, "keyturn.audit") is None
+    assert await event_stream.last_offset(_LINK, "keyturn.audit", newest_s=0.01) is None
 
 
 async def test_the_newest_offset_of_a_stream_that_cannot_be_read(broker: _Broker) -> None:
