@@ -173,7 +173,7 @@ async def test_what_cannot_be_replayed_says_why_and_stays(
     assert 'value="replay"' not in letter.text
     confirmation = await client.submit(letter, "/dead/confirm", move="replay")
     outcome = await _moved(client, confirmation)
-    assert "1 could not be replayed" in outcome.text
+    assert "1 could not be replayed, and stays where it is." in outcome.text
     await _listed(client, "obstacle", 1)
 
 
