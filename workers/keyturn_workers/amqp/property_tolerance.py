@@ -16,7 +16,7 @@ names above 128 bytes), so that a message could not be copied as it was sent. He
 unchanged. The decoder also takes a timestamp after 2106 for milliseconds, which the encoder writes
 as seconds, so that a copy named another time. Here all timestamps are seconds, as AMQP defines.
 
-`tests/unit/keyturn_workers/amqp/test_property_tolerance_upstream.py` fails when a release of pamqp
+`tests/unit/keyturn_workers/amqp/test_property_tolerance.py` fails when a release of pamqp
 or aio-pika no longer needs one of these.
 """
 

@@ -18,7 +18,7 @@ from keyturn_workers.errors import MissingError
 from keyturn_workers.sources.bucket import SourceBucket
 from keyturn_workers.storage.probe.runner import Report, Row
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
-from tests.unit.keyturn_workers.storage.probe.broken_storages import IgnoresIfAbsent
+from tests.unit.keyturn_workers.storage.probe.broken_storages import DeletesAnyway, IgnoresIfAbsent
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         "versioned": MemoryStorage(versioned=True),
         "away": MemoryStorage(),
         "own": own,
-        "ignoring": IgnoresDeletes(),
+        "ignoring": DeletesAnyway(),
     }
     buckets["away"].fail_next("list_entries", StorageUnavailableError("list: SlowDown"))
 
@@ -237,12 +237,3 @@ def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
             "stored objects stay in the source; see the source's `delete` field",
         ),
     }
-
-
-class IgnoresDeletes(MemoryStorage):
-    """Looks at no ETag before it deletes."""
-
-    async def delete_if_match(self, key: str, etag: str) -> str | None:
-        del etag
-        await self.delete(key)
-        return None

@@ -17,6 +17,7 @@ from keyturn_workers.cli.sources import _ImportProgress
 from keyturn_workers.ingest.importing import ImportResult
 from keyturn_workers.sources.bucket import SourceBucket
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
+from tests.unit.keyturn_workers.storage.probe.broken_storages import DeletesAnyway
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -70,15 +71,6 @@ def test_what_waits_for_no_worker_does_not_name_one(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "keyturn: 0 objects, 0 bytes\n"
 
 
-class _IgnoresConditions(MemoryStorage):
-    """Looks at no ETag before it deletes."""
-
-    async def delete_if_match(self, key: str, etag: str) -> str | None:
-        del etag
-        await self.delete(key)
-        return None
-
-
 @pytest.mark.parametrize("is_safe", [True, False])
 def test_a_source_that_cannot_delete_safely_shows_that(
     monkeypatch: pytest.MonkeyPatch, *, is_safe: bool
@@ -87,7 +79,7 @@ def test_a_source_that_cannot_delete_safely_shows_that(
 
     @asynccontextmanager
     async def opened(name: str, source: Source, *_: object) -> AsyncIterator[SourceBucket]:
-        storage = MemoryStorage() if is_safe else _IgnoresConditions()
+        storage = MemoryStorage() if is_safe else DeletesAnyway()
         yield SourceBucket(name, source, storage, own)
 
     use_bucket(monkeypatch, "sources", own)

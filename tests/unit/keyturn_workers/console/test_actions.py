@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from pydantic import SecretStr
@@ -27,21 +28,105 @@ from keyturn_workers.console.actions import (
     TooManyActionsError,
 )
 from keyturn_workers.console.auth.person import Person
-from tests.unit.keyturn_workers.console.action_publishers import FakePublisher, event
+from tests.unit.keyturn_workers.cli.fakes import event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
+    from keyturn.messages import Event
     from keyturn.publisher import Publisher
 
+__all__ = ["FakePublisher", "event"]
 _KIM = Person("kim", "operate", "local:kim")
 _LEE = Person("lee", "operate", "local:lee")
 _ID = "2f6c9a0e-0000-4000-8000-000000000001"
 _OTHER = "2f6c9a0e-0000-4000-8000-000000000002"
 _KEY = SecretStr("kt_" + "a" * 43)
-
-
 _TURNS = 10_000
+
+
+@dataclass
+class FakePublisher:
+    """Records requests; each answer is what a test puts into `answers`.
+
+    Attributes:
+        sent: Method and arguments of each publication.
+        errors: Raised by the first publications, one each.
+        wait_errors: Raised by the first waits, one each.
+        gate: Publications wait for it.
+    """
+
+    sent: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
+    wait_errors: list[Exception] = field(default_factory=list)
+    answers: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    waits: int = 0
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def _publish(self, method: str, given: dict[str, Any]) -> None:
+        self.sent.append((method, given))
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+
+    async def sweep(self, project: str, *, sweep_id: str | None = None, **given: Any) -> str:
+        assert sweep_id is not None
+        await self._publish("sweep", {"project": project, "sweep_id": sweep_id, **given})
+        return sweep_id
+
+    async def rotate(self, project: str, *, rotation_id: str | None = None, **given: Any) -> str:
+        assert rotation_id is not None
+        await self._publish("rotate", {"project": project, "rotation_id": rotation_id, **given})
+        return rotation_id
+
+    async def delete(
+        self, project: str, object_key: str, *, request_id: str | None = None, **given: Any
+    ) -> str:
+        assert request_id is not None
+        names = {"project": project, "key": object_key, "request_id": request_id}
+        await self._publish("delete", names | given)
+        return request_id
+
+    async def move_dead_letters(
+        self, action: str, queue: str, *, request_id: str | None = None, **given: Any
+    ) -> str:
+        assert request_id is not None
+        names = {"action": action, "queue": queue, "request_id": request_id}
+        await self._publish("move_dead_letters", names | given)
+        return request_id
+
+    async def wait(
+        self,
+        request_id: str,
+        *,
+        timeout_s: float = 60.0,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: str | None = None,
+    ) -> Event:
+        del request_id, timeout_s, since, project, request_type
+        return await self._answer()
+
+    async def progress(
+        self,
+        request_id: str,
+        *,
+        since: datetime | None = None,
+        project: str | None = None,
+        request_type: str | None = None,
+    ) -> AsyncGenerator[Event, None]:
+        del request_id, since, project, request_type
+        while True:
+            yield await self._answer()
+
+    async def _answer(self) -> Event:
+        self.waits += 1
+        if self.wait_errors:
+            raise self.wait_errors.pop(0)
+        return await self.answers.get()
 
 
 def _delete(request_id: str, object_key: str) -> Action:
@@ -215,7 +300,11 @@ async def test_a_key_is_held_no_longer_than_its_life(
 
 
 _AT = datetime(2026, 11, 26, 10, tzinfo=UTC)
+
+
 _OUTCOME_ID = "2f6c9a0e-0000-4000-8000-000000000001"
+
+
 _ACTION = Action(_OUTCOME_ID, "rotation", "acme", "kim", _AT, expected_generation=2)
 
 

@@ -102,6 +102,15 @@ class ChecksThenStores(MemoryStorage):
         return await super().put(key, body, headers, lease=lease)
 
 
+class DeletesAnyway(MemoryStorage):
+    """Looks at no ETag before it deletes."""
+
+    async def delete_if_match(self, key: str, etag: str) -> str | None:
+        del etag
+        await self.delete(key)
+        return None
+
+
 class OverwritesOnFailure(MemoryStorage):
     """Returns an error to the losers of a race, but stores their bodies."""
 

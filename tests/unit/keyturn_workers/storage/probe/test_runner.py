@@ -1,8 +1,11 @@
-"""Each row of the probe can fail: a storage that breaks one promise fails its row (SPEC 10)."""
+"""Each row of the probe can fail, and is documented (SPEC 10)."""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +34,8 @@ from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     TakesLateWrites,
 )
 from tools.harness.memory_storage import MemoryStorage
+
+TEXT = (Path(__file__).parents[5] / "docs" / "operations" / "storage-servers.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -212,3 +217,25 @@ async def test_cleaning_up_may_fail() -> None:
     assert report.left_behind is not None
     assert report.left_behind.startswith(PREFIX)
     assert all(key.startswith(report.left_behind) for key in storage.stored_keys())
+
+
+async def test_every_check_is_documented() -> None:
+    """With its level, and whether it runs when a worker starts."""
+    report = await probe(MemoryStorage())
+    quick = {row.name for row in (await probe(MemoryStorage(), quick=True)).rows}
+    for row in report.rows:
+        start = " yes " if row.name in quick else " "
+        assert f"| {row.name} | {row.needed} |{start}|" in TEXT
+
+
+def test_the_policy_is_valid() -> None:
+    """Valid JSON, in which only workers write outside of staging."""
+    (policy,) = re.findall(r"```json\n(.*?)```", TEXT, flags=re.DOTALL)
+    statements: list[dict[str, Any]] = json.loads(policy)["Statement"]
+    for statement in statements:
+        writes = "s3:PutObject" in statement["Action"]
+        if statement["Effect"] == "Allow" and writes:
+            worker = statement["Principal"]["AWS"].endswith("/keyturn-worker")
+            assert worker or "/.keyturn/staging/" in statement["Resource"]
+    denied = next(s for s in statements if s["Effect"] == "Deny")
+    assert denied["NotResource"].endswith("/.keyturn/staging/*")

@@ -1,14 +1,18 @@
-"""What a worker publishes: every failure of the broker is one error (SPEC 6.2)."""
+"""What a worker publishes is confirmed for itself, and every failure is one error (SPEC 6.2)."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import create_autospec
 
 import pytest
 from aio_pika import Message
-from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
+from aio_pika.abc import AbstractChannel
+from aio_pika.exceptions import AMQPConnectionError
+from aiormq.exceptions import ChannelInvalidStateError
 from faststream.exceptions import IncorrectState
+from pamqp import commands
 
 from keyturn.crypto import SigningKey, VerifyKey
 from keyturn.messages import (
@@ -21,12 +25,121 @@ from keyturn.messages import (
 )
 from keyturn.topology import EVENTS
 from keyturn_workers.amqp.event_batches import NotConfirmedError
-from keyturn_workers.amqp.publisher import WorkerPublisher
+from keyturn_workers.amqp.publisher import ConfirmedPublisher, WorkerPublisher
+from tests.unit.keyturn_workers.amqp.connections import FakeConnection
 from tests.unit.keyturn_workers.amqp.deliveries import STORED
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
 KEY = SigningKey.from_seed(bytes(32))
+
+
+@pytest.fixture
+def connection() -> FakeConnection:
+    return FakeConnection()
+
+
+@pytest.fixture
+def publisher(connection: FakeConnection) -> ConfirmedPublisher:
+    return ConfirmedPublisher(connection.broker, "exchange", timeout_s=3)
+
+
+def _publish(publisher: ConfirmedPublisher, body: bytes = b"{}") -> Coroutine[Any, Any, None]:
+    return publisher.publish("upload.stored", body, commands.Basic.Properties())
+
+
+async def test_a_message_is_mandatory_and_has_a_time_in_which_to_be_confirmed(
+    connection: FakeConnection, publisher: ConfirmedPublisher
+) -> None:
+    await _publish(publisher, b"body")
+    ((body,), options) = connection.underlay.basic_publish.await_args
+    assert (body, options["exchange"], options["routing_key"]) == (
+        b"body",
+        "exchange",
+        "upload.stored",
+    )
+    assert (options["mandatory"], options["timeout"], options["wait"]) == (True, 3, False)
+
+
+async def test_what_no_queue_must_take_is_not_returned(connection: FakeConnection) -> None:
+    publisher = ConfirmedPublisher(connection.broker, "exchange", timeout_s=3, is_mandatory=False)
+    await _publish(publisher)
+    assert connection.underlay.basic_publish.await_args.kwargs["mandatory"] is False
+
+
+async def test_many_at_once_share_one_channel(
+    connection: FakeConnection, publisher: ConfirmedPublisher
+) -> None:
+    await asyncio.gather(*(_publish(publisher) for _ in range(20)))
+    await _publish(publisher)
+    assert connection.opened == 1
+    assert connection.underlay.basic_publish.await_count == 21
+
+
+async def test_none_waits_for_the_confirmation_of_another(
+    connection: FakeConnection, publisher: ConfirmedPublisher
+) -> None:
+    confirmed = asyncio.Event()
+
+    async def confirm(body: bytes, **_: Any) -> None:
+        if body == b"first":
+            await confirmed.wait()
+
+    connection.underlay.basic_publish.side_effect = confirm
+    first = asyncio.create_task(_publish(publisher, b"first"))
+    await _publish(publisher, b"second")
+    assert not first.done()
+    confirmed.set()
+    await first
+
+
+async def test_on_a_lost_connection_publishing_fails_at_once(
+    connection: FakeConnection, publisher: ConfirmedPublisher
+) -> None:
+    await _publish(publisher)
+    connection.lose()
+    with pytest.raises(ChannelInvalidStateError):
+        await _publish(publisher)
+    assert connection.opened == 1
+
+
+async def test_on_a_channel_that_was_opened_again_messages_are_published(
+    connection: FakeConnection, publisher: ConfirmedPublisher
+) -> None:
+    await _publish(publisher)
+    connection.lose()
+    await connection.reopen()
+    await _publish(publisher)
+    assert connection.opened == 1
+    assert connection.underlay.basic_publish.await_count == 1
+
+
+async def test_a_channel_that_stays_lost_is_refused(
+    connection: FakeConnection, publisher: ConfirmedPublisher
+) -> None:
+    """Events would end with the first lost connection."""
+    connection.robust = create_autospec(AbstractChannel, instance=True)
+    with pytest.raises(TypeError):
+        await _publish(publisher)
+
+
+async def test_a_failure_to_open_is_tried_again_by_the_next_message(
+    connection: FakeConnection, publisher: ConfirmedPublisher
+) -> None:
+    open_channel = connection.channel
+
+    async def refuse(**_: object) -> Any:
+        connection.channel = open_channel  # type: ignore[method-assign]  # once
+        raise ChannelInvalidStateError
+
+    connection.channel = refuse  # type: ignore[method-assign]
+    with pytest.raises(ChannelInvalidStateError):
+        await _publish(publisher)
+    await _publish(publisher)
+    assert connection.underlay.basic_publish.await_count == 1
 
 
 @pytest.mark.parametrize(
@@ -132,7 +245,7 @@ async def test_copies_of_one_message_are_published_one_after_the_other(end: str)
     assert outcomes[1:] == [None] * 5
 
 
-class _Publisher:
+class _Channels:
     """Notes what is published on it, or refuses it."""
 
     def __init__(self, error: Exception | None = None) -> None:
@@ -150,7 +263,7 @@ async def test_reports_do_not_share_a_channel_with_events() -> None:
     publisher = WorkerPublisher(cast("Any", None), "test", [KEY])
     assert publisher._events._is_mandatory
     assert not publisher._reports._is_mandatory
-    events, reports = _Publisher(), _Publisher()
+    events, reports = _Channels(), _Channels()
     publisher._events, publisher._reports = cast("Any", events), cast("Any", reports)
     for document in (*event_examples().values(), *worker_reports().values()):
         body = compact(next(iter(document.values())))
@@ -175,7 +288,7 @@ def _stored(number: int, publisher: str | None = "api") -> UploadStored:
 
 async def _published(*events: Event) -> list[tuple[str, bytes, Any]]:
     """What events that end at the same time are published as."""
-    publisher, events_channel = WorkerPublisher(cast("Any", None), "test", [KEY]), _Publisher()
+    publisher, events_channel = WorkerPublisher(cast("Any", None), "test", [KEY]), _Channels()
     publisher._events = publisher._reports = cast("Any", events_channel)
     await asyncio.gather(*(publisher.publish_event(event) for event in events))
     return events_channel.published
@@ -207,7 +320,7 @@ async def test_pages_of_status_and_events_without_a_publisher_are_not_batched() 
 
 
 async def test_an_event_links_to_the_trace_that_it_is_given() -> None:
-    publisher, channel = WorkerPublisher(cast("Any", None), "test", [KEY]), _Publisher()
+    publisher, channel = WorkerPublisher(cast("Any", None), "test", [KEY]), _Channels()
     publisher._events = cast("Any", channel)
     await asyncio.gather(
         *(publisher.publish_event(_stored(n), traceparent=f"trace {n}") for n in range(3))
@@ -219,7 +332,7 @@ async def test_an_event_links_to_the_trace_that_it_is_given() -> None:
 
 async def test_a_batch_that_is_not_confirmed_fails_each_of_its_events() -> None:
     publisher = WorkerPublisher(cast("Any", None), "test", [KEY])
-    publisher._events = cast("Any", _Publisher(ChannelInvalidStateError("lost")))
+    publisher._events = cast("Any", _Channels(ChannelInvalidStateError("lost")))
     outcomes = await asyncio.gather(
         *(publisher.publish_event(_stored(n)) for n in range(3)), return_exceptions=True
     )
