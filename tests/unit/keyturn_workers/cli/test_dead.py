@@ -14,14 +14,14 @@ from keyturn.topology import CONTROL_QUEUE, DEAD_QUEUES, UPLOAD_QUEUE, dead_lett
 from keyturn_workers.cli import dead
 from keyturn_workers.cli.app import app
 from tests.unit.keyturn_workers.cli.fakes import FakeAudit
-from tests.unit.keyturn_workers.dead_letters.letters import (
+from tests.unit.keyturn_workers.dead_letters.memory_broker import (
     DEPLOYMENT,
     LONG_AGO,
     Letter,
+    MemoryBroker,
     letter,
     upload,
 )
-from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
 from tools.harness import requests
 
 if TYPE_CHECKING:

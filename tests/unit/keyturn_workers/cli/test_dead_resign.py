@@ -29,7 +29,7 @@ from keyturn_workers.settings import OperatorSettings
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload.sessions import OpenedSessions
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
-from tests.unit.keyturn_workers.dead_letters.letters import (
+from tests.unit.keyturn_workers.dead_letters.memory_broker import (
     DEPLOYMENT,
     LONG_AGO,
     Letter,

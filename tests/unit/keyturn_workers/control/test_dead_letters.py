@@ -17,8 +17,7 @@ from keyturn_workers.control import DeadLetterMover
 from keyturn_workers.control import dead_letters as module
 from keyturn_workers.dead_letters.queue import LockedError
 from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
-from tests.unit.keyturn_workers.dead_letters.letters import Letter
-from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
+from tests.unit.keyturn_workers.dead_letters.memory_broker import Letter, MemoryBroker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -21,7 +21,7 @@ from keyturn_workers.dead_letters.letters import (
     redacted_body,
     work_queue,
 )
-from tests.unit.keyturn_workers.dead_letters.letters import Letter, letter, upload
+from tests.unit.keyturn_workers.dead_letters.memory_broker import Letter, letter, upload
 from tools.harness import requests
 
 _DEAD = "keyturn.upload.dead"

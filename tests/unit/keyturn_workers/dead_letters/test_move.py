@@ -14,8 +14,7 @@ from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.dead_letters import move as move_module
 from keyturn_workers.dead_letters.letters import DeadLetter, code_of
 from keyturn_workers.dead_letters.move import Move, Moved, Problem, _Pass, move_letters
-from tests.unit.keyturn_workers.dead_letters.letters import Letter
-from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
+from tests.unit.keyturn_workers.dead_letters.memory_broker import Letter, MemoryBroker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import pytest
+from aiormq.exceptions import ChannelLockedResource
 
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.dead_letters.queue import (
@@ -17,16 +19,57 @@ from keyturn_workers.dead_letters.queue import (
     exclusive,
     read_letters,
 )
-from tests.unit.keyturn_workers.dead_letters.letters import Letter
-from tests.unit.keyturn_workers.dead_letters.lock_broker import FakeBroker, connection
-from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
+from tests.unit.keyturn_workers.dead_letters.memory_broker import Letter, MemoryBroker
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractIncomingMessage
+    from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 
 _DEAD = "keyturn.upload.dead"
 _COMMANDS = 32
 """Commands of a channel on their way to a quorum queue; one is left for the flush."""
+
+
+@dataclass
+class FakeBroker:
+    """Exclusive queues, by the connection that declared them."""
+
+    held: dict[str, FakeConnection] = field(default_factory=dict)
+
+
+@dataclass
+class FakeConnection:
+    """A connection that is also its one channel and its one queue."""
+
+    broker: FakeBroker
+    is_closed: bool = False
+    name: str = ""
+
+    async def channel(self) -> FakeConnection:
+        self.is_closed = False
+        return self
+
+    async def declare_queue(self, name: str, *, exclusive: bool, durable: bool) -> FakeConnection:
+        assert exclusive
+        assert not durable
+        if self.broker.held.setdefault(name, self) is not self:
+            self.is_closed = True
+            raise ChannelLockedResource(name)
+        self.name = name
+        return self
+
+    async def delete(self, *, if_unused: bool, if_empty: bool) -> None:
+        assert not if_unused
+        assert not if_empty
+        assert not self.is_closed
+        del self.broker.held[self.name]
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+def connection(broker: FakeBroker) -> AbstractConnection:
+    """A connection to this broker."""
+    return cast("AbstractConnection", FakeConnection(broker))
 
 
 def _name(message: AbstractIncomingMessage, queue: str) -> str | None:

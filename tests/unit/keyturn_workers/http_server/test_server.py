@@ -8,19 +8,22 @@ import os
 import signal
 import socket
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 import structlog
 import uvloop
 
+from keyturn.errors import BrokerTlsError, BrokerUnavailableError
 from keyturn_workers.errors import AddressError
-from keyturn_workers.http_server.server import open_listeners, serve
+from keyturn_workers.http_server.server import check_broker_tls, open_listeners, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from keyturn.publisher import Publisher
 
 _HEAD: Final = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
 _LOGGERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
@@ -229,3 +232,29 @@ async def test_an_address_in_use_is_reported_with_the_setting_to_change() -> Non
 async def test_an_address_of_another_host_is_reported() -> None:
     with pytest.raises(AddressError, match=r"this machine.*KEYTURN_GATEWAY_HOST"):
         await _listen("192.0.2.1", 0)
+
+
+class _Broker:
+    def __init__(self, outcome: Exception | None, wait_s: float = 0) -> None:
+        self._outcome = outcome
+        self._wait_s = wait_s
+
+    async def connect(self) -> None:
+        await asyncio.sleep(self._wait_s)
+        if self._outcome is not None:
+            raise self._outcome
+
+
+async def _check(broker: _Broker, timeout_s: float = 5) -> None:
+    await check_broker_tls(cast("Publisher", broker), timeout_s)
+
+
+async def test_a_broker_that_answers_or_is_away_or_silent_is_no_reason() -> None:
+    await _check(_Broker(None))
+    await _check(_Broker(BrokerUnavailableError("away")))
+    await _check(_Broker(None, wait_s=60), timeout_s=0.01)
+
+
+async def test_a_wrong_certificate_is_one() -> None:
+    with pytest.raises(BrokerTlsError, match="expired"):
+        await _check(_Broker(BrokerTlsError("its certificate has expired")))

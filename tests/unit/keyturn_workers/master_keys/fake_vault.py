@@ -156,13 +156,3 @@ def settings(**values: object) -> KmsSettings:
     ways = {"vault_token_file", "vault_role_id", "vault_kubernetes_role"}
     token = {} if ways & values.keys() else {"vault_token": TOKEN}
     return KmsSettings.model_validate({**token, **values})
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,6 +15,7 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn_workers.audit import KekDerived
+from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.circuit_breaker import CallLimits
 from keyturn_workers.master_keys.derived_keks import KekLimits, Use, decide_use
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
@@ -24,12 +25,11 @@ from keyturn_workers.master_keys.port import KmsRefusedError
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_ADMIN_KEK
 from tests.unit.keyturn_workers.master_keys.fakes import MASTER, Clock, FakeProvider
 
-if TYPE_CHECKING:
-    from keyturn_workers.master_keys.admin_keks import AdminKeks
-
 LIMITS = KekLimits(cache_s=100, cache_max_s=1000, wait_s=60)
 CALLS = CallLimits(concurrency=8, requests_per_s=100_000)
 LOCAL = {name: LocalMasterKey(secret) for name, secret in MASTER_KEYS.items()}
+ONE, TWO = Secret(b"1" * 32), Secret(b"2" * 32)
+KEKS = AdminKeks("acme", {"m1": ONE, "m2": TWO}, frozenset({"m3"}))
 
 
 class Bench:
@@ -352,8 +352,6 @@ async def test_it_prints_no_key() -> None:
 
 
 # What a provider that is away, or another key in its place, must not do.
-
-
 async def test_what_does_not_open_takes_no_kek_from_a_warm_project_while_the_provider_is_away() -> (
     None
 ):
@@ -564,3 +562,27 @@ async def test_one_wrong_answer_to_a_reader_makes_no_object_corrupt() -> None:
             await bench.keys.open_with("acme", corrupt)
     # The right one was derived once, and is confirmed now: a corrupt object costs no more calls.
     assert bench.provider.total == calls + 1
+
+
+def test_the_label_leads_and_each_key_comes_once() -> None:
+    assert list(KEKS.in_order(first="m2")) == [("m2", TWO), ("m1", ONE)]
+    assert list(KEKS.in_order()) == [("m1", ONE), ("m2", TWO)]
+    assert list(KEKS.in_order(first="gone")) == [("m1", ONE), ("m2", TWO)]
+
+
+def test_a_key_that_is_away_is_not_an_unknown_one() -> None:
+    assert KEKS.require("m1") == ONE
+    with pytest.raises(KmsUnavailableError, match="m3"):
+        KEKS.require("m3")
+    with pytest.raises(UnknownMasterKeyError, match="m9"):
+        KEKS.require("m9")
+
+
+def test_nothing_final_is_said_while_a_key_is_away() -> None:
+    with pytest.raises(KmsUnavailableError, match="m3"):
+        KEKS.check_complete()
+    AdminKeks("acme", {"m1": ONE}).check_complete()
+
+
+def test_admin_keks_print_no_key() -> None:
+    assert "1111" not in repr(KEKS)

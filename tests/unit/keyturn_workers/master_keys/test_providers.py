@@ -1,19 +1,29 @@
-"""Which class serves which kind of master key."""
+"""Which class serves which kind of master key, and what one in this process derives."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from keyturn.crypto import Secret, admin_kek, admin_kek_info, master_prk, to_base64
+from keyturn.crypto import (
+    Secret,
+    admin_kek,
+    admin_kek_info,
+    master_prk,
+    record_kek,
+    record_kek_info,
+    to_base64,
+)
 from keyturn.errors import SettingsError
 from keyturn_workers.key_uris import Pkcs11Uri, parse_key_uri
 from keyturn_workers.master_keys import awskms
 from keyturn_workers.master_keys.awskms import AwsKmsMasterKey
 from keyturn_workers.master_keys.local import LocalMasterKey
-from keyturn_workers.master_keys.port import MasterKey
 from keyturn_workers.master_keys.providers import (
     KmsMetrics,
     generate_master_key,
@@ -28,10 +38,29 @@ from tests.unit.keyturn_workers.master_keys.fake_vault import TOKEN, fake_vault
 from tests.unit.keyturn_workers.master_keys.fake_vault import settings as vault_settings
 from tools.harness.memory_storage import MemoryStorage
 
-KEY = Secret(bytes(32))
+if TYPE_CHECKING:
+    from keyturn_workers.master_keys.port import MasterKey
+
+KEY = Secret(bytes(range(32)))
 AWS = parse_key_uri("awskms:arn:aws:kms:eu-central-1:111122223333:key/1234abcd")
 ON_TOKEN = Pkcs11Uri("pkcs11:object=m1", object="m1")
 TOKEN_SETTINGS = KmsSettings(pkcs11_module=Path("fake.so"), pkcs11_pin=SecretStr(PIN))
+
+
+async def test_it_derives_what_hkdf_derives() -> None:
+    key = LocalMasterKey(KEY)
+    admin = await key.derive(admin_kek_info("acme"))
+    record = await key.derive(record_kek_info("acme"))
+    assert admin.kek == admin_kek(KEY.reveal(), "acme")
+    assert record.kek == record_kek(KEY.reveal(), "acme")
+    assert admin.kek != record.kek
+    assert admin.request_id is None
+
+
+async def test_it_says_that_the_settings_show_the_key() -> None:
+    description = await LocalMasterKey(KEY).describe()
+    assert description.provider == "local"
+    assert description.exportable
 
 
 @pytest.mark.parametrize(("source", "kind"), [(KEY, LocalMasterKey), (AWS, AwsKmsMasterKey)])
@@ -95,8 +124,6 @@ async def test_keys_are_imported_and_generated_in_vault() -> None:
 
 
 # Metrics of the calls to providers.
-
-
 def _value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     return registry.get_sample_value(f"keyturn_kms_{name}", labels)
 
@@ -117,7 +144,7 @@ async def test_the_keys_of_the_settings_keep_their_ids_and_their_calls_are_count
     async with fake_vault() as vault:
         settings = OperatorSettings.model_validate(
             {
-                "master_keys": {"m1": to_base64(bytes(32)), "m2": vault.uri().location},
+                "master_keys": {"m1": to_base64(KEY.reveal()), "m2": vault.uri().location},
                 "vault_token": TOKEN,
                 "s3_bucket": "unused",
             }

@@ -29,11 +29,11 @@ from keyturn_workers.settings import KmsSettings
 from tests.unit.keyturn_workers.master_keys.fake_vault import (
     KEY_PATH,
     TOKEN,
-    Clock,
     FakeVault,
     fake_vault,
     settings,
 )
+from tests.unit.keyturn_workers.master_keys.fakes import Clock
 from tools.harness.loopback_server import loopback_server
 
 if TYPE_CHECKING:
@@ -301,13 +301,13 @@ async def test_a_token_is_renewed_after_two_thirds_of_its_life() -> None:
     clock = Clock()
     async with fake_vault() as vault, _login_auth(vault, clock) as auth:
         first = await auth.token()
-        clock.now += 2399
+        clock.now_s += 2399
         assert await auth.token() == first
         assert vault.paths() == [LOGIN]
-        clock.now += 2
+        clock.now_s += 2
         assert await asyncio.gather(*(auth.token() for _ in range(16))) == [first] * 16
         assert vault.paths() == [LOGIN, RENEW]
-        clock.now += 2399
+        clock.now_s += 2399
         assert await auth.token() == first
     assert vault.paths() == [LOGIN, RENEW]
 
@@ -333,7 +333,7 @@ async def test_a_token_that_cannot_be_renewed_is_replaced_by_a_login(
         await auth.token()
         for name, value in change.items():
             setattr(vault, name, value)
-        clock.now += waits_s
+        clock.now_s += waits_s
         assert await auth.token() == Secret(b"s.login-2")
     assert vault.paths() == paths
 
@@ -344,12 +344,12 @@ async def test_while_a_renewal_fails_the_token_is_used_to_its_end() -> None:
         first = await auth.token()
         vault.tokens.clear()
         vault.credential = "changed"
-        clock.now += 2401
+        clock.now_s += 2401
         assert await auth.token() == first
         attempts = len(vault.requests)
         assert await auth.token() == first
         assert len(vault.requests) == attempts, "not on each call"
-        clock.now += 1200
+        clock.now_s += 1200
         with pytest.raises(KmsRefusedError, match="refuses the login"):
             await auth.token()
 
@@ -359,7 +359,7 @@ async def test_a_token_without_an_end_is_kept() -> None:
     async with fake_vault() as vault, _login_auth(vault, clock) as auth:
         vault.lease_s = 0
         await auth.token()
-        clock.now += 10**9
+        clock.now_s += 10**9
         await auth.token()
     assert vault.logins == 1
 

@@ -17,8 +17,12 @@ from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.dead_letters.queue import LockedError, read_letters
 from keyturn_workers.status import dead_letters as module
 from keyturn_workers.status.dead_letters import DeadLetterView
-from tests.unit.keyturn_workers.dead_letters.letters import Letter, letter, upload
-from tests.unit.keyturn_workers.dead_letters.memory_broker import MemoryBroker
+from tests.unit.keyturn_workers.dead_letters.memory_broker import (
+    Letter,
+    MemoryBroker,
+    letter,
+    upload,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

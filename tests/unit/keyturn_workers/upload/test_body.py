@@ -1,4 +1,4 @@
-"""The stream from the publisher's seal to the object's: whole, authentic, bounded (SPEC 3, 7.2)."""
+"""The body of an upload, from the publisher's seal to the object's (SPEC 3, 6.4, 7)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from keyturn.crypto import HEADER_BYTES, SEALED_CHUNK_BYTES, seal, to_base64, transport_context
+from keyturn.crypto import (
+    HEADER_BYTES,
+    SEALED_CHUNK_BYTES,
+    seal,
+    sealed_size,
+    to_base64,
+    transport_context,
+)
 from keyturn.errors import (
     BadSealError,
     BodyTooLargeError,
@@ -47,6 +54,28 @@ if TYPE_CHECKING:
 SECRET: Final = bytes(range(32))
 CONTEXT: Final = transport_context(UPLOAD_ID)
 SEALED: Final = seal(SECRET, CONTEXT, DATA)
+
+
+@pytest.mark.parametrize("way", ["put", "put_stream"])
+def test_the_size_is_that_of_the_plaintext(way: str) -> None:
+    upload = Upload(request(bench(way), way), "api")
+    assert upload.size_bytes() == len(DATA)
+    assert upload.is_staged is (way == "put_stream")
+
+
+def test_a_body_of_an_impossible_size_is_a_bad_seal() -> None:
+    sent = request(bench())
+    too_short = to_base64(bytes(sealed_size(0) - 1))
+    upload = Upload(sent.model_copy(update={"body": InlineBody(inline=too_short)}), "api")
+    with pytest.raises(BadSealError):
+        upload.size_bytes()
+
+
+def test_the_object_is_the_projects_and_the_staged_body_the_publishers() -> None:
+    sent = request(bench("put_stream"), "put_stream")
+    assert (Upload(sent, "api").s3_key, Upload(sent, "web").s3_key) == (TARGET, TARGET)
+    assert Upload(sent, "api").staging_s3_key == STAGED
+    assert Upload(sent, "web").staging_s3_key != STAGED
 
 
 async def _cut(body: bytes, step: int) -> AsyncIterator[bytes]:

@@ -1,8 +1,9 @@
-"""An upload recognizes its own object by its tag or its bytes, never by its id alone (SPEC 7.1)."""
+"""What an upload finds, by its tag or its bytes, and what it leaves to remove (SPEC 6, 7.1)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,13 +11,20 @@ import pytest
 from keyturn.crypto import sealed_size
 from keyturn.errors import (
     AlreadyExistsError,
+    BadSignatureError,
+    BodyTooLargeError,
+    CodedError,
     CorruptObjectError,
+    DeletedKeyError,
+    NotPermittedError,
     StagedBodyMissingError,
 )
-from keyturn.messages import RequestOrigin
+from keyturn.identifiers import object_s3_key
+from keyturn.messages import RequestOrigin, UploadStored
 from keyturn_workers.objects.apply import reconcile_object
 from keyturn_workers.storage import Headers
 from keyturn_workers.upload import UploadHandler, UploadResult
+from keyturn_workers.upload.cleanup import clean_staging
 from tests.unit.keyturn_workers.factories import OPERATOR_KEYS, keyring
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
@@ -29,12 +37,15 @@ from tests.unit.keyturn_workers.upload.bench import (
     bench,
     request,
 )
+from tools.harness.memory_storage import MemoryStorage
 
 BY_ALL_WAYS = pytest.mark.parametrize("way", WAYS)
 STAGED_WAYS = pytest.mark.parametrize("way", ["put_stream", "complete_multipart"])
 OWN = Headers({"enc-upload": UPLOAD_ID})
 FORGED = bytes(len(DATA))
 ORIGIN = RequestOrigin("api", "0" * 64)
+_AGE = timedelta(days=8)
+_DAY = timedelta(days=1)
 
 
 async def relabel(on: Bench, **changed: str | None) -> None:
@@ -222,3 +233,87 @@ async def test_its_own_empty_object_is_not_reported_as_stored() -> None:
     on.storage.plant(TARGET, b"", head.headers)
     with pytest.raises(CorruptObjectError, match="is empty"):
         await on.serve(sent, seen_before=True)
+
+
+@BY_ALL_WAYS
+async def test_an_expired_upload_that_was_stored_is_completed(way: str) -> None:
+    """A request past its age is answered from its target, and stores nothing (SPEC 6.3)."""
+    on = bench(way)
+    sent = request(on, way)
+    role = UploadHandler(on.uploader)
+    assert await role.find_completed(sent, ORIGIN) is None
+    assert on.storage.calls[way] == 0
+    await on.serve(sent)
+    done = await role.find_completed(sent, ORIGIN)
+    assert done is not None
+    assert isinstance(done.event, UploadStored)
+    assert (done.event.size, done.event.generation) == (len(DATA), 1)
+    assert on.storage.calls[way] == 1
+    assert await role.find_completed(sent, replace(ORIGIN, publisher="web")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [
+        (DeletedKeyError("k"), False),
+        (BodyTooLargeError("k"), False),
+        (AlreadyExistsError("k"), True),  # nothing with another upload's id is there
+        (BadSignatureError("k"), True),
+        (NotPermittedError("k"), True),
+        (CorruptObjectError("k"), True),
+        (StagedBodyMissingError("k"), True),
+    ],
+)
+async def test_a_permanent_refusal_deletes_the_staged_body(
+    error: CodedError, *, stays: bool
+) -> None:
+    on = bench("put_stream")
+    sent = request(on, "put_stream")
+    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, error)
+    assert await on.exists(STAGED) is stays
+
+
+async def test_a_key_taken_by_another_upload_deletes_the_staged_body() -> None:
+    on = bench("put_stream")
+    await on.serve(request(on, "put_stream", upload_id=OTHER_ID))
+    sent = request(on, "put_stream")
+    with pytest.raises(AlreadyExistsError) as refused:
+        await on.serve(sent)
+    await UploadHandler(on.uploader).after_refusal(sent, ORIGIN, refused.value)
+    assert not await on.exists(STAGED)
+
+
+async def test_only_older_items_are_removed() -> None:
+    storage = MemoryStorage()
+    await storage.put(".keyturn/staging/api/old", b"sealed", Headers({}))
+    await storage.put(".keyturn/doctor/killed/1", b"probe", Headers({}))
+    await storage.put("acme/old", b"object", Headers({}))
+    await storage.put(".keyturn/keyrings/acme.json", b"{}", Headers({}))
+    await storage.create_multipart("acme/abandoned", Headers({}))
+    storage.advance(_AGE.total_seconds() + 1)
+    await storage.put(".keyturn/staging/api/new", b"sealed", Headers({}))
+    await storage.put(".keyturn/doctor/running/1", b"probe", Headers({}))
+    await storage.create_multipart("acme/under way", Headers({}))
+
+    swept = await clean_staging(storage, older_than=_AGE, now=storage.now)
+
+    assert swept == (2, 1)
+    assert list(storage.stored_keys()) == [
+        ".keyturn/doctor/running/1",
+        ".keyturn/keyrings/acme.json",
+        ".keyturn/staging/api/new",
+        "acme/old",
+    ]
+    assert [left.key async for left in storage.list_multipart_uploads("")] == ["acme/under way"]
+
+
+async def test_multipart_uploads_of_other_applications_are_left_alone() -> None:
+    """Their first segment looks like a project, but none has a keyring (SPEC 10)."""
+    on = bench("complete_multipart")
+    theirs = object_s3_key("videos", "raw.mp4")
+    await on.storage.create_multipart(theirs, Headers({}))
+    await on.storage.create_multipart(TARGET, Headers({}))
+    later = datetime.now(UTC).replace(year=2100)
+    counts = await clean_staging(on.storage, older_than=later - datetime.now(UTC) - _DAY, now=later)
+    assert counts == (0, 1)
+    assert await on.open_uploads() == [theirs]

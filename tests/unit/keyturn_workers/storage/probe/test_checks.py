@@ -194,15 +194,6 @@ async def test_what_is_stored_of_a_cut_put_is_found(
     assert (outcome.ok, outcome.detail) == (False, f"cut off {where}")
 
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from keyturn_workers.storage import Condition, Headers, Lease, WriteResult
-    from keyturn_workers.storage.probe.protocol import Outcome
-
-    Check = Callable[[Any, str], Awaitable[Outcome]]
-
-
 @pytest.mark.parametrize(
     ("check", "rounds"),
     [
@@ -298,14 +289,6 @@ async def test_a_storage_that_refuses_every_writer_fails_the_check(
     outcome = await concurrent_creates(storage(), "probe")
     assert (outcome.ok, outcome.detail) == (False, "hardly any writer succeeded")
     assert not outcome.undecided
-
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from keyturn_workers.storage.probe.protocol import Outcome
-
-    Check = Callable[[Any, str], Awaitable[Outcome]]
 
 
 @pytest.mark.parametrize("check", KEY_CHECKS, ids=lambda check: check.__name__)
