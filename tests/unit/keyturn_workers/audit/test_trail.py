@@ -1,4 +1,4 @@
-"""Records are published in order, each at least once, and are logged at once (SPEC 15.3)."""
+"""Records are signed, published in order, each at least once, and logged at once (SPEC 15.3)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,42 @@ import asyncio
 import os
 import pwd
 import socket
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from aio_pika import DeliveryMode
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from structlog.testing import capture_logs
 
+from keyturn.crypto import VerifyKey
+from keyturn.errors import BrokerUnavailableError, NotDeliveredError
 from keyturn.identifiers import is_uuid
+from keyturn.publisher.connection import BrokerConnection
+from keyturn.topology import (
+    AUDIT_RECORDED,
+    AUDIT_STREAM,
+    EVENT_KEY_HEADER,
+    EXCHANGE,
+    SIGNATURE_HEADER,
+    audit_queue,
+)
+from keyturn_workers.audit import AuditPublisher, log_kek_derived, trail
 from keyturn_workers.audit import KekDerived as Derived
-from keyturn_workers.audit import log_kek_derived
 from keyturn_workers.audit import trail as module
-from keyturn_workers.audit.trail import AuditProcess, one_line
+from keyturn_workers.audit.trail import AuditProcess, declare_missing, one_line
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT
-from tests.unit.keyturn_workers.audit.memory import PROCESS, Clock, Stream, trail_to
+from tests.unit.keyturn_workers.audit.memory import EVENT_KEY, PROCESS, Clock, Stream, trail_to
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aio_pika import Message
+
     from keyturn_workers.audit import AuditTrail
+
+_NOBODY = "amqp://nobody@127.0.0.1:1/"
 
 
 @pytest.fixture(autouse=True)
@@ -256,8 +277,6 @@ async def test_a_bug_of_the_publisher_is_tried_again_and_not_printed() -> None:
 
 
 # Who a process is.
-
-
 def test_each_run_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "somebody")
     monkeypatch.setenv("USER", "somebody")
@@ -279,3 +298,95 @@ def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_name_is_one_line(text: str, line: str) -> None:
     assert one_line(text) == line
+
+
+async def test_a_record_is_signed_for_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, Message]] = []
+
+    async def publish(self: Any, routing_key: str, message: Message) -> None:
+        del self
+        sent.append((routing_key, message))
+
+    monkeypatch.setattr(BrokerConnection, "publish", publish)
+    publisher = AuditPublisher(_NOBODY, "test", EVENT_KEY)
+    await publisher.publish("an-id", b"{}")
+    ((routing_key, message),) = sent
+    assert (routing_key, message.message_id) == (AUDIT_RECORDED, "an-id")
+    assert message.delivery_mode is DeliveryMode.PERSISTENT
+    # No publisher's stream may take it.
+    assert set(message.headers) == {SIGNATURE_HEADER, EVENT_KEY_HEADER}
+    assert message.headers[EVENT_KEY_HEADER] == EVENT_KEY.id
+    signature = str(message.headers[SIGNATURE_HEADER])
+    VerifyKey.from_bytes(EVENT_KEY.public_bytes).verify_event("test", b"{}", signature)
+
+
+@pytest.mark.slow
+async def test_a_broker_that_is_away_is_an_error() -> None:
+    publisher = AuditPublisher(_NOBODY, "test", EVENT_KEY, timeout_s=1)
+    with pytest.raises(BrokerUnavailableError):
+        await publisher.connect()
+    with pytest.raises(BrokerUnavailableError):
+        await publisher.publish("an-id", b"{}")
+    await publisher.close()
+
+
+@dataclass
+class FakeBroker:
+    """A broker with the stream or without it."""
+
+    exists: bool = False
+    refuses: bool = False
+    done: list[Any] = field(default_factory=list)
+
+    async def channel(self) -> FakeBroker:
+        return self
+
+    async def declare_exchange(self, name: str, *_: object, **__: object) -> str:
+        self.done.append(name)
+        return name
+
+    async def declare_queue(self, name: str, *, passive: bool = False, **more: Any) -> FakeBroker:
+        if passive:
+            if not self.exists:
+                raise ChannelNotFoundEntity("no queue")
+            return self
+        if self.refuses:
+            raise ChannelAccessRefused("not you")
+        self.done.append((name, more["arguments"]["x-max-age"]))
+        return self
+
+    async def bind(self, exchange: str, routing_key: str) -> None:
+        self.done.append((exchange, routing_key))
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> FakeBroker:
+    made = FakeBroker()
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[FakeBroker]:
+        yield made
+
+    async def connect(_: str) -> Any:
+        return connection()
+
+    monkeypatch.setattr(trail, "connect_to_broker", connect)
+    return made
+
+
+async def test_a_missing_stream_is_declared_and_bound(broker: FakeBroker) -> None:
+    await declare_missing("amqp://host/", audit_queue(3600))
+    assert broker.done == [EXCHANGE, (AUDIT_STREAM, "3600s"), (EXCHANGE, AUDIT_RECORDED)]
+
+
+async def test_an_existing_stream_is_left_alone(broker: FakeBroker) -> None:
+    """Its bounds are the workers' settings, which this command may not know."""
+    broker.exists = True
+    await declare_missing("amqp://host/", audit_queue(3600))
+    assert broker.done == []
+
+
+async def test_who_may_not_declare_it_is_told_what_to_do(broker: FakeBroker) -> None:
+    broker.refuses = True
+    with pytest.raises(NotDeliveredError, match=r"no worker has declared keyturn\.audit; start"):
+        await declare_missing("amqp://host/", audit_queue(3600))

@@ -1,11 +1,11 @@
-"""Enrollments, and keyrings that the storage denies or a mark remembers (SPEC 5.5, 6.5, 8.6)."""
+"""Enrollments: keyrings denied, remembered by a mark or adopted (SPEC 5.4, 5.5, 6.5, 8.1, 8.6)."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -14,31 +14,32 @@ from keyturn.errors import (
     AlreadyEnrolledError,
     MarksUnavailableError,
     StorageUnavailableError,
+    UnknownIntakeKeyError,
     UnknownProjectError,
 )
-from keyturn.identifiers import keyring_s3_key
-from keyturn.messages import EnrollRequested, RequestOrigin, parse_request
-from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.keyring import KeyringRemovedError, KeyringUnknownError, Mark
-from keyturn_workers.storage import Headers
+from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn.messages import EnrollRequested, RequestOrigin, RotationRequested, parse_request
+from keyturn_workers.control import Enroller, Rotator
+from keyturn_workers.control.enrollment import find_highest_generation
+from keyturn_workers.errors import MissingError
+from keyturn_workers.keyring import KeyringReader, KeyringRemovedError, KeyringUnknownError, Mark
+from keyturn_workers.storage import Headers, StorageClock
 from tests.unit.keyturn_workers.factories import (
+    AT,
     MASTER_KEYS,
+    deleted,
     enc,
     generation,
     keyring,
     sealed_object,
 )
-from tests.unit.keyturn_workers.sweep.records import AT, OTHER_ID, SWEEP_ID
+from tests.unit.keyturn_workers.sweep.records import OTHER_ID, SWEEP_ID
 from tests.unit.keyturn_workers.sweep.sweeping import KEYS, ORIGIN, Sweeping
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness import requests as rq
 from tools.harness.deployment import Deployment
-from tools.harness.local_keys import (
-    build_keyring,
-    desired_state,
-    operator_keys,
-    parse_keyring,
-)
+from tools.harness.local_keys import build_keyring, desired_state, operator_keys, parse_keyring
+from tools.harness.memory_storage import MemoryStorage
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ if TYPE_CHECKING:
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 KEYRING = keyring_s3_key("acme")
+_INTAKE = IntakeKey.from_seed(bytes(32))
+_ENROLLMENT = "2f6c9a0e-1111-4111-8111-111111111111"
+_ROTATION = "2f6c9a0e-2222-4222-8222-222222222222"
+_FIRST = RequestOrigin("api", "1" * 64)
+_SECOND = RequestOrigin("api", "2" * 64)
+_OTHER = RequestOrigin("api", "3" * 64)
 
 
 class _Bucket:
@@ -99,8 +106,6 @@ async def test_objects_without_a_keyring_refuse_an_enrollment(other: str) -> Non
 
 
 # Marks.
-
-
 class Marked:
     """A control worker that knows the marks, and the project `bob` without a keyring."""
 
@@ -237,3 +242,100 @@ async def test_an_adopting_enrollment_that_loses_a_race_is_refused() -> None:
     on.on.storage.before_next("put", other_was_faster)
     with pytest.raises(AlreadyEnrolledError):
         await on.enroll(request(adopt=True))
+
+
+def _plant(storage: MemoryStorage, key: str, number: int) -> None:
+    ring = replace(keyring(), current=generation(number))
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key)
+    storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
+
+
+async def test_an_object_with_an_invalid_key_counts() -> None:
+    storage = MemoryStorage()
+    _plant(storage, "a", 3)
+    _plant(storage, "reports//q3.txt", 7)
+    assert await find_highest_generation(storage, "acme", KEYS) == 7
+
+
+async def test_an_object_that_is_listed_but_not_found_is_not_skipped() -> None:
+    """It could be the one at the highest generation: a retry lists again."""
+    storage = MemoryStorage()
+    _plant(storage, "a", 3)
+    storage.fail_next("head", MissingError("head: NoSuchKey"))
+    with pytest.raises(StorageUnavailableError):
+        await find_highest_generation(storage, "acme", KEYS)
+    assert await find_highest_generation(storage, "acme", KEYS) == 3
+
+
+async def test_an_object_without_a_wrap_that_opens_counts_as_generation_0() -> None:
+    storage = MemoryStorage()
+    assert await find_highest_generation(storage, "acme", KEYS) is None
+    _plant(storage, "a", 3)
+    only_m2 = operator_keys({"m2": MASTER_KEYS["m2"]})
+    assert await find_highest_generation(storage, "acme", only_m2) == 0
+    for key, metadata in {
+        "plain": {},
+        "deleted": deleted(desired_state(keyring(), MASTER_KEYS), "deleted"),
+        "unknown": {"enc-algo": "ROT13"},
+    }.items():
+        storage = MemoryStorage()
+        storage.plant(object_s3_key("acme", key), b"", Headers(metadata))
+        assert await find_highest_generation(storage, "acme", KEYS) == 0
+
+
+class _NoSweeps:
+    """Starts no sweep."""
+
+    async def find(self, *_: Any) -> None:
+        return None
+
+    async def start(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _sealed(kind: Any, request_id: str, kek: bytes) -> dict[str, str]:
+    ciphertext = _INTAKE.public_key.seal(kek, kek_info(kind, request_id, "acme"))
+    return {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
+
+
+async def test_a_recorded_request_is_recognized_after_its_intake_key_was_retired() -> None:
+    storage = MemoryStorage()
+    clock = StorageClock(15, storage.elapsed_s)
+    keyrings = KeyringReader(storage, KEYS, lease_s=15, cache_s=2, clock=clock)
+    sweeps = cast("Any", _NoSweeps())
+
+    def enroller(keys: dict[str, IntakeKey]) -> Enroller:
+        return Enroller(storage, keyrings, KEYS, "m1", keys, sweeps)
+
+    def rotator(keys: dict[str, IntakeKey]) -> Rotator:
+        return Rotator(storage, keyrings, KEYS, keys, sweeps)
+
+    enrollment = EnrollRequested.model_validate(
+        {
+            "request_id": _ENROLLMENT,
+            "project": "acme",
+            "requested_at": AT,
+            "sealed_kek": _sealed("enroll", _ENROLLMENT, bytes([7]) * 32),
+        }
+    )
+    rotation = RotationRequested.model_validate(
+        {
+            "rotation_id": _ROTATION,
+            "project": "acme",
+            "requested_at": AT,
+            "sealed_kek": _sealed("rotation", _ROTATION, bytes([8]) * 32),
+        }
+    )
+    assert await enroller({"main": _INTAKE}).enroll(enrollment, _FIRST) == 1
+    assert await enroller({}).enroll(enrollment, _FIRST) == 1
+    assert await enroller({}).find_enrolled(enrollment, _FIRST) == 1
+    with pytest.raises(UnknownIntakeKeyError):
+        await enroller({}).enroll(enrollment, _OTHER)
+
+    assert (await rotator({"main": _INTAKE}).rotate(rotation, _SECOND)).generation == 2
+    assert (await rotator({}).rotate(rotation, _SECOND)).generation == 2
+    found = await rotator({}).find_rotated(rotation, _SECOND)
+    assert found is not None
+    assert found.generation == 2
+    with pytest.raises(UnknownIntakeKeyError):
+        await rotator({}).rotate(rotation, _OTHER)

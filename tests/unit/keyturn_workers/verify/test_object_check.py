@@ -15,10 +15,13 @@ from keyturn.crypto import (
     from_base64,
     new_dek,
     to_base64,
+    v0_seal,
+    wrap_dek,
 )
 from keyturn.metadata import V0_ALGORITHM
 from keyturn_workers.objects.wraps import wrap
 from keyturn_workers.verify import ObjectCheck, VerificationKeys, check_object
+from keyturn_workers.verify.object_check import find_wrap, is_wrap_sized
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     V0_USER_KEK,
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 FIRST = keyring()
 SECOND = rotated(FIRST)
 OTHER = keyring("other")
+KEK = Secret(b"k" * 32)
+OTHER_KEK = Secret(b"o" * 32)
+KEYS = VerificationKeys("acme", "user", {"": KEK})
 
 
 def _user(ring: Keyring) -> VerificationKeys:
@@ -153,8 +159,6 @@ def test_v0_wraps_are_never_called_closed() -> None:
 
 
 # What Keyturn does not write, and a wrap can hide in.
-
-
 def _hidden(place: str) -> tuple[dict[str, str], bytes]:
     """An object that the first key opens, in one of the places where a bucket writer hides that."""
     metadata, header = _object(FIRST)
@@ -295,3 +299,99 @@ def test_a_foreign_name_is_only_counted_unless_it_has_an_envelope(object_key: st
     assert _state(plain) == ("foreign", "unchecked", None)
     sealed = check_object(*_object(SECOND), object_key, _user(SECOND))
     assert _state(sealed) == ("foreign", "failed", "foreign_object")
+
+
+def _wrap(role: str = "user", algorithm: str = "Cobblestone-256", generation: int = 1) -> bytes:
+    return wrap_dek(
+        KEK,
+        role,  # type: ignore[arg-type]
+        algorithm=algorithm,
+        project="acme",
+        object_key="k",
+        generation=generation,
+        dek=new_dek(),
+    )
+
+
+def _find(wrap: bytes, keys: VerificationKeys = KEYS, label: str = "") -> str | None:
+    metadata = {"enc-x": to_base64(wrap), "enc-kek-user": label, "enc-algo": "deleted"}
+    return find_wrap(metadata, "k", keys)
+
+
+@pytest.mark.parametrize("role", ["user", "admin"])
+@pytest.mark.parametrize("algorithm", ["Cobblestone-256", "AES-256-GCM"])
+def test_every_role_and_algorithm_is_tried(role: str, algorithm: str) -> None:
+    expected = f"enc-x opens as the {role} wrap of generation 7, for {algorithm}"
+    assert _find(_wrap(role, algorithm, 7)) == expected
+    assert (
+        _find(_wrap(role, algorithm, 7), replace(KEYS, keks={"a": OTHER_KEK, "b": KEK})) == expected
+    )
+    assert _find(_wrap(role, algorithm, 7), replace(KEYS, keks={"a": OTHER_KEK})) is None
+
+
+@pytest.mark.parametrize(
+    ("generation", "label", "given", "found"),
+    [
+        (1, "", (), True),
+        (32, "", (), True),
+        (33, "", (), False),
+        (33, "", (33,), True),
+        (33, "1:0", (), True),
+        (34, "1:0", (), False),
+        (1, "500:0", (), True),
+        (32, "500:0", (), True),
+        (33, "500:0", (), False),
+        (467, "500:0", (), False),
+        (468, "500:0", (), True),
+        (500, "500:0", (), True),
+        (532, "500:0", (), True),
+        (533, "500:0", (), False),
+        (533, "500:0", (40, 533), True),
+        (40, "041:9f86d081884c7d65", (), True),
+        (40, "41", (), True),
+        (40, "x41", (), False),
+    ],
+)
+def test_the_generations_are_the_labeled_its_neighbors_the_first_and_those_given(
+    generation: int, label: str, given: tuple[int, ...], *, found: bool
+) -> None:
+    keys = replace(KEYS, generations=given)
+    assert (_find(_wrap(generation=generation), keys, label) is not None) is found
+
+
+def test_v0_wraps_are_tried_under_each_key_that_is_known() -> None:
+    wrap = v0_seal(OTHER_KEK.reveal(), new_dek())
+    assert _find(wrap) is None
+    assert _find(wrap, replace(KEYS, v0_kek=OTHER_KEK)) == "enc-x opens as a v0 wrap"
+    assert _find(wrap, replace(KEYS, keks={"": OTHER_KEK})) == "enc-x opens as a v0 wrap"
+
+
+def test_a_wrap_of_another_place_is_no_finding() -> None:
+    """It opens nothing here: its context names its own place."""
+    metadata = {"enc-dek-user": to_base64(_wrap())}
+    assert find_wrap(metadata, "other", KEYS) is None
+    assert find_wrap(metadata, "k", replace(KEYS, project="other")) is None
+    assert find_wrap({"dek-user": to_base64(_wrap())}, "k", KEYS) is None
+
+
+def test_no_spelling_hides_a_wrap() -> None:
+    text = to_base64(_wrap())
+    assert text.endswith("=")
+    stray = text[:-2] + chr(ord(text[-2]) + 1) + "="
+    for spelling in (
+        text,
+        text.rstrip("="),
+        text + "=",
+        text.replace("+", "-").replace("/", "_"),
+        f" {text[:50]}\r\n\t{text[50:]} ",
+        f"{text[:50]}!{text[50:]}",
+        stray,
+    ):
+        assert is_wrap_sized(spelling)
+        assert find_wrap({"enc-x": spelling}, "k", KEYS) is not None, spelling
+
+
+@pytest.mark.parametrize("value", ["", "=", "A", "é", "AAAA", "A" * 136, "2:9f86d081884c7d65"])
+def test_what_is_not_as_long_as_a_wrap_is_not_tried(value: str) -> None:
+    assert not is_wrap_sized(value)
+    assert find_wrap({"enc-x": value}, "k", KEYS) is None

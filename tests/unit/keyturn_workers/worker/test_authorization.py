@@ -1,24 +1,27 @@
-"""Who may ask for what: the checks of SPEC 6.3, their order and their edges."""
+"""Who may ask for what, and which secrets open for it: the checks of SPEC 6.3 and 3.2."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from keyturn.crypto import SigningKey, VerifyKey
+from keyturn.crypto import IntakeKey, SigningKey, VerifyKey, to_base64
 from keyturn.errors import (
+    BadSealError,
     BadSignatureError,
     CodedError,
     MalformedRequestError,
     NotPermittedError,
     RequestExpiredError,
+    UnknownIntakeKeyError,
 )
 from keyturn.identifiers import format_time
-from keyturn.messages import RequestOrigin
+from keyturn.messages import RequestOrigin, SealedSecret
 from keyturn.topology import CONTROL_QUEUE, CONTROL_REQUESTS, UPLOAD_QUEUE, UPLOAD_REQUESTS
 from keyturn_workers.worker.authorization import (
     Arrival,
@@ -30,6 +33,7 @@ from keyturn_workers.worker.authorization import (
     verify,
 )
 from keyturn_workers.worker.grants import Grant
+from keyturn_workers.worker.sealed_secrets import open_secret
 
 NOW = datetime(2026, 11, 24, 10, tzinfo=UTC)
 OLD, NEW, NARROW, STRANGER = (SigningKey.from_seed(bytes([n]) * 32) for n in range(4))
@@ -305,3 +309,36 @@ def test_refusals_repeat_no_value() -> None:
             admitted(upload(**changes))
         assert secret not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+def sealed(secret: bytes, info: bytes, intake: IntakeKey, name: str = "main") -> SealedSecret:
+    return SealedSecret(intake_key=name, ciphertext=to_base64(intake.public_key.seal(secret, info)))
+
+
+@pytest.fixture(scope="module")
+def intake() -> IntakeKey:
+    return IntakeKey.from_seed(os.urandom(32))
+
+
+def test_secret(intake: IntakeKey) -> None:
+    secret = os.urandom(32)
+    assert open_secret(sealed(secret, b"info", intake), b"info", {"main": intake}) == secret
+
+
+def test_secret_for_another_intake_key(intake: IntakeKey) -> None:
+    with pytest.raises(UnknownIntakeKeyError, match="retired"):
+        open_secret(sealed(bytes(32), b"info", intake, "retired"), b"info", {"main": intake})
+    other = IntakeKey.from_seed(os.urandom(32))
+    with pytest.raises(BadSealError):
+        open_secret(sealed(bytes(32), b"info", other), b"info", {"main": intake})
+
+
+def test_secret_for_something_else(intake: IntakeKey) -> None:
+    with pytest.raises(BadSealError, match="does not open"):
+        open_secret(sealed(bytes(32), b"other", intake), b"info", {"main": intake})
+
+
+@pytest.mark.parametrize("size_bytes", [0, 31, 33, 64])
+def test_secret_of_another_length(intake: IntakeKey, size_bytes: int) -> None:
+    with pytest.raises(BadSealError, match="32 bytes"):
+        open_secret(sealed(bytes(size_bytes), b"info", intake), b"info", {"main": intake})

@@ -1,35 +1,163 @@
-"""What a worker shows at `/metrics`: labels of closed sets, ages as they are at the scrape."""
+"""What a worker shows: its health, its metrics, and reports of itself (SPEC 11, 16.2)."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast, get_args
 
+import aiohttp
 import pytest
 
 from keyturn.counts import Counts
+from keyturn.crypto import SigningKey
 from keyturn.errors import AlreadyExistsError, CodedError, all_errors
 from keyturn.identifiers import format_time
-from keyturn.topology import (
-    CONTROL_QUEUE,
-    PLAN_QUEUE,
-    PUBLISHER_EVENTS,
-    SWEEP_QUEUE,
-    UPLOAD_QUEUE,
-)
+from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, PUBLISHER_EVENTS, SWEEP_QUEUE, UPLOAD_QUEUE
+from keyturn_workers.amqp.event_batches import NotConfirmedError
+from keyturn_workers.audit import AuditProcess
+from keyturn_workers.errors import AddressError
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.ingest.metrics import IngestMetrics
 from keyturn_workers.master_keys.providers import KmsMetrics
+from keyturn_workers.worker import health
+from keyturn_workers.worker import reporter as reporter_module
+from keyturn_workers.worker.health import health_server, run_checks
 from keyturn_workers.worker.metrics import OUTCOMES, Stage, WorkerMetrics
+from keyturn_workers.worker.reporter import WorkerFacts, WorkerReporter
 from tests.support.scrape import risen, shown
+from tools.servers.process import free_port
+
+if TYPE_CHECKING:
+    from keyturn.messages import WorkerReported
+    from keyturn_workers.worker.health import Check
 
 _DOCS = Path(__file__).parents[4] / "docs"
 METRICS = _DOCS / "reference" / "metrics.md"
 OLDEST = f'keyturn_oldest_message_age_seconds{{queue="{UPLOAD_QUEUE}"}}'
 IN_FLIGHT = f'keyturn_messages_in_flight{{queue="{UPLOAD_QUEUE}"}}'
+_EVENT_KEY = SigningKey.from_seed(bytes(range(32)))
+
+
+async def _holds() -> bool:
+    return True
+
+
+async def _fails() -> bool:
+    return False
+
+
+async def _raises() -> bool:
+    raise ConnectionError("a secret address")
+
+
+async def _hangs() -> bool:
+    return await asyncio.Event().wait()
+
+
+async def _get(checks: dict[str, Check], path: str) -> tuple[int, Any]:
+    port = free_port()
+    async with (
+        health_server("127.0.0.1", port, checks, WorkerMetrics().registry),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}{path}") as response,
+    ):
+        return response.status, await response.json()
+
+
+async def test_a_process_that_responds_is_alive_whatever_its_checks_say() -> None:
+    assert await _get({"broker": _raises}, "/healthz") == (200, {"status": "alive"})
+
+
+async def test_a_worker_is_ready_if_every_check_passes() -> None:
+    checks: dict[str, Check] = {"broker": _holds, "storage": _holds}
+    expected = {"ready": True, "checks": {"broker": True, "storage": True}}
+    assert await _get(checks, "/readyz") == (200, expected)
+
+
+async def test_one_check_that_does_not_pass_is_enough_to_be_not_ready() -> None:
+    checks: dict[str, Check] = {"broker": _fails, "storage": _holds}
+    expected = {"ready": False, "checks": {"broker": False, "storage": True}}
+    assert await _get(checks, "/readyz") == (503, expected)
+
+
+async def test_a_check_that_raises_or_takes_too_long_does_not_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "_CHECK_TIMEOUT_S", 0.01)
+    checks: dict[str, Check] = {"raises": _raises, "hangs": _hangs, "holds": _holds}
+    assert await run_checks(checks) == {"raises": False, "hangs": False, "holds": True}
+
+
+async def test_checks_do_not_wait_for_each_other() -> None:
+    both = asyncio.Barrier(2)
+
+    async def meets() -> bool:
+        await both.wait()
+        return True
+
+    async with asyncio.timeout(10):
+        assert await run_checks({"one": meets, "other": meets}) == {"one": True, "other": True}
+
+
+async def test_the_server_ends_with_its_block() -> None:
+    port = free_port()
+    async with health_server("127.0.0.1", port, {}, WorkerMetrics().registry):
+        pass
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_port_in_use_is_reported_with_the_setting_to_change() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(AddressError, match=r"in use.*change KEYTURN_HEALTH_PORT"):
+            async with health_server("127.0.0.1", port, {}, WorkerMetrics().registry):
+                pass
+
+
+async def test_port_0_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiohttp.web.TCPSite", None)
+    async with health_server("127.0.0.1", 0, {}, WorkerMetrics().registry):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type", "end"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8", ""),
+        (
+            "application/openmetrics-text; version=1.0.0",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            "# EOF\n",
+        ),
+    ],
+)
+async def test_metrics_are_served_in_the_format_that_is_accepted(
+    accept: str, content_type: str, end: str
+) -> None:
+    """With the memory and the collections of the process."""
+    metrics, port = WorkerMetrics(), free_port()
+    metrics.registry.add_process()
+    async with (
+        health_server("127.0.0.1", port, {}, metrics.registry),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}) as answer,
+    ):
+        text = await answer.text()
+        assert (answer.status, answer.headers["Content-Type"][: len(content_type)]) == (
+            200,
+            content_type,
+        )
+    for name in ("process_resident_memory_bytes ", "python_info{", "python_gc_collections_total{"):
+        assert f"\n{name}" in text
+    assert text.endswith(end)
+    assert "_created" not in text
 
 
 class _OddError(CodedError):
@@ -260,3 +388,100 @@ def test_a_report_has_what_became_of_the_messages_and_how_old_they_are() -> None
     assert (other.oldest_s, other.waited_s) == (None, None)
     queue.note_wait(format_time(datetime.now(UTC) + timedelta(hours=1)))
     assert metrics.report_queues()[0].waited_s == 0
+
+
+def _facts(interval_s: float = 0.01) -> WorkerFacts:
+    settings = SimpleNamespace(
+        worker_report_interval_s=interval_s,
+        lease_s=15,
+        active_master_key="m1",
+        master_keys={"m1": b"the secret key of m1", "m2": b"of m2"},
+        event_key=[_EVENT_KEY],
+        intake_keys={"main": b"a secret seed"},
+    )
+    return WorkerFacts(
+        AuditProcess.start("worker control"),
+        frozenset({"upload", "control"}),
+        cast("Any", settings),
+        WorkerMetrics(),
+        lambda: True,
+        datetime(2026, 11, 24, 10, tzinfo=UTC),
+    )
+
+
+class _Broker:
+    def __init__(self) -> None:
+        self.published: list[WorkerReported] = []
+        self.is_away = False
+        self.never_confirms = False
+        self.changed = asyncio.Event()
+
+    async def publish(self, report: WorkerReported) -> None:
+        self.published.append(report)
+        self.changed.set()
+        if self.never_confirms:
+            await asyncio.Event().wait()
+        if self.is_away:
+            raise NotConfirmedError("ChannelInvalidStateError")
+
+    async def published_at_least(self, count: int) -> None:
+        while len(self.published) < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+async def test_a_report_names_the_process_and_its_keys_by_their_ids() -> None:
+    report = _facts().report(is_stopping=False)
+    assert (report.roles, report.lease_s) == (("control", "upload"), 15)
+    assert (report.active_master_key, report.master_keys) == ("m1", ("m1", "m2"))
+    assert (report.event_keys, report.intake_keys) == ((_EVENT_KEY.id,), ("main",))
+    assert report.started_at == "2026-11-24T10:00:00.000000Z"
+    assert "secret" not in report.model_dump_json()
+
+
+async def test_reports_begin_with_the_consumers_and_end_with_the_process() -> None:
+    broker = _Broker()
+    reporter = WorkerReporter(_facts(), broker.publish)
+    running = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0)
+    await reporter.stop()
+    assert broker.published == []
+    reporter.begin()
+    await broker.published_at_least(2)
+    await reporter.stop()
+    async with asyncio.timeout(1):
+        await running  # it ends by itself, without one more report
+    assert [report.is_stopping for report in broker.published[:2]] == [False, False]
+    assert broker.published[-1].is_stopping
+    assert len({report.worker_id for report in broker.published}) == 1
+
+
+async def test_a_broker_that_is_away_is_logged_once_and_reports_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broker = _Broker()
+    broker.is_away = True
+    reporter = WorkerReporter(_facts(), broker.publish)
+    running = asyncio.create_task(reporter.run())
+    reporter.begin()
+    await broker.published_at_least(4)
+    assert capsys.readouterr().out.count("worker report not published") == 1
+    broker.is_away = False
+    await broker.published_at_least(6)
+    broker.is_away = True
+    await broker.published_at_least(8)
+    running.cancel()
+    assert capsys.readouterr().out.count("worker report not published") == 1
+
+
+async def test_the_end_waits_only_briefly_for_the_last_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reporter_module, "STOP_TIMEOUT_S", 0.01)
+    broker = _Broker()
+    broker.never_confirms = True
+    reporter = WorkerReporter(_facts(), broker.publish)
+    reporter.begin()
+    async with asyncio.timeout(1):
+        await reporter.stop()
+    assert "last worker report not published" in capsys.readouterr().out
