@@ -30,7 +30,7 @@ from tests.unit.keyturn_workers.gateway.test_description import DOCUMENT
 
 if TYPE_CHECKING:
     from keyturn.messages import Event
-    from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
+    from tests.unit.keyturn_workers.gateway.serving import FakePublisher
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,6 @@ from keyturn_workers.gateway.request import object_path
 from keyturn_workers.http_server import client_connection
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
-from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
 from tests.unit.keyturn_workers.gateway.bench import (
     API_KEY,
     CHUNK,
@@ -27,7 +26,14 @@ from tests.unit.keyturn_workers.gateway.bench import (
     ring_of,
     turned_to,
 )
-from tests.unit.keyturn_workers.gateway.serving import BEARER, PATH, ROTATIONS, Serving
+from tests.unit.keyturn_workers.gateway.serving import (
+    BEARER,
+    PATH,
+    ROTATIONS,
+    Connection,
+    Serving,
+    ask,
+)
 from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:

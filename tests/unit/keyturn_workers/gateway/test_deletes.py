@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyturn.messages import Event
-    from tests.unit.keyturn_workers.gateway.asgi import Connection as Response
+    from tests.unit.keyturn_workers.gateway.serving import Connection as Response
 
 _AT = "2026-11-24T10:00:00.000000Z"
 _WAIT = {"prefer": "wait=9"}

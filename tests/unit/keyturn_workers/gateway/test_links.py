@@ -25,7 +25,6 @@ from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import links
 from keyturn_workers.gateway.request import Link, Query, object_path, parse_object_path
 from tests.unit.keyturn_workers.factories import deleted
-from tests.unit.keyturn_workers.gateway.asgi import ask
 from tests.unit.keyturn_workers.gateway.bench import (
     API_KEY,
     CHUNK,
@@ -37,13 +36,13 @@ from tests.unit.keyturn_workers.gateway.bench import (
     kek_of,
     turned_to,
 )
-from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
+from tests.unit.keyturn_workers.gateway.serving import PATH, Serving, ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from tests.unit.keyturn_workers.gateway.asgi import Connection
+    from tests.unit.keyturn_workers.gateway.serving import Connection
 
 # --- Links over HTTP: made for the holder of the current key, opened without it (SPEC 9.3)
 

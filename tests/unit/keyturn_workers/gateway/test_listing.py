@@ -37,9 +37,8 @@ from tests.unit.keyturn_workers.factories import (
     v0_metadata,
     v0_ring,
 )
-from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import KEY, NEW_API_KEY, TARGET, Bench
-from tests.unit.keyturn_workers.gateway.serving import Serving
+from tests.unit.keyturn_workers.gateway.serving import Connection, Serving
 from tools.harness.local_keys import desired_state
 from tools.harness.memory_storage import MemoryStorage
 

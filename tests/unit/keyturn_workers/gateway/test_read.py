@@ -58,9 +58,8 @@ from keyturn_workers.gateway.shares import ConcurrencyLimit, ProjectSlots
 from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
 from keyturn_workers.storage import Headers, ObjectHead
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
-from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
-from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
+from tests.unit.keyturn_workers.gateway.serving import PATH, Connection, Serving
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
 

@@ -23,9 +23,8 @@ from keyturn_workers.sweep import Origin, ProjectRecord
 from keyturn_workers.sweep.record import End, Round, State
 from keyturn_workers.sweep.store import record_path
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
-from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, ring_of, turned_to
-from tests.unit.keyturn_workers.gateway.serving import ROTATIONS, Serving
+from tests.unit.keyturn_workers.gateway.serving import ROTATIONS, Connection, Serving
 from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:

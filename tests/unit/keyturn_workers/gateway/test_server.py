@@ -17,7 +17,7 @@ from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.server import detect_capabilities
 from keyturn_workers.settings import GatewaySettings
 from keyturn_workers.storage import Capabilities
-from tests.unit.keyturn_workers.gateway.asgi import ask
+from tests.unit.keyturn_workers.gateway.serving import ask
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsLate
 from tools.harness.deployment import Deployment
 from tools.harness.memory_storage import MemoryStorage

@@ -32,7 +32,7 @@ from keyturn_workers.gateway.uploads import (
     UploadClaim,
 )
 from keyturn_workers.storage import Headers
-from tests.unit.keyturn_workers.gateway.publishing import FakePublisher
+from tests.unit.keyturn_workers.gateway.serving import FakePublisher
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:

@@ -30,7 +30,6 @@ from keyturn_workers.gateway.request import (
     parse_object_path,
 )
 from tests.unit.keyturn_workers.factories import deleted
-from tests.unit.keyturn_workers.gateway.asgi import Connection, ask
 from tests.unit.keyturn_workers.gateway.bench import (
     API_KEY,
     DEPLOYMENT,
@@ -40,7 +39,7 @@ from tests.unit.keyturn_workers.gateway.bench import (
     kek_of,
     turned_to,
 )
-from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
+from tests.unit.keyturn_workers.gateway.serving import PATH, Connection, Serving, ask
 from tests.unit.keyturn_workers.gateway.test_links import make_link, target_of
 from tests.unit.keyturn_workers.gateway.test_uploads import until_taken
 

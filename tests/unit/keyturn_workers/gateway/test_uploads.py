@@ -25,9 +25,8 @@ from keyturn_workers.gateway import uploads
 from keyturn_workers.gateway.request import object_path, requested_wait_s
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
-from tests.unit.keyturn_workers.gateway.asgi import Connection
 from tests.unit.keyturn_workers.gateway.bench import KEY, NEW_API_KEY, ring_of
-from tests.unit.keyturn_workers.gateway.serving import PATH, Serving
+from tests.unit.keyturn_workers.gateway.serving import PATH, Connection, Serving
 from tools.harness.local_keys import build_keyring
 
 if TYPE_CHECKING:
