@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import aio_pika
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
+from structlog.processors import KeyValueRenderer, add_log_level, format_exc_info
 
 from keyturn import topology
 from tests import order
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach the processes that tests start, and let examples take their time."""
+    """Let Ctrl-C reach the processes that tests start, and examples take their time; plain logs."""
     # A suite that a shell runs in the background inherits SIGINT ignored, and so would its
     # processes, which are tested with Ctrl-C.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -48,6 +50,8 @@ def pytest_configure() -> None:
     # The brokers' fsyncs, and the removal of their data, take minutes on a disk.
     if SCRATCH not in os.environ and (folder := memory_folder()) is not None:
         os.environ[SCRATCH] = str(folder)
+    # By default, each traceback takes 20 ms: it shows source and variables in color.
+    structlog.configure(processors=[add_log_level, format_exc_info, KeyValueRenderer()])
     # By default, an example that takes 0.2 seconds fails: on a busy machine any of them may.
     settings.register_profile(
         "keyturn", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]

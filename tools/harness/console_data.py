@@ -11,6 +11,7 @@ import hashlib
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.identifiers import format_time
@@ -202,17 +203,26 @@ def _text(row: Any) -> str:
     return " ".join(str(value) for value in row.model_dump().values() if value).lower()
 
 
+@cache
+def _history(projects: int) -> dict[str, tuple[Any, ...]]:
+    """The rows for which a minute more or less makes no difference, made once per process."""
+    maker = _Maker(datetime.now(UTC))
+    by_number = map(maker.project, range(projects))
+    return {
+        "projects": tuple(sorted(by_number, key=lambda row: row.project)),
+        "audit": tuple(map(maker.record, range(260))),
+        "dead_letters": tuple(map(maker.letter, range(130))),
+    }
+
+
 def deployment(projects: int = 240) -> MadeUp:
     """One that has lived a little."""
     now = datetime.now(UTC)
     maker = _Maker(now)
     sweeps = [maker.running(), maker.proving(), *(maker.ended(number) for number in range(40))]
-    letters = [maker.letter(number) for number in range(130)]
     return MadeUp(
         rows={
-            "projects": sorted(
-                (maker.project(number) for number in range(projects)), key=lambda row: row.project
-            ),
+            **_history(projects),
             "sweeps": sweeps,
             "sweep": sweeps,
             "failures": [
@@ -240,8 +250,6 @@ def deployment(projects: int = 240) -> MadeUp:
                 for ago in range(60, -1, -1)
             ],
             "attention": maker.attention(),
-            "audit": [maker.record(number) for number in range(260)],
-            "dead_letters": letters,
         },
         more={
             "failures": {"codes": (CodeCount(code="bad_seal", count=7),)},

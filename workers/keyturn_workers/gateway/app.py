@@ -12,7 +12,7 @@ page has only the API key or the link that it was given.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final
 
 import orjson
@@ -161,10 +161,16 @@ class Gateway:
         )
 
 
+@cache
+def _descriptions() -> tuple[bytes, bytes]:
+    """Return the OpenAPI description, and the same as a page."""
+    openapi = openapi_json()
+    return openapi, docs_page(orjson.loads(openapi))
+
+
 def _public_routes(metrics: GatewayMetrics, readiness: "_Readiness") -> list[Route]:
     """Return the routes that need no API key."""
-    openapi = openapi_json()
-    docs = docs_page(orjson.loads(openapi))
+    openapi, docs = _descriptions()
 
     async def healthz(_: Request) -> Response:
         return _json({"status": "alive"})

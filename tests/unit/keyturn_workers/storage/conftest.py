@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from aiobotocore.credentials import AioCredentials
 
 from keyturn_workers.storage import Capabilities
-from keyturn_workers.storage.s3 import S3Storage, open_storage
+from keyturn_workers.storage.s3 import S3Storage
+from keyturn_workers.storage.s3_connections import open_pool
+from keyturn_workers.storage.s3_http import S3HttpClient
 from tests.unit.keyturn_workers.storage.scripted_server import scripted_server
 
 if TYPE_CHECKING:
@@ -48,7 +51,22 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 @pytest.fixture
 async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
-    """Its order of keys is known, so that scripts need no requests that find it out."""
-    by_bytes = Capabilities(lists_by_path=False)
-    async with open_storage(server.settings(), capabilities=by_bytes, max_connections=4) as storage:
-        yield storage
+    """As `open_storage` makes it; a session of botocore would take longer than most tests.
+
+    Its order of keys is known, so that scripts need no requests that find it out.
+    """
+    settings = server.settings()
+    assert settings.s3_access_key_id is not None
+    assert settings.s3_secret_access_key is not None
+    base_url = f"{settings.s3_endpoint_url}/{settings.s3_bucket}/"
+    async with open_pool(base_url, 4) as pool:
+        http = S3HttpClient(
+            pool,
+            base_url=base_url,
+            bucket=settings.s3_bucket,
+            region=settings.s3_region,
+            credentials=AioCredentials(
+                settings.s3_access_key_id, settings.s3_secret_access_key.get_secret_value()
+            ),
+        )
+        yield S3Storage(http, Capabilities(lists_by_path=False))
