@@ -38,20 +38,20 @@ UNIT_OPTIONS := -q -p no:schemathesis -p no:xdist -m "not slow"
 # Exit status 5: ARGS selected no test in this group.
 unit_run = $(PYTHON) -m pytest $(UNIT_OPTIONS) -o cache_dir=.pytest_cache/$@ $(1) $(ARGS) || $(if $(ARGS),[ $$? -eq 5 ],false)
 UNIT_WORKERS := tests/unit/keyturn_workers
-UNIT_SERVERS := $(addprefix $(UNIT_WORKERS)/,amqp http_server storage)
+UNIT_INTERFACES := $(addprefix $(UNIT_WORKERS)/,amqp cli http_server storage)
 UNIT_SERVICES := $(addprefix $(UNIT_WORKERS)/,console gateway sweep)
 
-.PHONY: unit unit-contracts unit-servers unit-services unit-workers
+.PHONY: unit unit-contracts unit-interfaces unit-services unit-workers
 unit: setup  ## Run the tests that need no server, within a minute
-	@$(MAKE) --jobs=4 --output-sync=target unit-contracts unit-servers unit-services unit-workers
+	@$(MAKE) --jobs=4 --output-sync=target unit-contracts unit-interfaces unit-services unit-workers
 unit-contracts:
 	@$(call unit_run,tests/unit tests/contract --ignore=$(UNIT_WORKERS))
-unit-servers:
-	@$(call unit_run,$(UNIT_SERVERS))
+unit-interfaces:
+	@$(call unit_run,$(UNIT_INTERFACES))
 unit-services:
 	@$(call unit_run,$(UNIT_SERVICES))
 unit-workers:
-	@$(call unit_run,$(UNIT_WORKERS) $(UNIT_SERVERS:%=--ignore=%) $(UNIT_SERVICES:%=--ignore=%))
+	@$(call unit_run,$(UNIT_WORKERS) $(UNIT_INTERFACES:%=--ignore=%) $(UNIT_SERVICES:%=--ignore=%))
 
 .PHONY: coverage
 coverage: setup  ## Run the tests that need no server, and fail below the floor of coverage
