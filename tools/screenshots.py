@@ -23,8 +23,7 @@ from keyturn.crypto import new_api_key
 from tools.harness import console_letters, console_projects
 from tools.harness import requests as rq
 from tools.harness.console_browser import DESKTOP, NARROW, launched, signed_in, visiting
-from tools.harness.console_client import console_client
-from tools.harness.console_crawl import crawl, pages_of
+from tools.harness.console_client import console_client, crawl, pages_of
 from tools.harness.console_site import OPERATOR, console_site
 from tools.harness.marks import mark_keyrings
 from tools.harness.wire import SignedPublisher

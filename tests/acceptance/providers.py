@@ -20,7 +20,7 @@ from tools.harness.http import Client
 from tools.harness.process import gateway, run_command, worker
 from tools.harness.wire import open_wire
 from tools.harness.worker_under_test import WorkerUnderTest
-from tools.servers.moto_kms import MotoKms
+from tools.servers.moto import MotoKms
 from tools.servers.openbao import OpenBao
 from tools.servers.packages import MissingPackagesError
 from tools.servers.softhsm import SoftHsm

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
 
 from keyturn.crypto import VerifyKey
-from tools.harness.events import verified_events
 from tools.harness.scene import check_queues_empty, served_uploads
-from tools.harness.tcp_proxy import proxy
-from tools.harness.wire import consume_stream, open_wire
+from tools.harness.tcp_proxy import proxy_before
+from tools.harness.wire import consume_stream, open_wire, verified_events
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
@@ -114,12 +111,8 @@ async def _settle(scene: Scene, wire: Wire) -> None:
 
 async def test_dropped_connections_are_reestablished(scene: Scene) -> None:
     """Cut several times under load: nothing is lost, nothing is stored twice."""
-    where = urlsplit(scene.deployment.amqp_url)
-    assert where.port is not None
-    async with proxy(where.port) as way:
-        url = where._replace(netloc=where.netloc.replace(f":{where.port}", f":{way.port}"))
-        through = replace(scene.deployment, amqp_url=url.geturl())
-        near = type(scene)(through, scene.project, scene.plaintexts, scene.logs)
+    async with proxy_before(scene.deployment.amqp_url) as way:
+        near = scene.through(way.url)
         async with (
             near.worker("upload", UPLOAD_CONCURRENCY="4") as running,
             open_wire(scene.deployment) as wire,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 
 from keyturn import topology
 from tools.harness.scene import check_queues_empty, events_of
-from tools.harness.tcp_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
@@ -90,13 +88,9 @@ async def test_one_of_two_uploads_gets_a_key(scene: Scene) -> None:
 async def test_a_late_put_is_refused(scene: Scene, *, staged: bool) -> None:
     """Stopped before its put for longer than the lease; meanwhile another worker stored it."""
     settings = {"LEASE_S": str(_LEASE_S), "KEYRING_CACHE_S": "1"}
-    where = urlsplit(scene.deployment.amqp_url)
-    assert where.port is not None
     key = f"late/{staged}"
-    async with proxy(where.port) as way:
-        url = where._replace(netloc=where.netloc.replace(f":{where.port}", f":{way.port}"))
-        through = replace(scene.deployment, amqp_url=url.geturl())
-        near = type(scene)(through, scene.project, scene.plaintexts, scene.logs)
+    async with proxy_before(scene.deployment.amqp_url) as way:
+        near = scene.through(way.url)
         async with (
             near.worker("upload", point="put-stalled", **settings) as stalled,
             open_wire(scene.deployment) as wire,

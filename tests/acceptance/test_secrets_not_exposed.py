@@ -39,8 +39,7 @@ from tools.harness import requests as rq
 from tools.harness import stored_objects
 from tools.harness.canaries import Canaries, secrets_of_link
 from tools.harness.console import Account, ConsoleDeployment, console_user, write_passwords
-from tools.harness.console_client import console_client
-from tools.harness.console_crawl import crawl
+from tools.harness.console_client import console_client, crawl
 from tools.harness.http import Client, object_target
 from tools.harness.otlp_receiver import otlp_receiver
 from tools.harness.process import console, gateway

@@ -6,12 +6,11 @@ import asyncio
 import os
 import signal
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 
 from tools.harness.scene import check_queues_empty, events_of, served_uploads
-from tools.harness.tcp_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
@@ -27,10 +26,8 @@ _SLOW_BYTES_PER_S = 2_000_000
 
 async def test_sigterm_finishes_uploads_in_progress(scene: Scene) -> None:
     """Exit status 0; all reported uploads are acknowledged; another worker does the rest once."""
-    target = urlsplit(scene.deployment.s3.endpoint_url).port
-    assert target is not None
-    async with proxy(target) as slow:
-        endpoint = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{slow.port}"}
+    async with proxy_before(scene.deployment.s3.endpoint_url) as slow:
+        endpoint = {"S3_ENDPOINT_URL": slow.url}
         async with (
             scene.worker("upload", UPLOAD_CONCURRENCY="8", **endpoint) as first,
             open_wire(scene.deployment) as wire,
@@ -75,10 +72,8 @@ def _check_objects(scene: Scene) -> None:
 
 async def test_a_stopping_worker_holds_back_no_message(scene: Scene) -> None:
     """While it finishes a slow body after SIGTERM, another one serves all that waits."""
-    target = urlsplit(scene.deployment.s3.endpoint_url).port
-    assert target is not None
-    async with proxy(target) as slow:
-        endpoint = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{slow.port}"}
+    async with proxy_before(scene.deployment.s3.endpoint_url) as slow:
+        endpoint = {"S3_ENDPOINT_URL": slow.url}
         async with (
             scene.worker("upload", UPLOAD_CONCURRENCY="8", **endpoint) as first,
             open_wire(scene.deployment) as wire,
@@ -112,10 +107,8 @@ async def test_a_stopping_worker_holds_back_no_message(scene: Scene) -> None:
 
 async def test_an_upload_that_exceeds_the_grace_period_is_requeued(scene: Scene) -> None:
     """A body too slow for the grace is cut short, stores nothing, and is served by the next."""
-    target = urlsplit(scene.deployment.s3.endpoint_url).port
-    assert target is not None
-    async with proxy(target) as slow:
-        endpoint = {"S3_ENDPOINT_URL": f"http://127.0.0.1:{slow.port}"}
+    async with proxy_before(scene.deployment.s3.endpoint_url) as slow:
+        endpoint = {"S3_ENDPOINT_URL": slow.url}
         async with (
             scene.worker("upload", SHUTDOWN_GRACE_S="1", **endpoint) as first,
             open_wire(scene.deployment) as wire,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -21,14 +19,13 @@ from tools.harness.scene import (
     wait_for_end,
     wait_until_drained,
 )
-from tools.harness.tcp_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tools.harness.scene import Logs
-    from tools.harness.tcp_proxy import Proxy
     from tools.harness.tenants import Tenant
     from tools.harness.wire import Wire
     from tools.servers import RabbitMQ
@@ -126,14 +123,6 @@ async def test_the_broker_restarts_in_the_middle_of_a_sweep(
     await asyncio.to_thread(_check, scene, tenant, 2)
 
 
-def _through(scene: Scene, way: Proxy) -> Scene:
-    """The scene as a worker sees it that reaches the broker through a proxy."""
-    where = urlsplit(scene.deployment.amqp_url)
-    url = where._replace(netloc=where.netloc.replace(f":{where.port}", f":{way.port}"))
-    through = replace(scene.deployment, amqp_url=url.geturl())
-    return Scene(through, scene.project, scene.plaintexts, scene.logs)
-
-
 async def _rotate(scene: Scene, wire: Wire, tenant: Tenant) -> str:
     request = tenant.rotation()
     await scene.publish(wire, request)
@@ -143,12 +132,10 @@ async def _rotate(scene: Scene, wire: Wire, tenant: Tenant) -> str:
 
 async def test_a_worker_that_stalled_for_two_leases_sets_nothing_back(scene: Scene) -> None:
     """Its late copy is refused by the storage: both clean answers were true, and stay true."""
-    broker_port = urlsplit(scene.deployment.amqp_url).port
-    assert broker_port is not None
     (tenant,) = await enroll_projects(scene, ["stalled"])
     await asyncio.to_thread(tenant.put_all, small_plaintexts(_OBJECTS))
-    async with proxy(broker_port) as way:
-        near = _through(scene, way)
+    async with proxy_before(scene.deployment.amqp_url) as way:
+        near = scene.through(way.url)
         async with (
             near.worker("sweep", point="copy-stalled", **_SETTINGS) as stalled,
             scene.worker("control", **_SETTINGS) as control,
@@ -185,19 +172,17 @@ async def test_what_a_stalled_worker_sets_back_within_its_lease_is_found(scene: 
     """
     # Time for another worker to bring all objects on before it is over.
     settings = {**_SETTINGS, "LEASE_S": "12"}
-    broker_port = urlsplit(scene.deployment.amqp_url).port
-    assert broker_port is not None
     (tenant,) = await enroll_projects(scene, ["set-back"])
     await asyncio.to_thread(tenant.put_all, small_plaintexts(_OBJECTS))
     async with (
-        proxy(broker_port) as way,
-        proxy(broker_port) as other_way,
+        proxy_before(scene.deployment.amqp_url) as way,
+        proxy_before(scene.deployment.amqp_url) as other_way,
         # It knows the storage's clock by the time that it gets a page.
-        _through(scene, other_way).worker("sweep", **settings) as brisk,
+        scene.through(other_way.url).worker("sweep", **settings) as brisk,
     ):
         other_way.stop()
         async with (
-            _through(scene, way).worker("sweep", point="copy-stalled", **settings) as stalled,
+            scene.through(way.url).worker("sweep", point="copy-stalled", **settings) as stalled,
             scene.worker("control", **settings) as control,
             open_wire(scene.deployment) as wire,
         ):

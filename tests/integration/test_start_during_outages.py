@@ -13,17 +13,17 @@ import aio_pika
 import pytest
 
 from keyturn.topology import UPLOAD_QUEUE
-from tests.support.counting_proxy import counting
+from tests.support.cutting_proxies import counting
 from tools.chaos.fault_proxy import run_fault_proxy
 from tools.chaos.plan import Action
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
-from tools.harness.tcp_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.counting_proxy import Counting
+    from tests.support.cutting_proxies import Counting
     from tools.servers import RabbitMQ, S3Server
 
 pytestmark = pytest.mark.servers
@@ -121,11 +121,8 @@ async def test_sigterm_ends_a_worker_whose_broker_is_just_being_called(
         writer.close()
 
     silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    at = urlsplit(own_rabbitmq.url)
-    assert at.port is not None
-    async with proxy(at.port) as way:
-        far = at._replace(netloc=at.netloc.replace(f":{at.port}", f":{way.port}")).geturl()
-        deployment = Deployment(far, moto, moto_bucket)
+    async with proxy_before(own_rabbitmq.url) as way:
+        deployment = Deployment(way.url, moto, moto_bucket)
         async with worker(deployment.worker_env(), "upload") as running:
             await _until_consumed(Deployment(own_rabbitmq.url, moto, moto_bucket))
             way.target_port = silent.sockets[0].getsockname()[1]

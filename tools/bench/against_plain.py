@@ -22,8 +22,7 @@ from tools.bench import plain, uploads
 from tools.bench.figures import Comparison, Rate, Row, Spread, lower_is_better
 from tools.bench.processes import BenchError, serving, worker
 from tools.harness import stored_objects
-from tools.harness.events import documents_in
-from tools.harness.wire import Wire
+from tools.harness.wire import Wire, documents_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

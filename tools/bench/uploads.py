@@ -24,8 +24,7 @@ from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, Traffic, bare, worker
 from tools.chaos.fault_proxy import run_fault_proxy
 from tools.harness import requests, stored_objects
-from tools.harness.events import documents_in, verified_events
-from tools.harness.wire import SignedPublisher, Wire, open_wire
+from tools.harness.wire import SignedPublisher, Wire, documents_in, open_wire, verified_events
 from tools.harness.world import open_world
 
 if TYPE_CHECKING:

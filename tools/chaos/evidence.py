@@ -20,9 +20,8 @@ from tools.chaos.attackers import Attacks, digest
 from tools.chaos.drop_checks import DropState
 from tools.chaos.drops import Written
 from tools.chaos.plan import RIVAL
-from tools.harness.events import verified_events
 from tools.harness.requests import new_id
-from tools.harness.wire import consume_stream, open_wire
+from tools.harness.wire import consume_stream, open_wire, verified_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable

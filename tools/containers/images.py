@@ -4,7 +4,7 @@ Where no registry answers, `mmdebstrap` makes the base image with this machine's
 is Debian's RabbitMQ on top of it, which reads the same variables as the official image. They are
 tagged with the names that are missing, only in a private engine or for the time of the run. Such a
 base reaches PyPI as this machine does, by the files and variables that pip and uv read;
-`tools.servers.apt` does the same for Debian's packages.
+`tools.servers.packages` does the same for Debian's packages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import yaml
 
 from tools.containers.engine import CannotRunError, last_line
-from tools.servers import apt, packages
+from tools.servers import packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -208,11 +208,11 @@ def make_base(engine: Engine, reference: str, folder: Path) -> None:
 
 
 def _debootstrap(release: str, tar: Path, folder: Path) -> None:
-    sources = apt.apt_sources(release)
+    sources = packages.apt_sources(release)
     if not sources:
         raise CannotRunError(f"apt knows no archive of Debian {release} here")
     options = folder / "apt.conf"
-    options.write_text(apt.apt_options())
+    options.write_text(packages.apt_options())
     command = [
         *("mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", f"--aptopt={options}"),
         "--dpkgopt=force-unsafe-io",

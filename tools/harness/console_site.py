@@ -11,13 +11,12 @@ import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from tools.harness import console_history
 from tools.harness.console import Account, ConsoleDeployment, console_user, write_passwords
 from tools.harness.console_client import console_client
 from tools.harness.process import console, worker
-from tools.harness.tcp_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
@@ -105,11 +104,9 @@ async def console_site(
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(worker(deployment.worker_env(**SETTINGS)))
         wire = await stack.enter_async_context(open_wire(deployment))
-        parts = urlsplit(console_user(private, amqp_url))
-        between = await stack.enter_async_context(proxy(parts.port or 5672))
-        login = parts.netloc.rpartition("@")[0]
-        url = parts._replace(netloc=f"{login}@127.0.0.1:{between.port}").geturl()
-        site = ConsoleSite(deployment, wire, running, between, url, passwords)
+        user_url = console_user(private, amqp_url)
+        between = await stack.enter_async_context(proxy_before(user_url))
+        site = ConsoleSite(deployment, wire, running, between, between.url, passwords)
         if lives:
             site.history = await console_history.live(deployment, wire)
         if furnish is not None:

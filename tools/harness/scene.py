@@ -57,6 +57,10 @@ class Scene:
         await mark_keyrings(deployment, self.project, *projects)
         return Scene(deployment, self.project)
 
+    def through(self, amqp_url: str) -> Scene:
+        """The scene as a worker sees it that reaches the same broker at another address."""
+        return replace(self, deployment=replace(self.deployment, amqp_url=amqp_url))
+
     @asynccontextmanager
     async def worker(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +21,8 @@ class Proxy:
     target_port: int
     bytes_per_s: float | None = None
     port: int = 0
+    url: str = ""
+    """The way to the server through the proxy, if it began with `proxy_before`."""
     sent_bytes: int = 0
     is_down: bool = False
     """Whether new connections are dropped, as those of a server that is not running."""
@@ -105,3 +108,15 @@ async def proxy(target_port: int) -> AsyncIterator[Proxy]:
         for serving in running._serving:
             serving.cancel()
         await asyncio.gather(*running._serving, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def proxy_before(url: str) -> AsyncIterator[Proxy]:
+    """Run a proxy before a server on loopback; its `url` is the server's, credentials included."""
+    at = urlsplit(url)
+    assert at.port is not None
+    credentials, separator, _ = at.netloc.rpartition("@")
+    async with proxy(at.port) as running:
+        host = f"{credentials}{separator}127.0.0.1:{running.port}"
+        running.url = at._replace(netloc=host).geturl()
+        yield running

@@ -6,7 +6,8 @@ It does not use the product's client, so it shows what any other client would se
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import json
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from keyturn.crypto import SignatureError, VerifyKey
 from keyturn.topology import REQUEST_ID_FIELDS
 from tools.harness import requests
-from tools.harness.events import verified_events
 from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
     from tools.harness.deployment import Deployment
+
 
 Events = list[dict[str, Any]]
 _STREAM_PREFETCH = 100
@@ -200,3 +201,31 @@ async def consume_stream(
             await asyncio.sleep(_STREAM_PAUSE_S)
         else:
             return
+
+
+def documents_in(body: bytes) -> list[dict[str, Any]]:
+    """The events that an unverified message claims to hold; none if it is no JSON object."""
+    document: Any = None
+    with suppress(ValueError):
+        document = json.loads(body)
+    if not isinstance(document, dict):
+        return []
+    if document.keys() == {"type", "events"}:
+        return list(document["events"])
+    return [document]
+
+
+def verified_events(
+    verify: VerifyKey, deployment: str, body: bytes, signature: str
+) -> list[dict[str, Any]]:
+    """The events of a message.
+
+    Raises:
+        SignatureError: the deployment did not sign it in its form.
+    """
+    events = documents_in(body)
+    if events and json.loads(body) != events[0]:
+        verify.verify_events(deployment, body, signature)
+    else:
+        verify.verify_event(deployment, body, signature)
+    return events

@@ -8,16 +8,15 @@ started them, even if that is killed. Nothing here touches a server that it did 
 | `stack`, `__main__`, `development` | a broker and a storage, for tests and by hand |
 | `rabbitmq` | the broker |
 | `ceph`, `moto`, `seaweedfs`, `emulators`, `rclone`, `swift` | S3 servers; see also `s3` |
-| `moto_kms`, `openbao`, `softhsm` | keepers of keys |
+| `moto`, `openbao`, `softhsm` | keepers of keys |
 | `oidc_provider`, `prometheus`, `chromium` | what consoles need around them |
 | `moto_server`, `moto_kms_server` | moto's own processes |
 | `process`, `reaper`, `certificates` | processes that end with their owner; certificates |
-| `packages`, `apt`, `other_release` | Debian packages |
+| `packages`, `other_release` | Debian packages |
 """
 
 from tools.servers.ceph import CephRgw
-from tools.servers.moto import MotoServer
-from tools.servers.moto_kms import MotoKms
+from tools.servers.moto import MotoKms, MotoServer
 from tools.servers.openbao import OpenBao
 from tools.servers.prometheus import Prometheus
 from tools.servers.rabbitmq import RabbitMQ

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tools.servers import apt, packages
-from tools.servers.packages import CACHE, MissingPackagesError
+from tools.servers import packages
+from tools.servers.packages import CACHE, AptSource, MissingPackagesError
 from tools.servers.process import run_program
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class OtherRelease:
         packages.ensure(_PROGRAMS)
         if self.root.is_dir():
             return
-        sources = apt.apt_sources(self.release)
+        sources = packages.apt_sources(self.release)
         if not sources:
             raise MissingPackagesError(f"apt has no archive of Debian {self.release} here")
         with _scratch(self.cache) as folder:
@@ -83,9 +83,9 @@ class OtherRelease:
             *("--", *command),
         ]
 
-    def _extract(self, sources: list[apt.Source], folder: Path) -> None:
+    def _extract(self, sources: list[AptSource], folder: Path) -> None:
         options = folder / "apt.conf"
-        options.write_text(apt.apt_options())
+        options.write_text(packages.apt_options())
         run_program(
             f"the download of Debian {self.release}",
             [

@@ -1,7 +1,9 @@
-"""Finds missing Debian packages of the private servers, and installs them as root.
+"""Debian's packages: those of the private servers, and how this machine's apt reaches others.
 
-For tests, demo and bench. Without root it installs nothing and names what is missing. A service
-that a package starts is not touched: private servers use their own names and ports.
+For tests, demo and bench: missing packages are installed as root. Without root it installs nothing
+and names what is missing. A service that a package starts is not touched: private servers use
+their own names and ports. Sources and options for base images and other releases are apt's own, so
+that no mirror, proxy or option has to be configured twice.
 """
 
 from __future__ import annotations
@@ -9,17 +11,20 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tools.servers import ceph, rabbitmq
 from tools.servers.process import run_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
 
 RABBITMQ_PACKAGES = {str(rabbitmq.SCRIPT): "rabbitmq-server"}
 CEPH_PACKAGES = {
@@ -34,6 +39,14 @@ CACHE = Path(__file__).parents[2] / ".scratch" / "servers"
 """Packages that servers need but that are not installed on the machine; `make clean` removes it."""
 _LOCK_TIMEOUT_S = 300
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_INDEX_FORMAT: Final = "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
+_SUITES: Final = ("", "-updates", "-security")
+# Options that do not affect fetching: these describe the index files themselves.
+_NOT_FETCHING: Final = (
+    *("Acquire::IndexTargets", "Acquire::Changelogs", "Acquire::cdrom"),
+    # These run programs of this machine.
+    *("Acquire::http::Proxy-Auto-Detect", "Acquire::http::ProxyAutoDetect"),
+)
 
 
 class MissingPackagesError(Exception):
@@ -109,3 +122,78 @@ def _install(packages: Iterable[str]) -> None:
     for command in (["apt-get", "update"], install):
         what = f"could not install {names}: {' '.join(command[:2])}"
         run_program(what, command, environment, timeout_s=None, error=MissingPackagesError)
+
+
+# How this machine's apt reaches Debian's packages.
+
+
+@dataclass(frozen=True, order=True)
+class AptSource:
+    """One line of apt's sources."""
+
+    uri: str
+    suite: str
+    component: str
+
+    def __str__(self) -> str:
+        return f"deb {self.uri} {self.suite} {self.component}"
+
+
+def debian_sources(index_targets: str, release: str) -> list[AptSource]:
+    """The sources from which apt gets one release of Debian.
+
+    Args:
+        index_targets: Lines of `origin|uri|suite|component`, as apt knows its sources.
+        release: The release's code name. If this machine runs another release of Debian, the same
+            archives are used.
+
+    Returns:
+        The release itself, its updates and its security updates; empty if apt has no archive of
+        Debian over HTTP, which a container can also reach.
+    """
+    found = set()
+    for line in index_targets.splitlines():
+        origin, uri, suite, component = line.split("|")
+        if origin == "Debian" and component == "main" and uri.startswith(("http://", "https://")):
+            found.add(AptSource(uri, suite, component))
+    suites = {release + suffix for suffix in _SUITES}
+    same = sorted(source for source in found if source.suite in suites)
+    if any(source.suite == release for source in same):
+        return same
+    # A main archive has every release, and its suites have no suffix.
+    return sorted(AptSource(s.uri, release, s.component) for s in found if "-" not in s.suite)[:1]
+
+
+def apt_sources(release: str) -> list[AptSource]:
+    """`debian_sources` for this machine; empty without apt."""
+    return debian_sources(
+        _output("apt-get", "indextargets", "--format", _INDEX_FORMAT, "Created-By: Packages"),
+        release,
+    )
+
+
+def fetch_options(dump: str) -> str:
+    """The options for fetching from `apt-config dump`, as a configuration file for another apt."""
+    kept = [
+        line
+        for line in dump.splitlines()
+        if line.startswith("Acquire::")
+        and not line.endswith('"";')
+        and not line.startswith(_NOT_FETCHING)
+    ]
+    return "".join(f"{line}\n" for line in kept)
+
+
+def apt_options() -> str:
+    """`fetch_options` for this machine."""
+    return fetch_options(_output("apt-config", "dump"))
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""

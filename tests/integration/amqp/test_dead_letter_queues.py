@@ -18,7 +18,7 @@ from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.dead_letters import queue as queue_module
 from keyturn_workers.dead_letters.queue import QueueBrowser, open_letters, ready_count
 from keyturn_workers.status.feeds import DEPTHS_FOR_S, QueueDepths
-from tests.support.cuttable_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,13 +55,6 @@ async def _until_ready(channel: AbstractChannel, queue: str, count: int) -> None
     async with asyncio.timeout(30):
         while await ready_count(declared) != count:  # noqa: ASYNC110  # the broker has no event
             await asyncio.sleep(0.05)
-
-
-def _through(broker_url: str, proxy_url: str) -> str:
-    """The broker's address, reached by a proxy."""
-    target = urlsplit(broker_url)
-    credentials = target.netloc.rpartition("@")[0]
-    return target._replace(netloc=f"{credentials}@{urlsplit(proxy_url).netloc}").geturl()
 
 
 def _number(message: AbstractIncomingMessage) -> int:
@@ -130,11 +123,11 @@ async def test_all_acknowledged_messages_are_gone_although_the_channel_closes(
 
 async def test_a_lost_connection_changes_nothing(vhost_url: str) -> None:
     await _fill(vhost_url)
-    async with proxy(vhost_url) as cuttable:
-        connection = await aio_pika.connect(_through(vhost_url, cuttable.url))
+    async with proxy_before(vhost_url) as link:
+        connection = await aio_pika.connect(link.url)
         channel = await connection.channel()
         assert await _browse(await _browser(channel)) == _ORDER
-        await cuttable.cut()
+        link.stop()
     async with _connected(vhost_url) as (_, other):
         await _until_ready(other, _DEAD, _COUNT)
     assert await _order(vhost_url) == _ORDER

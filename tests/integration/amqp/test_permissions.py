@@ -42,8 +42,8 @@ from tools.generate.examples import events as event_examples
 from tools.harness import requests
 from tools.harness.console import ConsoleDeployment
 from tools.harness.deployment import Deployment
-from tools.harness.events import documents_in
 from tools.harness.process import worker
+from tools.harness.wire import documents_in
 from tools.servers import Servers, new_bucket
 from tools.servers.rabbitmq import password_hash
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -18,13 +17,12 @@ from keyturn.publisher.event_stream import follow, last_offset
 from keyturn.topology import AUDIT_STREAM, EVENTS_STREAM, audit_queue
 from keyturn_workers.amqp.declarations import TopologyError, declare
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekDerived
-from tests.support.cuttable_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyturn.publisher.event_stream import StreamRecord
-    from tests.support.cuttable_proxy import Proxy
     from tools.servers import RabbitMQ
 
 pytestmark = pytest.mark.servers
@@ -64,12 +62,6 @@ def check(records: list[StreamRecord]) -> list[AuditRecorded]:
     return [parse_audit(r.body) for r, c in zip(records, checked, strict=True) if not c.is_repeated]
 
 
-def through(url: str, link: Proxy) -> str:
-    parts = urlsplit(url)
-    host = f"{parts.username}:{parts.password}@127.0.0.1:{urlsplit(link.url).port}"
-    return urlunsplit(parts._replace(netloc=host))
-
-
 async def _derive(trail: AuditTrail, first: int, count: int) -> None:
     for number in range(first, first + count):
         derived = KekDerived("m1", "vault", "admin", f"p{number}", f"call-{number}")
@@ -80,15 +72,15 @@ async def test_while_the_connection_is_lost_records_wait_and_keep_their_order(
     vhost_url: str,
 ) -> None:
     await declare(vhost_url)
-    async with proxy(vhost_url) as link, running_trail(through(vhost_url, link)) as trail:
+    async with proxy_before(vhost_url) as link, running_trail(link.url) as trail:
         await _derive(trail, 0, 300)
         for part in range(1, 4):
             # Cut while records are on their way.
             await _derive(trail, part * 300, 150)
-            await link.cut()
+            link.stop()
             await _derive(trail, part * 300 + 150, 150)
             assert trail.pending
-            await link.up()
+            link.resume()
             await trail.record("request.served", project=f"after-{part}")
     records = check(await stream_of(vhost_url))
     assert [record.counter for record in records] == list(range(1, 1204))

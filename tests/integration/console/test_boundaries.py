@@ -14,8 +14,7 @@ import pytest
 from aiohttp import web
 
 from tools.harness.console_browser import visiting
-from tools.harness.console_client import console_client, forms_of
-from tools.harness.console_crawl import crawl
+from tools.harness.console_client import console_client, crawl, forms_of
 from tools.harness.console_site import OPERATOR
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import pytest_asyncio
 
 from tools.harness import hostile
 from tools.harness.console_browser import DESKTOP, NARROW, visiting
-from tools.harness.console_client import console_client, forms_of
-from tools.harness.console_crawl import crawl, pages_of
+from tools.harness.console_client import console_client, crawl, forms_of, pages_of
 from tools.harness.console_site import OPERATOR, VIEWER, console_site
 
 if TYPE_CHECKING:

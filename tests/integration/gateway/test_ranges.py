@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.integration.gateway.conftest import reading
 from tests.integration.gateway.scene import CHUNK, HEADER, SEALED_CHUNK, Scene, plain
-from tests.support.counting_proxy import counting
+from tests.support.cutting_proxies import counting
 from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
 from tools.harness.http import object_target

@@ -14,7 +14,7 @@ import pytest_asyncio
 from keyturn.crypto import admin_kek, new_api_key, user_kek
 from tests.integration.gateway.conftest import NO_BROKER, reading
 from tests.integration.gateway.scene import plain
-from tests.support.counting_proxy import Counting, counting
+from tests.support.cutting_proxies import Counting, counting
 from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
 from tools.harness.http import object_target, read_response, request

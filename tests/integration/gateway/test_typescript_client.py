@@ -20,7 +20,7 @@ from playwright.async_api import async_playwright
 from keyturn.crypto import new_api_key
 from keyturn.identifiers import object_s3_key
 from tests.integration.gateway.scene import SEALED_CHUNK, plain
-from tests.support.breaking_proxy import breaking_proxy
+from tests.support.cutting_proxies import cutting_responses
 from tools import typescript
 from tools.servers.chromium import ARGUMENTS
 
@@ -60,7 +60,7 @@ async def shared(live: Live) -> AsyncIterator[dict[str, Any]]:
     scene.bucket.put(object_s3_key("plaintext", "old"), _PLAINTEXT.encode(), {"author": "kim"})
     with socket.create_server(("127.0.0.1", 0)) as closed:
         closed_url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    async with breaking_proxy(scene.process.url, _BREAKS_AFTER_BYTES) as broken_url:
+    async with cutting_responses(scene.process.url, _BREAKS_AFTER_BYTES) as broken_url:
         yield {
             "url": scene.process.url,
             "project": "acme",

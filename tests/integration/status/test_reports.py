@@ -6,7 +6,6 @@ from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -20,7 +19,7 @@ from tools.harness import console_projects, stored_objects
 from tools.harness import requests as rq
 from tools.harness.console import PUBLISHER, ConsoleDeployment
 from tools.harness.process import worker
-from tools.harness.tcp_proxy import proxy
+from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url
 from tools.servers import new_bucket
@@ -93,16 +92,15 @@ async def site(broker: Servers, ceph: S3Server) -> AsyncIterator[Site]:
     stored_objects.s3_client(deployment).put_object(
         Bucket=deployment.bucket, Key=".keyturn/keyrings/forged.json", Body=b"{}"
     )
-    async with proxy(urlsplit(ceph.endpoint_url).port or 80) as storage:
-        url = f"http://127.0.0.1:{storage.port}"
-        async with (
-            worker(deployment.worker_env(S3_ENDPOINT_URL=url, **_SETTINGS)) as process,
-            open_wire(deployment) as wire,
-            Publisher.open(_settings(deployment)) as publisher,
-        ):
-            running = WorkerUnderTest(deployment, process, wire)
-            await running.enroll("acme")
-            yield Site(running, storage, publisher)
+    async with (
+        proxy_before(ceph.endpoint_url) as storage,
+        worker(deployment.worker_env(S3_ENDPOINT_URL=storage.url, **_SETTINGS)) as process,
+        open_wire(deployment) as wire,
+        Publisher.open(_settings(deployment)) as publisher,
+    ):
+        running = WorkerUnderTest(deployment, process, wire)
+        await running.enroll("acme")
+        yield Site(running, storage, publisher)
 
 
 async def test_many_projects_are_filtered_ordered_and_paged(site: Site) -> None:

@@ -24,7 +24,7 @@ from keyturn.s3 import open_client
 from keyturn_workers.storage import Headers, IfAbsent, Lease
 from keyturn_workers.storage.signing import Signer
 from tests.integration.storage.conftest import opened, settings_for
-from tests.support.cutting_proxy import cutting_proxy
+from tests.support.cutting_proxies import cutting_requests
 from tools.servers import new_bucket as create_bucket
 from tools.servers.s3 import S3Server, sync_client
 
@@ -87,7 +87,7 @@ async def cut(
 ) -> AsyncIterator[tuple[S3Storage, S3Storage]]:
     """The bucket twice: by a proxy that cuts off bodies, and directly."""
     server, name = bucket
-    async with cutting_proxy(server.endpoint_url, body_bytes) as url:
+    async with cutting_requests(server.endpoint_url, body_bytes) as url:
         cut_server = replace(server, endpoint_url=url)
         async with opened(cut_server, name) as cutting, opened(server, name) as storage:
             yield cutting, storage
@@ -121,7 +121,7 @@ async def test_a_part_is_not_stored(bucket: tuple[S3Server, str]) -> None:
 async def test_a_staged_body_is_not_stored(bucket: tuple[S3Server, str]) -> None:
     """A publisher gets an error, and leaves nothing in staging: in one put, or in parts."""
     server, name = bucket
-    async with opened(server, name) as storage, cutting_proxy(server.endpoint_url, 0) as url:
+    async with opened(server, name) as storage, cutting_requests(server.endpoint_url, 0) as url:
         settings = settings_for(replace(server, endpoint_url=url), name)
         async with open_client(settings, max_connections=4) as client:
             staging = Staging(client, name)

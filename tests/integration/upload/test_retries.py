@@ -12,9 +12,9 @@ from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Generation, Keyring
-from tests.support.cuttable_proxy import Proxy, proxy
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import build_keyring
+from tools.harness.tcp_proxy import Proxy, proxy_before
 from tools.harness.worker_under_test import QUEUES, WorkerUnderTest, run_worker, staging_s3_key
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def storage(ceph: S3Server) -> AsyncIterator[Proxy]:
     """A proxy between the worker and the storage."""
-    async with proxy(ceph.endpoint_url) as running:
+    async with proxy_before(ceph.endpoint_url) as running:
         yield running
 
 
@@ -97,12 +97,12 @@ async def test_an_upload_waits_while_the_storage_is_unreachable(
     sent = requests.upload(served.deployment, "acme", key, b"kept", staged=staged)
     if staged:
         served.stage(sent.upload_id, sent.sealed_body)
-    await storage.cut()
+    storage.stop()
     try:
         await served.publish(served.sign(sent.document), message_id=sent.upload_id)
         await served.process.logged(f'"request_id":"{sent.upload_id}"')
     finally:
-        await storage.up()
+        storage.resume()
     event = await served.wire.outcome(sent.upload_id)
     assert event["type"] == "upload.stored"
     assert put_offs(served, sent.upload_id)[0] == ("storage_unavailable", 1)

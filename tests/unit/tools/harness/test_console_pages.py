@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.harness.console_client import Form, forms_of, links_of
-from tools.harness.console_crawl import kind_of
+from tools.harness.console_client import Form, forms_of, kind_of, links_of
 
 _ID = "0b5c1f0e-2f6c-4a0e-9d55-0123456789ab"
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.servers import apt, packages
-from tools.servers.apt import Source, debian_sources, fetch_options
+from tools.servers import packages
 from tools.servers.other_release import OtherRelease
-from tools.servers.packages import MissingPackagesError
+from tools.servers.packages import AptSource, MissingPackagesError, debian_sources, fetch_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,16 +32,16 @@ Vendor|https://vendor.example/apt/|trixie|main
 
 def test_a_release_comes_with_its_updates_from_debians_archives_alone() -> None:
     assert debian_sources(_TARGETS, "trixie") == [
-        Source(_SECURITY, "trixie-security", "main"),
-        Source(_MAIN, "trixie", "main"),
-        Source(_MAIN, "trixie-updates", "main"),
+        AptSource(_SECURITY, "trixie-security", "main"),
+        AptSource(_MAIN, "trixie", "main"),
+        AptSource(_MAIN, "trixie-updates", "main"),
     ]
     assert str(debian_sources(_TARGETS, "trixie")[1]) == f"deb {_MAIN} trixie main"
 
 
 def test_another_release_is_looked_for_in_the_main_archive() -> None:
     targets = _TARGETS.replace("trixie", "bookworm")
-    assert debian_sources(targets, "trixie") == [Source(_MAIN, "trixie", "main")]
+    assert debian_sources(targets, "trixie") == [AptSource(_MAIN, "trixie", "main")]
 
 
 def test_without_an_archive_of_debians_there_is_no_source() -> None:
@@ -85,8 +84,10 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that records the calls of a fake `mmdebstrap`, which extracts."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(packages, "ensure", lambda _programs: None)
-    monkeypatch.setattr(apt, "apt_sources", lambda name: [apt.Source("http://a/", name, "main")])
-    monkeypatch.setattr(apt, "apt_options", lambda: 'Acquire::Check-Valid-Until "false";\n')
+    monkeypatch.setattr(
+        packages, "apt_sources", lambda name: [AptSource("http://a/", name, "main")]
+    )
+    monkeypatch.setattr(packages, "apt_options", lambda: 'Acquire::Check-Valid-Until "false";\n')
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
@@ -127,7 +128,7 @@ def test_what_cannot_be_fetched_is_reported_and_leaves_nothing(calls: Path, tmp_
 def test_a_machine_without_debians_archive_or_root_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apt, "apt_sources", lambda _name: [])
+    monkeypatch.setattr(packages, "apt_sources", lambda _name: [])
     with pytest.raises(MissingPackagesError, match="no archive of Debian forky"):
         _release(tmp_path).ensure()
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
