@@ -1,7 +1,7 @@
+/** Names and API keys are checked before anything is sent; a page's client may have no key. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Keyturn } from "../../src/client.ts";
-import { MalformedRequestError } from "../../src/errors.ts";
+import { Keyturn, MalformedRequestError, UnexpectedResponseError } from "../../src/index.ts";
 import { checkApiKey, checkObjectKey, checkProject } from "../../src/names.ts";
 
 test("names that the specification allows pass unchanged", () => {
@@ -53,4 +53,29 @@ test("a refused API key is not repeated", () => {
     () => checkApiKey(apiKey),
     (error: Error) => !`${error}${error.stack}`.includes("secret"),
   );
+});
+
+test("a page's client without an API key leaves the authorization to the page's backend", async () => {
+  const sent: Request[] = [];
+  const client = new Keyturn({
+    url: "http://app.example.com/files",
+    project: "acme",
+    retries: 0,
+    fetch: async (input, init) => {
+      sent.push(new Request(input, init));
+      return new Response("refused", { status: 500 });
+    },
+  });
+  for (const attempt of [client.stat("a b"), client.put("a b", "text"), client.link("a b")]) {
+    await assert.rejects(attempt, UnexpectedResponseError);
+  }
+  const base = "http://app.example.com/files/v1/projects/acme/objects/a%20b";
+  assert.deepEqual(sent.map(({ method, url }) => [method, url]).sort(), [
+    ["HEAD", base],
+    ["POST", `${base}/links`],
+    ["PUT", base],
+  ]);
+  for (const { headers } of sent) {
+    assert.equal(headers.get("authorization"), null);
+  }
 });

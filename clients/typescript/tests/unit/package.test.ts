@@ -1,7 +1,7 @@
-/** The built package, as an application gets it. */
+/** The built package, as an application gets it, and the examples of its README. */
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync, spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { test } from "node:test";
@@ -10,6 +10,8 @@ import * as main from "keyturn";
 import * as open from "keyturn/open";
 
 const require = createRequire(import.meta.url);
+const ROOT = join(import.meta.dirname, "../..");
+const TSC = join(ROOT, "node_modules/typescript/bin/tsc");
 
 test("ESM and CommonJS export the same", () => {
   assert.deepEqual(Object.keys(require("keyturn")).sort(), Object.keys(main).sort());
@@ -30,14 +32,12 @@ test("CommonJS loads what is loaded on first use", async () => {
 });
 
 test("the types need no DOM: those of Node.js are enough", () => {
-  const root = join(import.meta.dirname, "../..");
-  const folder = mkdtempSync(join(root, "node_modules/.types-"));
+  const folder = mkdtempSync(join(ROOT, "node_modules/.types-"));
   try {
     const program = 'import { Keyturn } from "keyturn";\nimport { open } from "keyturn/open";\n';
     writeFileSync(join(folder, "main.mts"), `${program}void [Keyturn, open];\n`);
-    const tsc = join(root, "node_modules/typescript/bin/tsc");
     const options = "--noEmit --strict --target es2022 --lib es2022 --types node --module nodenext";
-    const done = spawnSync(process.execPath, [tsc, ...options.split(" "), "main.mts"], {
+    const done = spawnSync(process.execPath, [TSC, ...options.split(" "), "main.mts"], {
       cwd: folder,
       encoding: "utf8",
     });
@@ -72,4 +72,63 @@ test("the sources import no module of a runtime", async () => {
       assert.match(`${imported}`, /^\.\.?\//, file);
     }
   }
+});
+
+/** What the examples take as given. */
+const GIVEN = `
+declare const keyturn: Keyturn, url: string, project: string, apiKey: string, newApiKey: string;
+declare const pepper: string, size: number, stream: ReadableStream<Uint8Array>;
+declare const destination: WritableStream<Uint8Array>, bar: { set(part: number): void };
+declare const file: File, signal: AbortSignal;
+`;
+
+const README = readFileSync(join(ROOT, "README.md"), "utf8");
+const [FIRST = "", ...EXAMPLES] = [...README.matchAll(/^```ts\n(.*?)^```$/gms)].map(
+  ([, code]) => `${code}`,
+);
+
+/** Compile all files that `write` makes in a folder. */
+function compile(compilerOptions: object, write: (folder: string) => void, base?: string): void {
+  const folder = mkdtempSync(join(ROOT, "node_modules/.readme-"));
+  try {
+    write(folder);
+    const config = { extends: base, compilerOptions, include: ["*.ts"] };
+    writeFileSync(join(folder, "tsconfig.json"), JSON.stringify(config));
+    execFileSync(process.execPath, [TSC, "-p", folder], { encoding: "utf8", stdio: "pipe" });
+  } catch (error) {
+    assert.fail(`${(error as { stdout?: string }).stdout ?? error}`);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+test("the first program of the README is complete, and compiles with its tsconfig.json", () => {
+  const { compilerOptions } = JSON.parse(README.match(/^```json\n(.*?)^```$/ms)?.[1] ?? "{}");
+  assert(compilerOptions.strict);
+  assert.match(FIRST, /new Keyturn/);
+  compile({ ...compilerOptions, noEmit: true }, (folder) => {
+    writeFileSync(join(folder, "first.ts"), FIRST);
+  });
+});
+
+test("the examples of the README compile", () => {
+  assert(EXAMPLES.length >= 5);
+  const write = (folder: string) => {
+    EXAMPLES.forEach((code, at) => {
+      const own = code.replace(/^import .*\n/gm, "");
+      const imports = code.match(/^import .*\n/gm) ?? [];
+      // What the example itself declares is not given.
+      const given = GIVEN.replace(
+        /declare const keyturn: Keyturn, /,
+        /const keyturn =/.test(own)
+          ? "declare const "
+          : 'declare const keyturn: import("keyturn").Keyturn, ',
+      );
+      writeFileSync(
+        join(folder, `example${at}.ts`),
+        `${imports.join("")}${given}\nasync function example() {\n${own}\n}\nvoid example;\nexport {};\n`,
+      );
+    });
+  };
+  compile({ noUnusedLocals: false }, write, join(ROOT, "tsconfig.json"));
 });

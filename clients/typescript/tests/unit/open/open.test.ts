@@ -1,11 +1,15 @@
+/** Objects are opened right or refused, whatever the storage sends; and the shared known answers. */
 import assert from "node:assert/strict";
+import { existsSync, readFileSync } from "node:fs";
 import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   CodedError,
   IncompleteBodyError,
   KeyturnError,
   MalformedRequestError,
   NotFoundError,
+  UnexpectedResponseError,
 } from "../../../src/errors.ts";
 import {
   LinkExpiredError,
@@ -14,6 +18,7 @@ import {
   openBytes,
   openStream,
 } from "../../../src/open/index.ts";
+import { runVectors } from "../../cases/open_vectors.ts";
 import {
   CHUNK,
   concatenated,
@@ -380,4 +385,67 @@ test("an error of a refused name does not repeat a secret", async () => {
     return error instanceof MalformedRequestError && !`${error.stack}`.includes("secret");
   });
   assert.ok(KEY.length > 0);
+});
+
+const [SECOND, LAST] = [HEADER + 2 * SEALED, HEADER + 5 * SEALED];
+
+test("more than a response states is not returned, authentic as it may be", async () => {
+  const long: typeof fetch = async (input, init) => {
+    const response = await storageOf(OBJECT.body)(input, init);
+    const { headers, status } = response;
+    const asked = new Headers(init?.headers).get("range");
+    return asked?.startsWith(`bytes=${SECOND}-`)
+      ? new Response(OBJECT.body.slice(SECOND, LAST), { status, headers })
+      : response;
+  };
+  const range = { start: 2 * CHUNK, end: 3 * CHUNK };
+  const part = await open({ ...keysOf(OBJECT), fetch: long, range, resumes: 0 });
+  await assert.rejects(part.bytes(), UnexpectedResponseError);
+
+  const headers = { "content-length": `${HEADER + 2 * SEALED + 50}` };
+  const short = async (): Promise<Response> => new Response(OBJECT.body, { headers });
+  await assert.rejects(async () => {
+    await (await open({ ...keysOf(OBJECT), fetch: short, resumes: 0 })).body.pipeTo(
+      new WritableStream(),
+    );
+  }, UnexpectedResponseError);
+});
+
+test("a response that comes after another one failed is ended", async () => {
+  let signal: AbortSignal | null | undefined;
+  const late: typeof fetch = async (input, init) => {
+    const asked = new Headers(init?.headers).get("range");
+    if (asked?.startsWith(`bytes=${LAST}-`)) {
+      return new Response("", { status: 403 });
+    }
+    if (asked?.startsWith(`bytes=${SECOND}-`)) {
+      await sleep(10);
+      signal = init?.signal;
+    }
+    return storageOf(OBJECT.body)(input, init);
+  };
+  const range = { start: 2 * CHUNK, end: 3 * CHUNK };
+  await assert.rejects(open({ ...keysOf(OBJECT), fetch: late, range }), LinkExpiredError);
+  await sleep(50);
+  assert.equal(signal?.aborted, true);
+});
+
+test("a wrap of any length is refused, not decoded", async () => {
+  const keys = keysOf(OBJECT);
+  const metadata = { ...keys.metadata, "enc-dek-user": "AAAA".repeat(5_000_000) };
+  await assert.rejects(open({ ...keys, metadata }), CodedError);
+});
+
+const FOLDER = new URL("../../../../../../shared/vectors/", import.meta.url);
+const NAMES = [
+  "wycheproof_c2sp_chunked_encryption_aes_256_gcm_test.json",
+  "keyturn_v1.json",
+] as const;
+const isMissing = !NAMES.every((name) => existsSync(new URL(name, FOLDER)));
+
+test("the shared known answers", { skip: isMissing && "no shared vectors" }, async () => {
+  const [cobblestone, keyturn] = NAMES.map((name) =>
+    JSON.parse(readFileSync(new URL(name, FOLDER), "utf8")),
+  );
+  assert.deepEqual(await runVectors({ cobblestone, keyturn }), { cases: 35 + 27, failures: [] });
 });
