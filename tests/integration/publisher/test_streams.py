@@ -1,9 +1,11 @@
-"""Which stream a publisher reads, and as whom, on a real broker (SPEC 6.7, 6.8, 6.10)."""
+"""Which stream a publisher reads, as whom, from where, on a real broker (SPEC 6.7, 6.8, 6.10)."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from datetime import UTC, datetime
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.integration.publisher.side import (
     OWN_STREAM,
     WorkerSide,
     answer,
+    answer_elsewhere,
     settings_for,
     stored,
 )
@@ -25,6 +28,7 @@ from tests.integration.publisher.side import (
 if TYPE_CHECKING:
     from keyturn.settings import PublisherSettings
     from tools.servers import Servers
+
 
 _AT = "2026-11-24T10:00:00Z"
 _ROTATION: Any = {"project": "acme", "request_type": "rotation.requested"}
@@ -99,3 +103,38 @@ async def test_events_of_the_old_and_of_the_new_key_are_believed(
             await worker.publish(answer(publisher, stored(upload_id)), key=signer)
             await publisher.wait(upload_id, timeout_s=20)
             assert publisher.unverified_events == 0
+
+
+# A reader that attaches while the stream's first event is written misses nothing.
+
+
+async def test_an_event_published_while_a_quiet_stream_is_attached_to_is_found(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    """The broker puts a consumer behind an event that is written in that moment."""
+    async with Publisher.open(settings) as publisher:
+        for _ in range(30):
+            await worker.delete(OWN_STREAM)
+            await worker.declare()
+            upload_id = new_id()
+            since = datetime.now(UTC)
+            event_sent = answer_elsewhere(stored(upload_id))
+            events = publisher.progress(
+                upload_id, since=since, project="acme", request_type="upload.requested"
+            )
+            async with asyncio.timeout(20), aclosing(events):
+                _, event = await asyncio.gather(worker.publish(event_sent), anext(events))
+            assert event == event_sent
+
+
+async def test_a_clock_ahead_of_the_brokers_loses_no_later_event(
+    settings: PublisherSettings, worker: WorkerSide
+) -> None:
+    ahead = datetime.now(UTC) + timedelta(hours=1)
+    event = stored(new_id())
+    async with Publisher.open(settings) as publisher, aclosing(publisher.events(ahead)) as events:
+        reading = asyncio.create_task(anext(events))
+        async with asyncio.timeout(60):
+            while not reading.done():  # until the reader has attached
+                await worker.publish(event)
+        assert await reading == event

@@ -1,4 +1,4 @@
-"""The probe on real servers reports what is committed of them (SPEC 10)."""
+"""The probe on real servers reports what is committed of them, and tests rely on it (SPEC 10)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from keyturn_workers.storage.probe.runner import probe
 from tests.integration.storage.conftest import opened
 from tools.doctor.results import HOLDS, ServerResults, cells
 from tools.doctor.server_kinds import KINDS, make_bucket
-from tools.harness.known_storage import CEPH
+from tools.harness.known_storage import CEPH, known_capabilities
+from tools.servers import new_bucket
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from keyturn_workers.storage.s3 import S3Storage
     from tools.doctor.results import Bucket
     from tools.servers import S3Server
+
 
 pytestmark = pytest.mark.servers
 
@@ -90,3 +92,24 @@ async def test_wrong_key(ceph: S3Server, ceph_bucket: str) -> None:
         with pytest.raises(SettingsError, match="not write") as caught:
             await probe(storage)
     assert "w" * 40 not in repr(caught.value)
+
+
+# A worker of a test is spared the measurement only where its outcome is certain.
+
+
+async def test_a_plain_bucket_on_the_tests_own_ceph_is_known(ceph: S3Server) -> None:
+    if ceph.kind != "ceph":
+        pytest.skip("a given server is measured by each worker")
+    assert await known_capabilities(ceph.environment(new_bucket(ceph))) == CEPH
+
+
+async def test_anything_else_is_measured(ceph: S3Server, moto: S3Server) -> None:
+    plain = ceph.environment(new_bucket(ceph))
+    for env in (
+        ceph.environment(new_bucket(ceph, versioned=True)),
+        {**plain, "KEYTURN_ALLOW_UNSAFE_STORAGE": "true"},
+        {**plain, "KEYTURN_S3_ENDPOINT_URL": "http://127.0.0.1:9"},
+        moto.environment("bucket"),
+        {},
+    ):
+        assert await known_capabilities(env) is None

@@ -1,10 +1,11 @@
-"""The commands of docs/howto/show-a-key-is-gone.md, run as they are written (SPEC 15.1, 15.2)."""
+"""Commands of docs/howto, run as they are written: a key is gone, and leaving Keyturn (SPEC 15)."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,16 +13,20 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.integration.cli.conftest import Cli, cli_for
+from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
-from tools.harness.process import worker
+from tools.harness.process import gateway, worker
+from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from tools.servers import S3Server
 
 pytestmark = pytest.mark.servers
 
-_PAGE: Final = Path(__file__).parents[3] / "docs" / "howto" / "show-a-key-is-gone.md"
+_ROOT: Final = Path(__file__).parents[3]
 _FAST: Final = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}
+_GATEWAY: Final = "http://127.0.0.1:8080"
+OBJECTS: Final = {"README.md": b"# read me", "q3:final.pdf": os.urandom(200_000), "readme.md": b""}
 
 
 @pytest.fixture
@@ -29,8 +34,9 @@ def cli(vhost_url: str, ceph: S3Server, ceph_bucket: str) -> Cli:
     return cli_for(Deployment(vhost_url, ceph, ceph_bucket))
 
 
-def _commands() -> str:
-    return "\n".join(re.findall(r"^```sh\n(.*?)^```$", _PAGE.read_text(), re.DOTALL | re.MULTILINE))
+def _blocks(page: str, language: str) -> str:
+    text = (_ROOT / "docs" / "howto" / page).read_text()
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
 
 
 async def _bash(cli: Cli, folder: Path, script: str) -> tuple[int | None, str]:
@@ -48,8 +54,10 @@ async def _bash(cli: Cli, folder: Path, script: str) -> tuple[int | None, str]:
     return process.returncode, output.decode()
 
 
-async def test_the_page(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = _commands()
+async def test_the_page_shows_that_a_key_is_gone(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = _blocks("show-a-key-is-gone.md", "sh")
     assert commands.count("keyturn ") == 10
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "c"):
@@ -89,3 +97,41 @@ async def test_the_page(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     evidence.write_bytes(evidence.read_bytes().replace(b'"sig":"', b'"sig":"AAAA', 1))
     refused = await cli.arun("evidence", "verify", "evidence")
     assert (refused.exit_code, "evidence refused" in refused.output) == (1, True), refused.output
+
+
+async def test_the_page_leaves_with_all_objects(
+    cli: Cli, tmp_path: Path, moto: S3Server, moto_bucket: str
+) -> None:
+    made = cli.deployment
+    (tmp_path / "acme.key").write_text(made.api_key)
+    (tmp_path / "check.py").write_text(_blocks("leave.md", "python"))
+    (tmp_path / "examples").mkdir()
+    shutil.copy(_ROOT / "examples/open_by_spec.py", tmp_path / "examples")
+    async with worker(made.worker_env(**_FAST)), gateway(made.gateway_env(**_FAST)) as served:
+        enrolled = await cli.arun("enroll", "acme", NEW_API_KEY="", API_KEY=made.api_key)
+        assert enrolled.exit_code == 0, enrolled.stderr
+        bucket = Bucket(made)
+        for key, body in OBJECTS.items():
+            bucket.put_made("acme", bucket.made("acme", key, body))
+        script = f"{_blocks('leave.md', 'sh')}\npython check.py"
+        for written, here in {
+            _GATEWAY: served.url,
+            "http://127.0.0.1:9000": moto.endpoint_url,
+            "s3://backup/": f"s3://{moto_bucket}/",
+            "backup-writer": moto.access_key_id,
+            "=secret": f"={moto.secret_access_key}",
+        }.items():
+            assert written in script
+            script = script.replace(written, here)
+        status, output = await _bash(cli, tmp_path, script)
+    assert status == 0, output
+    for folder in ("acme-files", "acme-by-operator"):
+        files = [path for path in (tmp_path / folder).iterdir() if path.suffix != ".jsonl"]
+        assert sorted(path.read_bytes() for path in files) == sorted(OBJECTS.values())
+        assert (tmp_path / folder / "q3%3Afinal.pdf").read_bytes() == OBJECTS["q3:final.pdf"]
+    assert (tmp_path / "opened.md").read_bytes() == OBJECTS["README.md"]
+    client = sync_client(moto)
+    for key, body in OBJECTS.items():
+        stored = client.get_object(Bucket=moto_bucket, Key=f"acme/{key}")
+        assert stored["Body"].read() == body
+    client.close()
