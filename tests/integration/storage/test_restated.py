@@ -2,7 +2,7 @@
 
 Compared is what a foreign reader sees: every header of the object but the `enc-` metadata
 that was turned. What no server here has (KMS, storage classes of AWS's own) is in
-`tests/unit/keyturn_workers/storage/test_s3_requests.py`, by the request that is sent.
+`tests/unit/keyturn_workers/storage/test_s3_wire.py`, by the request that is sent.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from keyturn_workers.amqp import acks
 from keyturn_workers.amqp.acks import Acks
-from tests.unit.keyturn_workers.amqp.broker_channels import BrokerChannel, ClockedLoop
+from tests.unit.keyturn_workers.amqp.connections import BrokerChannel, ClockedLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.unit.keyturn_workers.amqp.broker_channels import Delivered
+    from tests.unit.keyturn_workers.amqp.connections import Delivered
 
 HOLD_S = 0.01
 Step = tuple[str, int]

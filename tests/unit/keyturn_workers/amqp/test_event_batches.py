@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn_workers.amqp.event_batches import EventBatches, NotConfirmedError
-from tests.unit.keyturn_workers.amqp.broker_channels import ClockedLoop
+from tests.unit.keyturn_workers.amqp.connections import ClockedLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

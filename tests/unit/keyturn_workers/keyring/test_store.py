@@ -1,31 +1,245 @@
-"""Writing keyrings: leases that they name, older versions that are deleted (SPEC 5.1, 8.5)."""
+"""Records sealed for the bucket, and keyrings written to it (SPEC 5.1, 8.5)."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from keyturn.crypto import Secret, from_base64, to_base64
+from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.errors import RefusedError
 from keyturn_workers.keyring import (
     KeyringReader,
     create_keyring,
     delete_older_versions,
     replace_keyring,
     retire_old_keys,
+    sealed_records,
     with_evidence,
     with_master_key,
 )
 from keyturn_workers.keyring.model import with_lease
+from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
-from tools.harness.local_keys import operator_keys, parse_keyring
+from tools.harness.local_keys import build_record, operator_keys, parse_keyring, parse_record
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from keyturn_workers.keyring.model import Keyring
+
+PATH: Final = ".keyturn/sweeps/x/acme/sweep.json"
+REST: Final = {"step": 3, "kek": "a-secret"}
+
+
+def _built(
+    path: str = PATH,
+    project: str = "acme",
+    master_key: str = "m1",
+    master_keys: Mapping[str, Secret] = MASTER_KEYS,
+) -> bytes:
+    return build_record(path, project, master_key, REST, master_keys)
+
+
+def _parsed(body: bytes) -> tuple[str, dict[str, Any]]:
+    return parse_record(body, PATH, "acme", MASTER_KEYS)
+
+
+# Building and parsing.
+@pytest.mark.parametrize("master_key", ["m1", "m2"])
+def test_what_was_built_is_parsed(master_key: str) -> None:
+    assert _parsed(_built(master_key=master_key)) == (master_key, REST)
+
+
+def test_a_record_shows_nothing_of_its_sealed_part() -> None:
+    body = _built()
+    assert json.loads(body).keys() == {"v", "project", "master_key", "sealed"}
+    assert b"a-secret" not in body
+    assert b"a-secret" not in from_base64(json.loads(body)["sealed"])
+
+
+def test_no_two_seals_are_alike() -> None:
+    """The bytes in the bucket show who wrote them."""
+    assert _built() != _built()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        _built(path=".keyturn/sweeps/y/acme/sweep.json"),
+        _built(project="other"),
+        _built(master_keys={"m1": Secret(bytes(32))}),
+        json.dumps({**json.loads(_built(master_key="m2")), "master_key": "m1"}).encode(),
+        json.dumps({**json.loads(_built(project="other")), "project": "acme"}).encode(),
+        json.dumps({**json.loads(_built()), "project": "other"}).encode(),
+    ],
+    ids=["moved", "another project's", "forged", "other key", "relabeled", "mislabeled"],
+)
+def test_a_record_opens_in_its_own_place_alone(body: bytes) -> None:
+    with pytest.raises(CorruptObjectError):
+        _parsed(body)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"v": 2},
+        {"v": True},
+        {"master_key": "../m1"},
+        {"master_key": 1},
+        {"sealed": "***"},
+        {"sealed": None},
+        {"sealed": to_base64(b"short")},
+        {"more": 1},
+    ],
+    ids=repr,
+)
+def test_a_malformed_record_is_corrupt(change: dict[str, object]) -> None:
+    with pytest.raises(CorruptObjectError):
+        _parsed(json.dumps(json.loads(_built()) | change).encode())
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff", b'{"v":1,"v":1}'])
+def test_what_is_no_record_is_corrupt(body: bytes) -> None:
+    with pytest.raises(CorruptObjectError):
+        _parsed(body)
+
+
+def test_a_record_that_does_not_open_leaves_no_trace_of_what_it_holds() -> None:
+    """A cause could repeat the opened bytes, which may contain keys."""
+    with pytest.raises(CorruptObjectError) as refused:
+        _parsed(_built(project="other").replace(b'"other"', b'"acme"'))
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+def test_an_unavailable_master_key_is_no_forgery() -> None:
+    only_first = {"m1": MASTER_KEYS["m1"]}
+    with pytest.raises(UnknownMasterKeyError):
+        build_record(PATH, "acme", "m2", REST, only_first)
+    with pytest.raises(UnknownMasterKeyError):
+        parse_record(_built(master_key="m2"), PATH, "acme", only_first)
+
+
+# Writing.
+async def _etag(storage: MemoryStorage) -> str:
+    return (await storage.head(PATH)).etag
+
+
+async def _body(storage: MemoryStorage) -> bytes:
+    return (await storage.read(PATH))[1]
+
+
+async def test_a_record_is_created_once() -> None:
+    storage, first = MemoryStorage(), _built()
+    assert await sealed_records.create(storage, PATH, first)
+    assert not await sealed_records.create(storage, PATH, _built())
+    assert await _body(storage) == first
+    assert (await storage.head(PATH)).headers.content_type == "application/json"
+
+
+async def test_a_record_is_replaced_only_as_it_was_read() -> None:
+    storage = MemoryStorage()
+    assert await sealed_records.create(storage, PATH, _built())
+    read, second = await _etag(storage), _built()
+    assert await sealed_records.replace(storage, PATH, second, read)
+    assert not await sealed_records.replace(storage, PATH, _built(), read)
+    assert await _body(storage) == second
+
+
+async def test_a_record_that_is_gone_is_not_replaced() -> None:
+    storage = MemoryStorage()
+    assert not await sealed_records.replace(storage, PATH, _built(), "etag")
+    assert storage.stored_keys() == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_put_with_a_lost_response_is_recognized_by_its_bytes(times: int) -> None:
+    """Also if its repetition finds the condition false: no other worker wrote these bytes."""
+    storage, body = MemoryStorage(), _built()
+    storage.fail_next("put", StorageUnavailableError("lost"), after_effect=True)
+    for _ in range(times):
+        assert await sealed_records.create(storage, PATH, body)
+
+
+async def test_the_loser_of_a_race_that_is_answered_with_500_has_lost() -> None:
+    storage, winner = MemoryStorage(), _built()
+
+    async def win() -> None:
+        storage.plant(PATH, winner, Headers({}))
+
+    storage.before_next("put", win)
+    storage.fail_next("put", StorageUnavailableError("500"))
+    assert not await sealed_records.create(storage, PATH, _built())
+    read = await _etag(storage)
+    storage.plant(PATH, _built(), Headers({}))
+    storage.fail_next("put", StorageUnavailableError("500"))
+    assert not await sealed_records.replace(storage, PATH, _built(), read)
+
+
+async def test_an_unknown_outcome_of_an_unchanged_record_is_raised() -> None:
+    storage = MemoryStorage()
+    storage.fail_next("put", StorageUnavailableError("500"), times=2)
+    with pytest.raises(StorageUnavailableError, match="500"):
+        await sealed_records.create(storage, PATH, _built())
+    storage.plant(PATH, _built(), Headers({}))
+    read = await _etag(storage)
+    with pytest.raises(StorageUnavailableError, match="500"):
+        await sealed_records.replace(storage, PATH, _built(), read)
+
+
+async def test_a_record_removed_during_an_unanswered_put_has_changed() -> None:
+    storage = MemoryStorage()
+    storage.fail_next("put", StorageUnavailableError("500"))
+    assert not await sealed_records.replace(storage, PATH, _built(), "etag")
+
+
+async def test_a_storage_that_refuses_the_put_is_unavailable() -> None:
+    storage = MemoryStorage()
+    storage.fail_next("put", RefusedError("AccessDenied"))
+    with pytest.raises(StorageUnavailableError, match="refuses"):
+        await sealed_records.create(storage, PATH, _built())
+
+
+# Under another master key.
+async def _reseal(storage: MemoryStorage) -> bool:
+    return await sealed_records.reseal(storage, PATH, "acme", "m2", operator_keys(MASTER_KEYS))
+
+
+async def test_a_resealed_record_says_the_same_under_the_other_key() -> None:
+    storage = MemoryStorage()
+    storage.plant(PATH, _built(), Headers({}))
+    assert await _reseal(storage)
+    assert _parsed(await _body(storage)) == ("m2", REST)
+    assert await _reseal(storage)
+    assert storage.calls["put"] == 1
+
+
+async def test_a_record_that_changes_meanwhile_is_not_resealed() -> None:
+    storage, later = MemoryStorage(), _built()
+    storage.plant(PATH, _built(), Headers({}))
+
+    async def change() -> None:
+        storage.plant(PATH, later, Headers({}))
+
+    storage.before_next("put", change)
+    assert not await _reseal(storage)
+    assert await _body(storage) == later
+    await storage.delete(PATH)
+    assert not await _reseal(storage)
+
+
+async def test_a_forged_record_is_not_resealed() -> None:
+    storage = MemoryStorage()
+    storage.plant(PATH, _built(project="other"), Headers({}))
+    with pytest.raises(CorruptObjectError):
+        await _reseal(storage)
+    assert storage.calls["put"] == 0
 
 
 async def versions(storage: MemoryStorage) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.keyturn_workers.master_keys.kms_stub import KmsStub, kms_stub
+from tests.unit.keyturn_workers.master_keys.fake_servers import KmsStub, kms_stub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

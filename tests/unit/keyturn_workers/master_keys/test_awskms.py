@@ -31,7 +31,7 @@ from keyturn_workers.settings import KmsSettings
 from tests.support.aws_web_identity import use_web_identity
 from tests.support.tls_proxy import server_context
 from tests.unit.keyturn_workers.master_keys.conftest import credentials
-from tests.unit.keyturn_workers.master_keys.kms_stub import ARN, URI
+from tests.unit.keyturn_workers.master_keys.fake_servers import ARN, URI
 from tools.harness.loopback_server import loopback_server
 from tools.servers.certificates import Authority
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.unit.keyturn_workers.master_keys.kms_stub import KmsStub
+    from tests.unit.keyturn_workers.master_keys.fake_servers import KmsStub
 
 MASTER_KEY = bytes(range(32))
 PRK = master_prk(MASTER_KEY)

@@ -34,8 +34,8 @@ from keyturn_workers.master_keys.providers import (
 from keyturn_workers.master_keys.vault import VaultMasterKey
 from keyturn_workers.settings import KmsSettings, MasterKeySource, OperatorSettings
 from tests.support.fake_pkcs11 import MASTER_KEY, PIN, FakeModule
-from tests.unit.keyturn_workers.master_keys.fake_vault import TOKEN, fake_vault
-from tests.unit.keyturn_workers.master_keys.fake_vault import settings as vault_settings
+from tests.unit.keyturn_workers.master_keys.fake_servers import TOKEN, fake_vault
+from tests.unit.keyturn_workers.master_keys.fake_servers import settings as vault_settings
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from keyturn.crypto import (
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.master_keys.port import KmsRefusedError
 from keyturn_workers.master_keys.vault import VaultMasterKey, generate_key, import_prk
-from tests.unit.keyturn_workers.master_keys.fake_vault import (
+from tests.unit.keyturn_workers.master_keys.fake_servers import (
     HMAC_KEY,
     HMAC_PATH,
     KEY_PATH,

@@ -26,7 +26,7 @@ from keyturn_workers.master_keys.vault_client import (
     open_auth,
 )
 from keyturn_workers.settings import KmsSettings
-from tests.unit.keyturn_workers.master_keys.fake_vault import (
+from tests.unit.keyturn_workers.master_keys.fake_servers import (
     KEY_PATH,
     TOKEN,
     FakeVault,

@@ -1,20 +1,30 @@
-"""The reader behind `keyturn download`: which keys open what, and what it never yields (SPEC 4)."""
+"""What a reader opens with which keys, and what it never yields (SPEC 4, 9.1)."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keyturn import metadata as object_metadata
 from keyturn.crypto import (
+    BODY_CONTEXT,
     HEADER_BYTES,
     SEALED_CHUNK_BYTES,
+    SealError,
     Secret,
+    open_sealed,
     seal_tombstone,
     to_base64,
+    user_kek,
     v0_admin_kek,
+    v0_open,
     v0_seal,
     v0_user_kek,
 )
@@ -30,20 +40,17 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn.metadata import COBBLESTONE
 from keyturn_workers.keyring import create_keyring
 from keyturn_workers.master_keys.admin_keks import AdminKeks
 from keyturn_workers.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.objects import download
-from keyturn_workers.objects.download import (
-    OperatorAccess,
-    ProjectAccess,
-    open_object,
-)
+from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
 from keyturn_workers.objects.open_dek import ReaderKeys, open_dek
 from keyturn_workers.objects.wraps import build_object_metadata, wrap
 from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
-from tools.harness.local_keys import desired_state, operator_keys
+from tools.harness.local_keys import admin_keks, desired_state, operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -313,3 +320,102 @@ async def test_an_object_that_a_key_which_is_away_may_open_is_not_unusable() -> 
     opened = open_dek(wraps, body[:HEADER_BYTES], _KEY, own)
     assert opened is not None
     assert opened.role == "user"
+
+
+_FILE = Path(__file__).parents[4] / ".." / "shared" / "vectors" / "keyturn_v1.json"
+_MISSING = not _FILE.is_file()
+_VECTORS: dict[str, Any] = {} if _MISSING else json.loads(_FILE.read_text())
+_BY_ADMIN = "corrupt_object by the user wrap, valid by the admin wrap"
+BY_VECTORS = pytest.mark.skipif(
+    _MISSING, reason="the shared known answers are not next to the project"
+)
+EACH_OBJECT = pytest.mark.parametrize(
+    "vector", _VECTORS.get("objects", []), ids=lambda vector: vector["name"]
+)
+
+
+def _masters() -> dict[str, Secret]:
+    keys = _VECTORS["keys"]["master_keys"]
+    return {name: Secret(base64.b64decode(key)) for name, key in keys.items()}
+
+
+def _reader(vector: dict[str, Any]) -> ReaderKeys:
+    keys = _VECTORS["keys"]
+    api_key = keys["new_api_key"] if vector["name"] == "both keys turned" else keys["api_key"]
+    return ReaderKeys(
+        project=vector["project"],
+        user_kek=user_kek(api_key, vector["project"], keys["pepper"]),
+        admin_keks=admin_keks(vector["project"], _masters(), v0_admin_kek(keys["v0_master_key"])),
+        v0_user_kek=v0_user_kek(api_key, keys["v0_pepper"]),
+        v0_allowed=True,
+    )
+
+
+def _plaintext_of(vector: dict[str, Any], reader: ReaderKeys) -> bytes:
+    body = base64.b64decode(vector["body"])
+    envelope = object_metadata.parse(vector["metadata"])
+    opened = open_dek(envelope, body[:HEADER_BYTES], vector["key"], reader)
+    assert opened is not None
+    if opened.algorithm == COBBLESTONE:
+        return open_sealed(opened.dek, BODY_CONTEXT, body)
+    return v0_open(opened.dek, body)
+
+
+def _outcome(vector: dict[str, Any], reader: ReaderKeys) -> str:
+    try:
+        plaintext = _plaintext_of(vector, reader)
+    except CodedError as exc:
+        return exc.code
+    except SealError:
+        return "corrupt_object"
+    assert len(plaintext) == vector["size"]
+    assert hashlib.sha256(plaintext).hexdigest() == vector["sha256"]
+    return "valid"
+
+
+@BY_VECTORS
+@EACH_OBJECT
+def test_each_object_opens_or_fails_with_its_code(vector: dict[str, Any]) -> None:
+    """Each object opens to its plaintext, or fails with its code."""
+    expected = "corrupt_object" if vector["expect"] == _BY_ADMIN else vector["expect"]
+    assert _outcome(vector, _reader(vector)) == expected
+
+
+@BY_VECTORS
+@EACH_OBJECT
+def test_the_operators_key_alone_gives_the_same_result(vector: dict[str, Any]) -> None:
+    """Except for what only the user wrap shows."""
+    reader = replace(_reader(vector), user_kek=None, v0_user_kek=None)
+    expected = "valid" if vector["expect"] == _BY_ADMIN else vector["expect"]
+    if vector["name"] == "v0 body with v1 wraps":
+        expected = NoUsableWrapError.code  # a v0 body is opened by both keys together
+    assert _outcome(vector, reader) == expected
+
+
+@BY_VECTORS
+@EACH_OBJECT
+def test_another_projects_keys_open_nothing(vector: dict[str, Any]) -> None:
+    """Another project's keys never open anything."""
+    stranger = ReaderKeys(project=vector["project"], user_kek=Secret(bytes(32)), v0_allowed=True)
+    assert _outcome(vector, stranger) in {"no_usable_wrap", "unknown_algorithm"}
+
+
+@BY_VECTORS
+def test_v0_wraps_need_the_keyrings_permission() -> None:
+    """Nothing binds such wraps to their object."""
+    vector = next(v for v in _VECTORS["objects"] if v["name"] == "v0")
+    assert _outcome(vector, replace(_reader(vector), v0_allowed=False)) == "no_usable_wrap"
+
+
+@BY_VECTORS
+def test_the_keyring_record_opens_as_the_vectors_say() -> None:
+    """The record opens to what the vectors say."""
+    vector = _VECTORS["keyring"]
+    keyring = parse_keyring(json.dumps(vector["record"]).encode(), "acme", _masters())
+    expected = vector["opens_to"]
+    assert keyring.current.generation == expected["generation"]
+    assert keyring.current.kek_id == expected["kek_id"]
+    assert keyring.current.kek == Secret(base64.b64decode(expected["kek"]))
+    assert keyring.current.rotation_id == expected["rotation_id"]
+    assert (keyring.plaintext_allowed, keyring.v0_allowed) == (False, True)
+    assert keyring.history == ()

@@ -14,12 +14,12 @@ from keyturn_workers.storage import Capabilities
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.storage.s3_connections import open_pool
 from keyturn_workers.storage.s3_http import S3HttpClient
-from tests.unit.keyturn_workers.storage.scripted_server import scripted_server
+from tests.unit.keyturn_workers.storage.servers import scripted_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
+    from tests.unit.keyturn_workers.storage.servers import ScriptedServer
 
 
 # How a transport is closed or aborted is the event loop's own code: workers run on uvloop.

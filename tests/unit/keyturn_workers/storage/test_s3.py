@@ -25,7 +25,7 @@ from keyturn_workers.storage import (
 )
 from keyturn_workers.storage.port import RECORD_MAX_BYTES
 from keyturn_workers.storage.s3 import S3Storage, open_storage
-from tests.unit.keyturn_workers.storage.scripted_server import (
+from tests.unit.keyturn_workers.storage.servers import (
     DROP,
     ETAG,
     PROXY_PAGE,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from keyturn_workers.storage import ObjectStream
-    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
+    from tests.unit.keyturn_workers.storage.servers import ScriptedServer
 
 PLAIN = Headers({})
 COPIED = b"<CopyObjectResult><ETag>&quot;x&quot;</ETag></CopyObjectResult>"

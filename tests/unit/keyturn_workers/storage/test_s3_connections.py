@@ -30,7 +30,7 @@ from keyturn_workers.storage.s3_connections import (
     TlsFailedError,
 )
 from keyturn_workers.storage.streaming_body import KnownLengthBody
-from tests.unit.keyturn_workers.storage.byte_server import OK, ByteServer, connected, open_client
+from tests.unit.keyturn_workers.storage.servers import OK, ByteServer, connected, open_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -23,7 +23,7 @@ from keyturn_workers.storage.vendor_errors import (
     translate_credential_errors,
     translate_errors,
 )
-from tests.unit.keyturn_workers.storage.byte_server import OK, ByteServer, connected, open_client
+from tests.unit.keyturn_workers.storage.servers import OK, ByteServer, connected, open_client
 
 
 async def test_a_request_is_written_as_it_was_signed() -> None:

@@ -30,13 +30,13 @@ from keyturn_workers.storage.listing import (
 )
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.storage.s3_http import S3Response
-from tests.unit.keyturn_workers.storage.scripted_server import TIME, Reply, listed, query_values
+from tests.unit.keyturn_workers.storage.servers import TIME, Reply, listed, query_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from keyturn_workers.storage.s3_http import S3HttpClient
-    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
+    from tests.unit.keyturn_workers.storage.servers import ScriptedServer
 
 LAST: Final = "\U0010ffff"
 _NAMES = st.text(st.sampled_from("a/.0~\x7f\uffff" + LAST), max_size=6)

@@ -37,13 +37,13 @@ from keyturn_workers.storage.s3_wire import (
     read_error_for,
     text_element,
 )
-from tests.unit.keyturn_workers.storage.scripted_server import ETAG, Reply
+from tests.unit.keyturn_workers.storage.servers import ETAG, Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyturn_workers.storage.s3 import S3Storage
-    from tests.unit.keyturn_workers.storage.scripted_server import ScriptedServer
+    from tests.unit.keyturn_workers.storage.servers import ScriptedServer
 
 NEEDED = {
     "etag": '"abc-2"',

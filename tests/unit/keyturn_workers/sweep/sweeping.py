@@ -1,4 +1,4 @@
-"""A project from a request to its end: the workers' classes, on one clock.
+"""A project from a request to its end, or one page of it: the workers' classes, on one clock.
 
 Messages wait in memory. The storage's clock moves on to the next of them, so that a sweep which
 takes minutes takes milliseconds here.
@@ -7,7 +7,7 @@ takes minutes takes milliseconds here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from keyturn.crypto import SigningKey
@@ -15,7 +15,14 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring import Keyring, KeyringReader
 from keyturn_workers.storage import Headers, StorageClock
-from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
+from keyturn_workers.sweep import (
+    Options,
+    ProjectRecord,
+    SweepContext,
+    SweepDispatcher,
+    SweepStarter,
+    SweepStore,
+)
 from keyturn_workers.sweep.all_projects import AllProjectsSweep
 from keyturn_workers.sweep.evidence import EvidenceLog
 from keyturn_workers.sweep.handler import SweepHandler
@@ -23,6 +30,7 @@ from keyturn_workers.sweep.messages import Hint, SweepPage, SweepStep, parse
 from keyturn_workers.sweep.page import PageWorker
 from keyturn_workers.sweep.paginator import Paginator
 from keyturn_workers.sweep.reconciler import Reconciler
+from keyturn_workers.sweep.record import OpenPage, Result, Round, State
 from keyturn_workers.sweep.transitions import find_origin
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
@@ -32,15 +40,15 @@ from tests.unit.keyturn_workers.factories import (
     rotated,
     sealed_object,
 )
-from tests.unit.keyturn_workers.sweep.records import LEASE_S, SWEEP, origin
+from tests.unit.keyturn_workers.sweep.records import LEASE_S, SWEEP, origin, round_of
 from tools.harness.local_keys import build_keyring, desired_state
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from keyturn.messages import Event
-    from keyturn_workers.sweep import Origin, ProjectRecord
+    from keyturn_workers.sweep import Origin
     from keyturn_workers.sweep.store import StoredRecord
     from tests.unit.keyturn_workers.witness import FakeWitness
 
@@ -82,11 +90,27 @@ class Messages:
 
 
 @dataclass
-class Sweeping:
-    """One worker process, and a project at generation 2 whose objects are at generation 1."""
+class Project:
+    """A bucket with the keyring and the objects of `acme`."""
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     ring: Keyring = field(default_factory=keyring)
+
+    def write_keyring(self, ring: Keyring) -> None:
+        self.ring = ring
+        self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
+
+    def plant(self, *keys: str) -> None:
+        """An object at each key, as the keyring desires it now."""
+        for key in keys:
+            wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), key)
+            self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
+
+
+@dataclass
+class Sweeping(Project):
+    """One worker process, and a project at generation 2 whose objects are at generation 1."""
+
     keys: tuple[str, ...] = ("a", "b", "c")
     page_keys: int = 2
     witness: FakeWitness | None = None
@@ -130,19 +154,9 @@ class Sweeping:
         """The evidence of a process that holds these event keys."""
         return EvidenceLog(self.storage, "test", event_keys)
 
-    def write_keyring(self, ring: Keyring) -> None:
-        self.ring = ring
-        self.storage.plant(keyring_s3_key("acme"), build_keyring(ring, MASTER_KEYS), Headers({}))
-
     async def keyring(self) -> Keyring:
         """The keyring as it is stored."""
         return (await self.keyrings.read_fresh("acme")).keyring
-
-    def plant(self, *keys: str) -> None:
-        """An object at each key, as the keyring desires it now."""
-        for key in keys:
-            wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), key)
-            self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
     def rotation(self) -> Origin:
         """The rotation that created the current generation."""
@@ -186,3 +200,53 @@ class Sweeping:
         ended = find_origin(await self.deliver_until(is_answered), origin.name)
         assert ended is not None
         return ended
+
+
+@dataclass
+class Page(Project):
+    """A project with one page, of all its keys."""
+
+    repair: bool = False
+    cache_s: float = 0
+
+    def __post_init__(self) -> None:
+        self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
+        self.keyrings = KeyringReader(
+            self.storage, OPERATOR_KEYS, lease_s=LEASE_S, cache_s=self.cache_s, clock=self.clock
+        )
+        self.store = SweepStore(self.storage, OPERATOR_KEYS)
+        self.write_keyring(self.ring)
+
+    def plant_plain(self, key: str) -> None:
+        """What another program put there."""
+        self.storage.plant(object_s3_key("acme", key), b"", Headers({"author": "kim"}))
+
+    async def relabel(self, key: str, own: Mapping[str, str], *, locked: bool = False) -> None:
+        """The object with other metadata of ours, as a bucket writer puts it."""
+        head, body = await self.storage.read(object_s3_key("acme", key))
+        headers = Headers({**head.metadata, **own})
+        self.storage.plant(object_s3_key("acme", key), body, headers, locked=locked)
+
+    async def record(self) -> ProjectRecord:
+        """The record of the project, which proves the state that its keyring shows now."""
+        state, now = State.of(await self.keyrings.read_fresh("acme")), datetime.now(UTC)
+        return ProjectRecord("acme", state, now, LEASE_S, LEASE_S, origins=(SWEEP,))
+
+    @property
+    def round(self) -> Round:
+        return round_of(options=Options(repair=self.repair))
+
+    @property
+    def worker(self) -> PageWorker:
+        return PageWorker(
+            self.storage,
+            self.keyrings,
+            OPERATOR_KEYS,
+            self.store,
+            concurrency=4,
+            copy_limit_bytes=2**30,
+        )
+
+    async def process(self) -> Result:
+        """Make an attempt at the page."""
+        return await self.worker.process(await self.record(), self.round, OpenPage(0, "", ""))

@@ -37,8 +37,8 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     rotated,
 )
-from tests.unit.keyturn_workers.sweep.page import Page
 from tests.unit.keyturn_workers.sweep.records import OTHER_ID, ROUND_ID
+from tests.unit.keyturn_workers.sweep.sweeping import Page
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:

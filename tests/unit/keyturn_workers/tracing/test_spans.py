@@ -44,7 +44,7 @@ from tests.unit.keyturn_workers.amqp.deliveries import (
     context,
     message,
 )
-from tests.unit.keyturn_workers.storage.scripted_server import DROP, Reply, scripted_server
+from tests.unit.keyturn_workers.storage.servers import DROP, Reply, scripted_server
 from tests.unit.keyturn_workers.storage.test_s3 import error
 from tests.unit.keyturn_workers.tracing.recorder import (
     DELIVERY,

@@ -36,7 +36,7 @@ from keyturn_workers.upload import UploadResult
 from keyturn_workers.upload.attempt import Attempt, Upload
 from tests.support.scrape import risen, shown
 from tests.unit.keyturn_workers.factories import ADMIN_KEKS, keyring
-from tests.unit.keyturn_workers.sweep.page import Page
+from tests.unit.keyturn_workers.sweep.sweeping import Page
 from tests.unit.keyturn_workers.upload.bench import (
     DATA,
     OTHER_ID,

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from tests.support.secret_encodings import ENCODINGS
-from tests.unit.keyturn_workers.storage.scripted_server import (
+from tests.unit.keyturn_workers.storage.servers import (
     Reply,
     ScriptedServer,
     scripted_server,

@@ -1,7 +1,8 @@
-"""An HTTP server on loopback that responds by script and records its requests.
+"""Servers on loopback that send what a test scripts, and record what they receive.
 
-For what no real server does on demand: dropping a kept connection after reading a request,
-errors inside a 200, redirects, silence.
+For what no real server does on demand: `ScriptedServer` responds with errors inside a 200, with
+redirects or with silence, and drops kept connections. `ByteServer` sends exactly its bytes:
+interim responses, broken heads, early responses.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+from aiobotocore.credentials import AioCredentials
+
 from keyturn.settings import S3Settings
+from keyturn_workers.storage.s3_connections import open_pool
+from keyturn_workers.storage.s3_http import S3HttpClient
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Iterable
-
 
 PROXY_PAGE = b"<html><body>404 Not Found</body></html>"
 ETAG = "0123456789abcdef0123456789abcdef"
 SECRET = "s3cr3t/do+not+show" + "x" * 20
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Seen: yes\r\n\r\ndone"
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Reply:
 
 
 DROP = Reply(0)
+
+
 SILENCE = Reply(-1)
 
 
@@ -134,6 +142,8 @@ async def scripted_server() -> AsyncIterator[ScriptedServer]:
 
 
 TIME = "2026-11-24T10:00:00.000Z"
+
+
 ENCODED = "<EncodingType>url</EncodingType>"
 
 
@@ -160,3 +170,77 @@ def listed(
 def query_values(server: ScriptedServer, name: str) -> list[str | None]:
     queries = [parse_qs(urlsplit(request.target).query) for request in server.requests]
     return [query.get(name, [None])[0] for query in queries]
+
+
+@dataclass
+class ByteServer:
+    """Reads requests, and sends the next bytes of its script after each; none hang up."""
+
+    port: int = 0
+    script: list[bytes] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
+    """What it sends before its script, each piece by itself."""
+    heads: list[bytes] = field(default_factory=list)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    reads_bodies: bool = True
+    hangs_up: bool = False
+    """After what it sends next."""
+
+    @property
+    def connections(self) -> int:
+        return len(self.writers)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        try:
+            while await self._respond(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.hung_up.set()
+        finally:
+            writer.close()
+
+    async def _respond(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head)
+        _, _, length = head.partition(b"content-length: ")
+        if length and self.reads_bodies:
+            await reader.readexactly(int(length.split(b"\r\n")[0]))
+        if self.pieces:
+            while self.pieces:
+                writer.write(self.pieces.pop(0))
+                await asyncio.sleep(0)
+            return True
+        sent = self.script.pop(0) if self.script else OK
+        writer.write(sent)
+        await writer.drain()
+        return bool(sent) and not self.hangs_up
+
+
+@asynccontextmanager
+async def open_client(
+    base_url: str, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[S3HttpClient]:
+    """A client with its own connections."""
+    async with open_pool(base_url, 4, tls=tls) as pool:
+        yield S3HttpClient(
+            pool,
+            base_url=base_url,
+            bucket="bucket",
+            region="us-east-1",
+            credentials=AioCredentials("AKID", "secret"),
+        )
+
+
+@asynccontextmanager
+async def connected(
+    *script: bytes, reads_bodies: bool = True
+) -> AsyncIterator[tuple[ByteServer, S3HttpClient]]:
+    """A running server, and a client of it."""
+    served = ByteServer(script=list(script), reads_bodies=reads_bodies)
+    server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
+    served.port = server.sockets[0].getsockname()[1]
+    async with open_client(f"http://127.0.0.1:{served.port}/bucket/") as client:
+        yield served, client
+    server.close()
