@@ -281,20 +281,19 @@ async def test_a_delete_that_the_storage_refuses_is_tried_again(operation: str) 
             await ask(_REQUEST)
 
 
-async def test_no_key_is_refused_while_the_keyring_cannot_be_read() -> None:
+@pytest.mark.parametrize(
+    ("operation", "error", "attempts"),
+    [
+        pytest.param("read", StorageUnavailableError("503"), 4, id="the keyring is not read"),
+        pytest.param("put", KmsUnavailableError("away"), 9, id="a master key is not available"),
+    ],
+)
+async def test_no_key_is_refused_while(operation: str, error: Exception, attempts: int) -> None:
     storage = _Storage()
     deleter = _deleter(storage)
-    storage.fail_next("read", StorageUnavailableError("503"))
-    with pytest.raises(StorageUnavailableError):
-        await deleter.delete_many(_many("a"), 4)
-
-
-async def test_no_key_is_refused_while_a_master_key_is_not_available() -> None:
-    storage = _Storage()
-    deleter = _deleter(storage)
-    storage.fail_next("put", KmsUnavailableError("away"))
-    with pytest.raises(KmsUnavailableError):
-        await deleter.delete_many(_many("a"), 9)
+    storage.fail_next(operation, error)
+    with pytest.raises(type(error)):
+        await deleter.delete_many(_many("a"), attempts)
 
 
 async def test_large_deletes_leave_places_to_other_requests() -> None:

@@ -183,10 +183,17 @@ async def test_another_enrollment_does_not_mark_it(other: RequestOrigin) -> None
     assert on.witness.published == []
 
 
-async def test_a_removed_keyring_refuses_an_enrollment() -> None:
-    """Otherwise it would begin at generation 1 again, which a thief may have a keyring of."""
-    on = Marked()
-    on.witness.receive("bob", Mark(7, bytes(32), 3))
+@pytest.mark.parametrize("is_received", [True, False], ids=["received", "still on the stream"])
+async def test_a_removed_keyring_refuses_an_enrollment(*, is_received: bool) -> None:
+    """Otherwise it would begin at generation 1 again, which a thief may have a keyring of.
+
+    Before a first keyring is put, all marks that are on the stream are read.
+    """
+    on, mark = Marked(), Mark(7, bytes(32), 3)
+    if is_received:
+        on.witness.receive("bob", mark)
+    else:
+        on.witness.stream.append(("bob", mark))
     with pytest.raises(KeyringRemovedError):
         await on.enroll(request())
     assert keyring_s3_key("bob") not in on.on.storage.stored_keys()
@@ -210,15 +217,6 @@ async def test_it_begins_above_objects_and_mark(of_mark: int, of_objects: int, f
     wraps, body = sealed_object(desired, "a")
     on.on.storage.plant("bob/a", body, Headers(enc(wraps)))
     assert await on.enroll(request(adopt=True)) == first
-
-
-async def test_a_mark_that_is_not_received_yet_counts_too() -> None:
-    """Before a first keyring is put, all marks that are on the stream are read."""
-    on = Marked()
-    on.witness.stream.append(("bob", Mark(7, bytes(32), 3)))
-    with pytest.raises(KeyringRemovedError):
-        await on.enroll(request())
-    assert keyring_s3_key("bob") not in on.on.storage.stored_keys()
 
 
 async def test_without_current_marks_no_keyring_is_put() -> None:
