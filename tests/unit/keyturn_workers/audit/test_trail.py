@@ -277,6 +277,8 @@ async def test_a_bug_of_the_publisher_is_tried_again_and_not_printed() -> None:
 
 
 # Who a process is.
+
+
 def test_each_run_is_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "somebody")
     monkeypatch.setenv("USER", "somebody")
@@ -298,6 +300,9 @@ def test_a_user_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_name_is_one_line(text: str, line: str) -> None:
     assert one_line(text) == line
+
+
+# The stream of the trail.
 
 
 async def test_a_record_is_signed_for_its_deployment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`keyturn keys`: `list`, `check`, `create` and `import` master keys, and print none."""
+"""`keyturn keys`: `list`, `check`, `create`, `import` and `export-project`, which print no key."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from keyturn.crypto import Secret, record_kek, to_base64
+from keyturn.crypto import Secret, admin_kek, record_kek, to_base64
 from keyturn.errors import KmsUnavailableError
+from keyturn.project_keks import parse_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.keys import concerns, derive_known_kek, describe_source, opened, parse_uri
 from keyturn_workers.key_uris import parse_key_uri
+from keyturn_workers.keyring import create_keyring
 from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
 from keyturn_workers.master_keys.local import LocalMasterKey
 from keyturn_workers.master_keys.port import KeyDescription
@@ -29,9 +31,13 @@ from tests.unit.keyturn_workers.cli.fakes import (
     FakeKms,
     use_bucket,
 )
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
+from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from typer.testing import Result
 
 AWS = "awskms:arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
@@ -39,6 +45,14 @@ KEYS = {"m1": to_base64(MASTER_KEY.reveal()), "m2": URI}
 KEK = record_kek(MASTER_KEY.reveal(), RESERVED_PROJECT)
 IMPORTABLE = {"m1": to_base64(MASTER_KEY.reveal()), "m2": OTHER_URI, "m3": to_base64(bytes(32))}
 LINE = f'"m1": "{URI}"\n'
+REASON = ("--reason", "audit 2026, for kim@example.com")
+
+
+@pytest.fixture(autouse=True)
+def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
+    made = FakeAudit()
+    monkeypatch.setattr("keyturn_workers.cli.keys.command_audit", made)
+    return made
 
 
 def _run(command: str, *arguments: str, keys: dict[str, str] = KEYS, **env: str) -> Result:
@@ -334,13 +348,6 @@ def test_only_a_uri_can_be_created() -> None:
     assert _run("create", "m1").exit_code == 2
 
 
-@pytest.fixture(autouse=True)
-def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
-    made = FakeAudit()
-    monkeypatch.setattr("keyturn_workers.cli.keys.command_audit", made)
-    return made
-
-
 def test_the_line_to_change_is_printed_and_no_key(kms: FakeKms) -> None:
     result = _import("m1", URI)
     assert (result.exit_code, result.stdout) == (0, LINE)
@@ -436,3 +443,105 @@ def test_what_cannot_be_imported_contacts_nothing(
     assert said in result.stderr
     assert "12345" not in result.output
     assert kms.imports == 0
+
+
+@pytest.fixture
+def enrolled(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
+    """A bucket with the keyring of `acme`, under `m2`."""
+    made = MemoryStorage()
+    ring = keyring("acme", master_key="m2")
+    assert asyncio.run(create_keyring(made, ring, operator_keys(MASTER_KEYS), lease_s=15))
+    use_bucket(monkeypatch, "keys", made)
+    return made
+
+
+def _export(*arguments: str, held: tuple[str, ...] = ("m1", "m2")) -> Result:
+    keys = {name: to_base64(MASTER_KEYS[name].reveal()) for name in held}
+    return _run("export-project", *arguments, keys=keys)
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_the_key_that_the_keyring_names_is_written_for_its_owner_alone(tmp_path: Path) -> None:
+    out = tmp_path / "acme.kek"
+    result = _export("acme", "--out", str(out), *REASON)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"admin KEK of acme under m2 written to {out}" in result.stderr
+    assert out.stat().st_mode & 0o777 == 0o600
+    keks = parse_project_keks(out.read_text())
+    assert keks.project == "acme"
+    assert keks.admin_keks == {"m2": admin_kek(MASTER_KEYS["m2"].reveal(), "acme")}
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_named_master_keys_need_no_keyring(tmp_path: Path) -> None:
+    out = tmp_path / "other.kek"
+    names = ("--master-key", "m1", "--master-key", "m2")
+    result = _export("other", "--out", str(out), *REASON, *names)
+    assert result.exit_code == 0
+    assert parse_project_keks(out.read_text()).admin_keks == {
+        name: admin_kek(MASTER_KEYS[name].reveal(), "other") for name in ("m1", "m2")
+    }
+
+
+@pytest.mark.usefixtures("enrolled")
+@pytest.mark.parametrize(
+    ("arguments", "held", "said"),
+    [
+        (("other",), ("m1", "m2"), "unknown_project: the project has no keyring"),
+        (("acme",), ("m1",), "unknown_master_key"),
+        (("acme", "--master-key", "m3"), ("m1",), "unknown_master_key: m3 is not in"),
+    ],
+)
+def test_a_refusal_writes_nothing(
+    tmp_path: Path, arguments: tuple[str, ...], held: tuple[str, ...], said: str
+) -> None:
+    out = tmp_path / "kek"
+    result = _export(*arguments, "--out", str(out), *REASON, held=held)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_each_exported_key_is_recorded_first(tmp_path: Path, audit: FakeAudit) -> None:
+    names = ("--master-key", "m1", "--master-key", "m2")
+    assert _export("acme", "--out", str(tmp_path / "kek"), *REASON, *names).exit_code == 0
+    assert audit.outcomes == [("project_kek.exported", "started")] * 2
+    assert [(r.project, r.master_key, r.reason) for r in audit.records] == [
+        ("acme", "m1", REASON[1]),
+        ("acme", "m2", REASON[1]),
+    ]
+    assert audit.opened == [("keys export-project", REASON[1])]
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_what_cannot_be_recorded_is_not_exported(tmp_path: Path, audit: FakeAudit) -> None:
+    audit.is_away = True
+    result = _export("acme", "--out", str(tmp_path / "kek"), *REASON)
+    assert result.exit_code == 1
+    assert "the audit trail cannot be written" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_an_existing_file_is_kept(tmp_path: Path, audit: FakeAudit) -> None:
+    out = tmp_path / "acme.kek"
+    out.write_text("another")
+    result = _export("acme", "--out", str(out), *REASON)
+    assert result.exit_code == 1
+    assert "already exists" in result.stderr
+    assert out.read_text() == "another"
+    assert audit.opened == []
+
+
+@pytest.mark.parametrize("reason", [(), ("--reason", " "), ("--reason", "a\nb"),
+                                    ("--reason", "x" * 501)])  # fmt: skip
+def test_a_reason_is_required(tmp_path: Path, reason: tuple[str, ...]) -> None:
+    result = _export("acme", "--out", str(tmp_path / "kek"), *reason)
+    assert result.exit_code == 2
+    assert "reason" in result.stderr
+
+
+def test_a_malformed_master_key_id_is_wrong_usage(tmp_path: Path) -> None:
+    result = _export("acme", "--out", str(tmp_path / "kek"), *REASON, "--master-key", "M 1")
+    assert result.exit_code == 2

@@ -106,6 +106,8 @@ async def test_objects_without_a_keyring_refuse_an_enrollment(other: str) -> Non
 
 
 # Marks.
+
+
 class Marked:
     """A control worker that knows the marks, and the project `bob` without a keyring."""
 
@@ -242,6 +244,9 @@ async def test_an_adopting_enrollment_that_loses_a_race_is_refused() -> None:
         await on.enroll(request(adopt=True))
 
 
+# The highest generation of any object, above which adoption starts.
+
+
 def _plant(storage: MemoryStorage, key: str, number: int) -> None:
     ring = replace(keyring(), current=generation(number))
     wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key)
@@ -279,6 +284,9 @@ async def test_an_object_without_a_wrap_that_opens_counts_as_generation_0() -> N
         storage = MemoryStorage()
         storage.plant(object_s3_key("acme", key), b"", Headers(metadata))
         assert await find_highest_generation(storage, "acme", KEYS) == 0
+
+
+# Requests that the keyring records: known even after their intake key was retired.
 
 
 class _NoSweeps:

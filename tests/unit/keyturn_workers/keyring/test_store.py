@@ -51,6 +51,8 @@ def _parsed(body: bytes) -> tuple[str, dict[str, Any]]:
 
 
 # Building and parsing.
+
+
 @pytest.mark.parametrize("master_key", ["m1", "m2"])
 def test_what_was_built_is_parsed(master_key: str) -> None:
     assert _parsed(_built(master_key=master_key)) == (master_key, REST)
@@ -127,6 +129,8 @@ def test_an_unavailable_master_key_is_no_forgery() -> None:
 
 
 # Writing.
+
+
 async def _etag(storage: MemoryStorage) -> str:
     return (await storage.head(PATH)).etag
 
@@ -207,6 +211,8 @@ async def test_a_storage_that_refuses_the_put_is_unavailable() -> None:
 
 
 # Under another master key.
+
+
 async def _reseal(storage: MemoryStorage) -> bool:
     return await sealed_records.reseal(storage, PATH, "acme", "m2", operator_keys(MASTER_KEYS))
 
@@ -240,6 +246,9 @@ async def test_a_forged_record_is_not_resealed() -> None:
     with pytest.raises(CorruptObjectError):
         await _reseal(storage)
     assert storage.calls["put"] == 0
+
+
+# Keyrings as they are written.
 
 
 async def versions(storage: MemoryStorage) -> int:

@@ -352,6 +352,8 @@ async def test_it_prints_no_key() -> None:
 
 
 # What a provider that is away, or another key in its place, must not do.
+
+
 async def test_what_does_not_open_takes_no_kek_from_a_warm_project_while_the_provider_is_away() -> (
     None
 ):
@@ -562,6 +564,9 @@ async def test_one_wrong_answer_to_a_reader_makes_no_object_corrupt() -> None:
             await bench.keys.open_with("acme", corrupt)
     # The right one was derived once, and is confirmed now: a corrupt object costs no more calls.
     assert bench.provider.total == calls + 1
+
+
+# A project's admin KEKs as a value.
 
 
 def test_the_label_leads_and_each_key_comes_once() -> None:

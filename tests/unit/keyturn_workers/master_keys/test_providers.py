@@ -124,6 +124,8 @@ async def test_keys_are_imported_and_generated_in_vault() -> None:
 
 
 # Metrics of the calls to providers.
+
+
 def _value(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     return registry.get_sample_value(f"keyturn_kms_{name}", labels)
 

@@ -93,6 +93,8 @@ def test_past_generations_are_the_newest_first() -> None:
 
 
 # The admin wrap.
+
+
 def test_the_admin_wrap_opens_where_the_keyring_points() -> None:
     opened = open_admin_wrap(WRAPS, KEY, DESIRED, KEYS, ())
     assert opened == OpenedWrap(DEK, 1, "m1")
@@ -134,6 +136,8 @@ def test_without_its_label_only_the_keyrings_generations_are_tried() -> None:
 
 
 # The user wrap.
+
+
 def test_the_user_wrap_opens_under_the_desired_kek_alone() -> None:
     """Earlier ones may have leaked."""
     assert open_user_wrap(WRAPS, KEY, DESIRED, ()) == OpenedWrap(DEK, 1)
@@ -174,6 +178,8 @@ def test_the_first_generation_that_fits_is_the_one() -> None:
 
 
 # The earlier system, and tombstones.
+
+
 def test_a_v0_wrap_needs_its_kek() -> None:
     sealed = v0_seal(V0_USER_KEK.reveal(), DEK)
     assert try_v0_wrap(V0_USER_KEK, sealed) == OpenedWrap(DEK, 0)
@@ -191,6 +197,8 @@ def test_a_tombstone_opens_in_its_place_alone() -> None:
 
 
 # What the opened wraps say together.
+
+
 ADMIN: Final = OpenedWrap(DEK, 1, "m1")
 
 
@@ -229,11 +237,16 @@ def test_an_opened_wrap_prints_no_dek() -> None:
 
 
 # A master key whose provider is away.
+
+
 def test_an_admin_wrap_that_may_open_under_a_key_that_is_away_is_not_unusable() -> None:
     away = replace(KEYS, keks={"m1": KEYS.keks["m1"]}, unavailable=frozenset({"m2"}))
     assert open_admin_wrap(WRAPS, KEY, DESIRED, away, ()) == OpenedWrap(DEK, 1, "m1")
     with pytest.raises(KmsUnavailableError, match="m2"):
         open_admin_wrap(UNDER_M2, KEY, DESIRED, away, ())
+
+
+# Wrapping, and the metadata around the wraps.
 
 
 def _opened(wraps: Wraps, role: Role, **changed: Any) -> bytes:
@@ -324,6 +337,9 @@ def test_the_time_of_storing_is_left_out_if_the_metadata_would_be_too_large() ->
         assert object_metadata.size_bytes(metadata) <= object_metadata.METADATA_MAX_BYTES
 
 
+# What verifies as an upload's own.
+
+
 def _verified(wraps: Wraps, body: bytes, ring: Keyring = FIRST) -> Verification:
     return verify_upload(wraps, body[:HEADER_BYTES], KEY, ring, ADMIN_KEKS)
 
@@ -403,6 +419,9 @@ def test_an_admin_wrap_ahead_of_the_keyring_is_a_rollback() -> None:
 def test_an_own_object_whose_old_kek_was_cleared_verifies_by_the_admin_wrap() -> None:
     ring = replace(SECOND, history=(replace(FIRST.current, kek=None),))
     assert not _verified(*sealed_object(DESIRED, KEY), ring).current
+
+
+# Which keys an object depends on.
 
 
 def _wraps(*, master_key: str = "m1", second: bool = False) -> Wraps:

@@ -149,6 +149,8 @@ async def test_a_sweep_of_all_is_not_taken_for_one_of_a_project_with_its_id() ->
 
 
 # Failures.
+
+
 async def _fail(
     bucket: Bucket, page: int, count: int, *, project: str = "acme", of: str | None = None
 ) -> None:
@@ -212,6 +214,9 @@ async def test_a_record_of_failures_that_does_not_open_is_a_failure_with_its_cod
     await bucket.add(record(done(1, clean=False)))
     bucket.plant(f".keyturn/sweeps/acme/{round_id(1)}/failures/00000000.json", {})
     assert await _failures(bucket) == [("acme", None, "corrupt_object")]
+
+
+# Evidence.
 
 
 def _envelope(

@@ -165,6 +165,8 @@ def test_a_round_knows_when_its_first_and_its_last_page_were_proven() -> None:
 
 
 # Which pages are sent.
+
+
 def test_pages_are_sent_up_to_the_width_and_no_page_twice() -> None:
     waiting = round_of(*(page(n, sent_at=None, attempts=0) for n in range(MIN_WIDTH + 5)))
     first, sent = mark_due_pages(waiting, NOW)
@@ -200,6 +202,9 @@ def test_a_page_without_a_result_is_sent_again_with_growing_delay() -> None:
     assert len(moments) == 2
     assert moments[0] > RESEND_AFTER_S
     assert moments[1] - moments[0] > 2 * RESEND_AFTER_S
+
+
+# What progress says.
 
 
 def _record(*origins: Origin, **of_round: Any) -> ProjectRecord:

@@ -159,6 +159,8 @@ def test_v0_wraps_are_never_called_closed() -> None:
 
 
 # What Keyturn does not write, and a wrap can hide in.
+
+
 def _hidden(place: str) -> tuple[dict[str, str], bytes]:
     """An object that the first key opens, in one of the places where a bucket writer hides that."""
     metadata, header = _object(FIRST)
@@ -299,6 +301,9 @@ def test_a_foreign_name_is_only_counted_unless_it_has_an_envelope(object_key: st
     assert _state(plain) == ("foreign", "unchecked", None)
     sealed = check_object(*_object(SECOND), object_key, _user(SECOND))
     assert _state(sealed) == ("foreign", "failed", "foreign_object")
+
+
+# The search for a wrap goes by no label.
 
 
 def _wrap(role: str = "user", algorithm: str = "Cobblestone-256", generation: int = 1) -> bytes:
