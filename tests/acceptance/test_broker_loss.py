@@ -10,8 +10,8 @@ import aio_pika
 import pytest
 
 from keyturn.crypto import VerifyKey
+from tools.harness.loopback import proxy_before
 from tools.harness.scene import check_queues_empty, served_uploads
-from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import consume_stream, open_wire, verified_events
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn import topology
+from tools.harness.loopback import proxy_before
 from tools.harness.scene import check_queues_empty, events_of
-from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tools.harness.loopback import proxy_before
 from tools.harness.scene import check_queues_empty, events_of, served_uploads
-from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:

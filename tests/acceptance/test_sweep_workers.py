@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tools.harness.loopback import proxy_before
 from tools.harness.scene import (
     Scene,
     check_ends,
@@ -19,7 +20,6 @@ from tools.harness.scene import (
     wait_for_end,
     wait_until_drained,
 )
-from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from tests.support.cutting_proxies import counting
 from tools.chaos.fault_proxy import run_fault_proxy
 from tools.chaos.plan import Action
 from tools.harness.deployment import Deployment
+from tools.harness.loopback import proxy_before
 from tools.harness.process import worker
-from tools.harness.tcp_proxy import proxy_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tools.harness.loopback_server import loopback_server
+from tools.harness.loopback import loopback_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

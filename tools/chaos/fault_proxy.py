@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from tools.chaos.plan import FALSE_RESPONSES
-from tools.harness.loopback_server import loopback_server
+from tools.harness.loopback import loopback_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -23,8 +23,8 @@ import aiohttp
 from keyturn import topology
 from tools.chaos.plan import CONSOLE, EVERYBODY, GATEWAY, PUBLISHER, WORKERS
 from tools.harness.console import Account, write_passwords
+from tools.harness.loopback import Proxy, proxy
 from tools.harness.process import console, gateway, worker
-from tools.harness.tcp_proxy import Proxy, proxy
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:

@@ -9,6 +9,6 @@
 | `memory_storage`, `memory_bucket` | the storage port in memory |
 | `known_storage`, `local_keys` | shortcuts: measured storages, keys held locally |
 | `canaries`, `hostile` | secrets to search for, and hostile text |
-| `loopback_server`, `tcp_proxy`, `otlp_receiver` | servers and proxies on loopback |
+| `loopback`, `otlp_receiver` | servers and proxies on loopback |
 | `console`, `console_…` | consoles, with data, over HTTP and in a browser |
 """

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from tools.harness import console_history
 from tools.harness.console import Account, ConsoleDeployment, console_user, write_passwords
 from tools.harness.console_client import console_client
+from tools.harness.loopback import proxy_before
 from tools.harness.process import console, worker
-from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tools.harness.console_history import History
+    from tools.harness.loopback import Proxy
     from tools.harness.process import GatewayProcess, WorkerProcess
-    from tools.harness.tcp_proxy import Proxy
     from tools.harness.wire import Wire
     from tools.servers import S3Server, Servers
 

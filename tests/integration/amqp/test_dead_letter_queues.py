@@ -18,7 +18,7 @@ from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.dead_letters import queue as queue_module
 from keyturn_workers.dead_letters.queue import QueueBrowser, open_letters, ready_count
 from keyturn_workers.status.feeds import DEPTHS_FOR_S, QueueDepths
-from tools.harness.tcp_proxy import proxy_before
+from tools.harness.loopback import proxy_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

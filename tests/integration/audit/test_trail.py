@@ -17,7 +17,7 @@ from keyturn.publisher.event_stream import follow, last_offset
 from keyturn.topology import AUDIT_STREAM, EVENTS_STREAM, audit_queue
 from keyturn_workers.amqp.declarations import TopologyError, declare
 from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekDerived
-from tools.harness.tcp_proxy import proxy_before
+from tools.harness.loopback import proxy_before
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,8 +18,8 @@ from keyturn.topology import CONTROL_QUEUE, DEAD_QUEUES, UPLOAD_QUEUE, dead_lett
 from tools.harness import console_projects, stored_objects
 from tools.harness import requests as rq
 from tools.harness.console import PUBLISHER, ConsoleDeployment
+from tools.harness.loopback import proxy_before
 from tools.harness.process import worker
-from tools.harness.tcp_proxy import proxy_before
 from tools.harness.wire import open_wire
 from tools.harness.worker_under_test import WorkerUnderTest, fresh_amqp_url
 from tools.servers import new_bucket
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyturn.messages import StatusView
-    from tools.harness.tcp_proxy import Proxy
+    from tools.harness.loopback import Proxy
     from tools.servers import S3Server, Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]

@@ -14,7 +14,7 @@ from keyturn.messages import RequestOrigin
 from keyturn_workers.keyring.model import Generation, Keyring
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import build_keyring
-from tools.harness.tcp_proxy import Proxy, proxy_before
+from tools.harness.loopback import Proxy, proxy_before
 from tools.harness.worker_under_test import QUEUES, WorkerUnderTest, run_worker, staging_s3_key
 
 if TYPE_CHECKING:

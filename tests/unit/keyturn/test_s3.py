@@ -33,7 +33,7 @@ from keyturn.tls import STORAGE, client_context, describe_tls_failure
 from tests.support.aws_web_identity import use_web_identity
 from tests.support.tls_proxy import server_context
 from tests.unit.keyturn.publisher.test_requests import SETTINGS
-from tools.harness.loopback_server import loopback_server
+from tools.harness.loopback import loopback_server
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from keyturn.tls import (
     speaks_tls,
 )
 from tests.support.tls_proxy import server_context, tls_proxy
-from tools.harness.loopback_server import loopback_server
+from tools.harness.loopback import loopback_server
 from tools.servers.certificates import Authority, Certificate
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ from keyturn.publisher.connection import (
 from keyturn.settings import DeploymentSettings
 from keyturn_workers.amqp.declarations import declare
 from tests.support.tls_proxy import server_context
-from tools.harness.loopback_server import loopback_server
+from tools.harness.loopback import loopback_server
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from tests.support.aws_web_identity import use_web_identity
 from tests.support.tls_proxy import server_context
 from tests.unit.keyturn_workers.master_keys.conftest import credentials
 from tests.unit.keyturn_workers.master_keys.fake_servers import ARN, URI
-from tools.harness.loopback_server import loopback_server
+from tools.harness.loopback import loopback_server
 from tools.servers.certificates import Authority
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from tests.unit.keyturn_workers.master_keys.fake_servers import (
     settings,
 )
 from tests.unit.keyturn_workers.master_keys.fakes import Clock
-from tools.harness.loopback_server import loopback_server
+from tools.harness.loopback import loopback_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

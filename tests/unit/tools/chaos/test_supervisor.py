@@ -16,8 +16,8 @@ import pytest
 from tools.chaos import processes as crews
 from tools.chaos.processes import ManagedProcess, Supervisor, run_supervisor
 from tools.harness.console import ConsoleDeployment
+from tools.harness.loopback import proxy
 from tools.harness.process import WorkerProcess, worker
-from tools.harness.tcp_proxy import proxy
 from tools.servers import S3Server
 from tools.servers.process import free_port
 

@@ -1,17 +1,54 @@
-"""A TCP proxy on loopback whose connections a test can drop and slow down."""
+"""TCP servers on loopback, and a proxy whose connections a test can drop and slow down."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import ssl
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
+    Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+_LIMIT_BYTES = 2**16
 _PIECE_BYTES = 64 * 1024
+
+
+@asynccontextmanager
+async def loopback_server(
+    serve: Serve, *, limit_bytes: int = _LIMIT_BYTES, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
+    """Listen on loopback and yield the URL. Open connections are canceled at the end."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        finally:
+            if tls is not None:  # nothing waits for the end of TLS
+                writer.transport.abort()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(served(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=limit_bytes, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        # A certificate is for a name.
+        yield f"http://127.0.0.1:{port}" if tls is None else f"https://localhost:{port}"
+    finally:
+        server.close()
+        await asyncio.sleep(0)  # lets connections that were just accepted become tasks
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass
@@ -27,7 +64,6 @@ class Proxy:
     is_down: bool = False
     """Whether new connections are dropped, as those of a server that is not running."""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
-    _serving: set[asyncio.Task[None]] = field(default_factory=set)
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def cut(self) -> int:
@@ -51,15 +87,10 @@ class Proxy:
         async with asyncio.timeout(timeout_s), self._moved:
             await self._moved.wait_for(lambda: self.sent_bytes >= size_bytes)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_down:
             writer.transport.abort()
             return
-        serving = asyncio.create_task(self._serve(reader, writer))
-        self._serving.add(serving)
-        serving.add_done_callback(self._serving.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             behind_reader, behind = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
@@ -80,7 +111,7 @@ class Proxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool = False
     ) -> None:
         # An aborted transport raises OSError in asyncio and RuntimeError in uvloop.
-        with contextlib.suppress(OSError, RuntimeError):
+        with suppress(OSError, RuntimeError):
             while piece := await reader.read(_PIECE_BYTES):
                 writer.write(piece)
                 await writer.drain()
@@ -94,23 +125,16 @@ class Proxy:
             writer.write_eof()
 
 
-@contextlib.asynccontextmanager
+@asynccontextmanager
 async def proxy(target_port: int) -> AsyncIterator[Proxy]:
     """Run a proxy for the duration of the block."""
     running = Proxy(target_port)
-    server = await asyncio.start_server(running._accept, "127.0.0.1", 0)
-    running.port = server.sockets[0].getsockname()[1]
-    try:
+    async with loopback_server(running._serve) as url:
+        running.port = int(url.rpartition(":")[2])
         yield running
-    finally:
-        server.close()
-        running.cut()
-        for serving in running._serving:
-            serving.cancel()
-        await asyncio.gather(*running._serving, return_exceptions=True)
 
 
-@contextlib.asynccontextmanager
+@asynccontextmanager
 async def proxy_before(url: str) -> AsyncIterator[Proxy]:
     """Run a proxy before a server on loopback; its `url` is the server's, credentials included."""
     at = urlsplit(url)
