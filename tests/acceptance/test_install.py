@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.documents import code_blocks
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
@@ -185,13 +186,8 @@ def test_importing_keyturn_imports_nothing_heavy(bare: Environment) -> None:
 
 
 def test_the_readme_shows_the_publishers_example() -> None:
-    shown = re.search(
-        r"<!-- example: publish -->\n```python\n(.*?)```",
-        (ROOT / "README.md").read_text(),
-        re.DOTALL,
-    )
-    assert shown is not None
-    assert shown[1] == (EXAMPLES / "publish.py").read_text()
+    (shown,) = code_blocks((ROOT / "README.md").read_text(), "python", example="publish")
+    assert shown == (EXAMPLES / "publish.py").read_text()
 
 
 @pytest.mark.servers

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.documents import code_blocks
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
@@ -24,13 +24,8 @@ pytestmark = pytest.mark.servers
 
 
 def _example(document: str, name: str) -> str:
-    found = re.search(
-        rf"<!-- example: {name} -->\n```python\n(.*?)```",
-        (_ROOT / document).read_text(),
-        re.DOTALL,
-    )
-    assert found is not None
-    return found[1]
+    (block,) = code_blocks((_ROOT / document).read_text(), "python", example=name)
+    return block
 
 
 async def _run(program: str, folder: Path, env: dict[str, str]) -> tuple[int | None, str]:

@@ -7,7 +7,6 @@ not, the broker refuses.
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import shlex
 from contextlib import ExitStack, asynccontextmanager
@@ -37,6 +36,7 @@ from keyturn.settings import PublisherSettings
 from keyturn_workers.amqp.declarations import declare, declare_streams
 from keyturn_workers.amqp.event_batches import NotConfirmedError
 from keyturn_workers.amqp.publisher import WorkerPublisher
+from tests.support.documents import code_blocks
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 from tools.harness import requests
@@ -67,9 +67,8 @@ _BILLING = "keyturn.events.billing"
 def commands() -> list[list[str]]:
     """The document's commands, as arguments of rabbitmqctl."""
     text = _DOCUMENT.read_text(encoding="utf-8").partition("## Broker users")[2]
-    block = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    lines = [shlex.split(line) for line in block[1].splitlines()]
+    block = code_blocks(text, "sh")[0]
+    lines = [shlex.split(line) for line in block.splitlines()]
     assert all(line[0] == "rabbitmqctl" for line in lines)
     return [line[1:] for line in lines]
 

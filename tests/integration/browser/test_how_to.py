@@ -17,6 +17,7 @@ from playwright.async_api import expect
 from keyturn.gateway import Client
 from tests.integration.browser.clip import SECONDS, video
 from tests.integration.browser.site import PASSWORD, ROOT, free_port
+from tests.support.documents import code_blocks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,10 +30,6 @@ pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="package")]
 
 _PAGE = (ROOT / "docs/howto/web-application.md").read_text()
 _PORT = "8000"
-
-
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
 
 
 def _program(folder: Path, env: dict[str, str], script: str) -> list[str]:
@@ -63,8 +60,8 @@ async def _running(command: list[str], ready: str) -> AsyncIterator[None]:
 
 async def test_the_steps(site: Site, browser: Browser, tmp_path: Path) -> None:
     port = free_port()
-    (program,) = _blocks("python")
-    start, use, make_link = (block.replace(_PORT, port) for block in _blocks("sh"))
+    (program,) = code_blocks(_PAGE, "python")
+    start, use, make_link = (block.replace(_PORT, port) for block in code_blocks(_PAGE, "sh"))
     (tmp_path / "web_app.py").write_text(program)
     (tmp_path / "film.mp4").write_bytes(video(1024))
     env = {
@@ -113,7 +110,7 @@ async def test_the_steps(site: Site, browser: Browser, tmp_path: Path) -> None:
 
 async def test_the_client_in_the_page(site: Site, browser: Browser) -> None:
     """The block of JavaScript, as a module of a page of the example's backend."""
-    (script,) = _blocks("js")
+    (script,) = code_blocks(_PAGE, "js")
     context = await browser.new_context()
     base = site.backend.url
     signed_in = await context.request.post(

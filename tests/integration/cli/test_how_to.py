@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from tests.integration.cli.conftest import Cli, cli_for
+from tests.support.documents import code_blocks, run_shell
 from tools.harness.bucket import Bucket
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway, worker
@@ -35,23 +33,7 @@ def cli(vhost_url: str, ceph: S3Server, ceph_bucket: str) -> Cli:
 
 
 def _blocks(page: str, language: str) -> str:
-    text = (_ROOT / "docs" / "howto" / page).read_text()
-    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
-
-
-async def _bash(cli: Cli, folder: Path, script: str) -> tuple[int | None, str]:
-    """The exit status of a script that ends at its first failure, and all that it printed."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    process = await asyncio.create_subprocess_exec(
-        "bash",
-        *("-eu", "-o", "pipefail", "-c", script),
-        cwd=folder,
-        env={"PATH": path, **cli.env},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode, output.decode()
+    return "\n".join(code_blocks((_ROOT / "docs" / "howto" / page).read_text(), language))
 
 
 async def test_the_page_shows_that_a_key_is_gone(
@@ -70,7 +52,7 @@ async def test_the_page_shows_that_a_key_is_gone(
         ):
             prepared = await cli.arun(*arguments)
             assert prepared.exit_code == 0, prepared.stderr
-        status, output = await _bash(cli, tmp_path, commands)
+        status, output = await run_shell(commands, tmp_path, cli.env)
     assert status == 0, output
     for line in (
         "the key opens all of 2 wraps",
@@ -123,7 +105,7 @@ async def test_the_page_leaves_with_all_objects(
         }.items():
             assert written in script
             script = script.replace(written, here)
-        status, output = await _bash(cli, tmp_path, script)
+        status, output = await run_shell(script, tmp_path, cli.env)
     assert status == 0, output
     for folder in ("acme-files", "acme-by-operator"):
         files = [path for path in (tmp_path / folder).iterdir() if path.suffix != ".jsonl"]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from keyturn.crypto import from_base64
+from tests.support.documents import code_blocks, run_shell
 from tools.harness.console_client import console_client
 from tools.harness.console_site import OPERATOR
 
@@ -51,28 +50,11 @@ class _Reader:
 
     async def run(self, *names: str, fails_with: str = "") -> str:
         """Run the examples with these names, one after the other; return what they print."""
-        blocks = [
-            re.findall(rf"<!-- example: {name} -->\n```sh\n(.*?)```", _PAGE, re.DOTALL)
-            for name in ("begin", *names)
-        ]
+        blocks = [code_blocks(_PAGE, "sh", example=name) for name in ("begin", *names)]
         commands = "".join(block for (block,) in blocks).replace("acme", PROJECT)
-        env = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(self._folder),
-        }
-        process = await asyncio.create_subprocess_exec(
-            "bash",
-            "-euc",
-            commands,
-            cwd=self._folder,
-            env=env,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
         async with asyncio.timeout(_TIMEOUT_S):
-            out, _ = await process.communicate()
-        printed = out.decode()
-        assert (process.returncode == 0) is (not fails_with), printed
+            status, printed = await run_shell(commands, self._folder, {})
+        assert (status == 0) is (not fails_with), printed
         assert fails_with in printed
         return printed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import sys
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from yarl import URL
 
+from tests.support.documents import code_blocks
 from tools.harness.console import Account
 from tools.harness.console_client import console_client, forms_of
 from tools.servers.process import accepts_tcp, free_port
@@ -30,10 +30,10 @@ _TIMEOUT_S: Final = 60
 
 def _commands(name: str, ports: dict[str, int]) -> str:
     """The commands of an example, on free ports."""
-    (block,) = re.findall(rf"<!-- example: {name} -->\n```sh\n(.*?)```", _PAGE, re.DOTALL)
+    (block,) = code_blocks(_PAGE, "sh", example=name)
     for port, free in ports.items():
         block = block.replace(port, str(free))
-    return str(block)
+    return block
 
 
 @asynccontextmanager

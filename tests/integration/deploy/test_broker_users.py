@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 import shlex
 from typing import TYPE_CHECKING
 
+from tests.support.documents import code_blocks
 from tools.manifests.documents import Manifests, name_of
 from tools.supply.lock import ROOT
 
@@ -20,9 +20,8 @@ Permission = tuple[str, ...]
 def _documented() -> set[Permission]:
     """Each command without the program: its verb, vhost, user and patterns."""
     text = _DOCUMENT.read_text().partition("## Broker users")[2]
-    block = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    commands = [shlex.split(line) for line in block[1].splitlines()]
+    block = code_blocks(text, "sh")[0]
+    commands = [shlex.split(line) for line in block.splitlines()]
     assert all(command[:3:2] == ["rabbitmqctl", "-p"] for command in commands)
     return {(command[1], *command[3:]) for command in commands}
 

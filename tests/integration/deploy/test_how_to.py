@@ -18,6 +18,7 @@ import yaml
 from keyturn_workers.cli.init import init
 from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.settings import GatewaySettings, WorkerSettings
+from tests.support.documents import code_blocks
 from tools.manifests.documents import KUBERNETES, kubectl, render, write_volume
 from tools.servers.packages import MissingPackagesError
 from tools.supply.lock import ROOT
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
     from tools.manifests.documents import Document, Manifests
 
 _TEXT = (ROOT / "docs/howto/kubernetes.md").read_text()
-_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMANDS = [
-    shlex.split(line) for block in _BLOCK.findall(_TEXT) for line in block.strip().splitlines()
+    shlex.split(line) for block in code_blocks(_TEXT, "sh") for line in block.strip().splitlines()
 ]
 _PREFIX = "deploy/kubernetes/"
 

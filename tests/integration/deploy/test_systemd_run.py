@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 from tests.support.booted_systemd import BootedSystemd, CannotBootError, booted_systemd
+from tests.support.documents import code_blocks
 from tools.harness.console import ConsoleDeployment
 from tools.servers.process import free_port
 from tools.supply.lock import ROOT
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 _TEXT = (ROOT / "docs/howto/systemd.md").read_text()
-_INSTALL, _SETTINGS, _PASSWORDS, _START = re.findall(r"```sh\n(.*?)```", _TEXT, re.DOTALL)
+_INSTALL, _SETTINGS, _PASSWORDS, _START = code_blocks(_TEXT, "sh")
 _UNITS = tuple(f"{name}.service" for name in _START.split() if name.startswith("keyturn-"))
 _PASSWORD = "correct horse battery"
 _READY_S = 120

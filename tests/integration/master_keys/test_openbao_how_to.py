@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import os
-import re
-import sys
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +15,7 @@ from keyturn.errors import KmsUnavailableError
 from keyturn_workers.key_uris import parse_key_uri
 from keyturn_workers.master_keys.providers import open_master_key
 from keyturn_workers.settings import KmsSettings
+from tests.support.documents import code_blocks, run_shell
 
 if TYPE_CHECKING:
     from tools.servers import OpenBao
@@ -25,28 +23,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 
 _PAGE = Path(__file__).parents[3] / "docs/howto/master-key-in-hsm.md"
-_PROGRAMS = Path(sys.executable).parent
 MASTER_KEY = bytes(range(32))
 
 
 def _blocks(language: str) -> list[str]:
     """The section's blocks of code in one language."""
     section = _PAGE.read_text().partition("\n## Vault and OpenBao\n")[2].partition("\n## ")[0]
-    found = re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    found = code_blocks(section, language)
     assert len(found) == {"sh": 3, "hcl": 2}[language]
     return found
-
-
-async def _run(folder: Path, env: dict[str, str], *command: str) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env={"PATH": f"{_PROGRAMS}:{os.environ['PATH']}", "HOME": str(folder), **env},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode or 0, output.decode()
 
 
 async def test_a_key_and_a_role_that_may_only_derive(own_openbao: OpenBao, tmp_path: Path) -> None:
@@ -56,7 +41,7 @@ async def test_a_key_and_a_role_that_may_only_derive(own_openbao: OpenBao, tmp_p
     env = {"BAO_ADDR": own_openbao.url, "BAO_TOKEN": own_openbao.root_token}
     printed = ""
     for block in _blocks("sh"):
-        status, printed = await _run(tmp_path, env, "bash", "-euc", block)
+        status, printed = await run_shell(block, tmp_path, env)
         assert status == 0, printed
     settings = KmsSettings(
         vault_role_id=printed.splitlines()[-1], vault_secret_id_file=tmp_path / "secret-id"
@@ -103,7 +88,7 @@ async def test_what_the_operator_may_is_enough_to_create_and_to_import(
         (1, "differs from the local one", "import", "m1", created),
     )
     for expected, text, *arguments in expectations:
-        status, output = await _run(tmp_path, env, "keyturn", "keys", *arguments)
+        status, output = await run_shell(shlex.join(("keyturn", "keys", *arguments)), tmp_path, env)
         assert (status, text in output) == (expected, True), output
     settings = KmsSettings(vault_token_file=Path(env["KEYTURN_VAULT_TOKEN_FILE"]))
     key = open_master_key(parse_key_uri(imported), settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from tests.integration.publisher.side import (
     stored,
     verified,
 )
+from tests.support.documents import code_blocks
 
 if TYPE_CHECKING:
     from tools.servers.s3 import S3Server
@@ -32,8 +32,7 @@ async def test_example_in_the_documentation_runs(
     report = tmp_path / "q3.pdf"
     report.write_bytes(bytes(INLINE_MAX_BYTES + 1))
     text = (ROOT / "docs" / "howto" / "publish-python.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
+    program = code_blocks(text, "python")[0]
     environment = moto.environment(moto_bucket) | {
         "KEYTURN_DEPLOYMENT": "test",
         "KEYTURN_AMQP_URL": vhost_url,
@@ -46,7 +45,7 @@ async def test_example_in_the_documentation_runs(
         "PYTHONPATH": str(ROOT),
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", found[1], env=environment, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", program, env=environment, stdout=asyncio.subprocess.PIPE
     )
     message = await worker.next(topology.CONTROL_QUEUE)
     enroll = verified(message)
