@@ -18,7 +18,6 @@ from keyturn.metadata import COBBLESTONE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 _SCRIPT = """

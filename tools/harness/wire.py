@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from tools.harness.deployment import Deployment
 
-
 Events = list[dict[str, Any]]
 _STREAM_PREFETCH = 100
 _STREAM_PAUSE_S = 0.2

@@ -25,7 +25,6 @@ from tools.servers.process import run_program
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-
 RABBITMQ_PACKAGES = {str(rabbitmq.SCRIPT): "rabbitmq-server"}
 CEPH_PACKAGES = {
     "ceph": "ceph-common",

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from tests.integration.cli.conftest import Cli
 
-
 pytestmark = pytest.mark.servers
 
 _FAST = {"LEASE_S": "2", "KEYRING_CACHE_S": "0.2"}

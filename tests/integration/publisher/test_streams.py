@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from keyturn.settings import PublisherSettings
     from tools.servers import Servers
 
-
 _AT = "2026-11-24T10:00:00Z"
 _ROTATION: Any = {"project": "acme", "request_type": "rotation.requested"}
 _COUNTS: dict[str, Any] = dict.fromkeys(COUNT_FIELDS, 0) | {"clean": True}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tools.doctor.results import Bucket
     from tools.servers import S3Server
 
-
 pytestmark = pytest.mark.servers
 
 FIXTURES = {"Ceph RGW": "ceph", "moto": "moto", "SeaweedFS": "seaweedfs"}

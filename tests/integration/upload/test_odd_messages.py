@@ -22,7 +22,6 @@ from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 

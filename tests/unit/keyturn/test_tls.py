@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-
 _NO_PEM = "this is no certificate, and no key\n"
 
 

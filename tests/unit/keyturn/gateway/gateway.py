@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDictProxy
 
-
 API_KEY = "kt_" + "0123456789abcdefghijABCDEFGHIJ+/=-_.~xyz"
 NEW_API_KEY = "kt_" + "zyxwvutsrqponmlkjihgfedcba9876543210ZYXWVUT"
 AN_ID = "2f6c9a0e-0000-4000-8000-000000000001"

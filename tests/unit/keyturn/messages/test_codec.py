@@ -42,7 +42,6 @@ from tools.generate.examples import audit_records, compact, marks, worker_report
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 _json_values = st.recursive(
     _scalars,

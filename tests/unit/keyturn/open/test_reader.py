@@ -44,7 +44,6 @@ from tools.servers.certificates import Authority
 if TYPE_CHECKING:
     from pathlib import Path
 
-
 OBJECT = made(40_000)
 ANSWER = object_of(OBJECT.body, HEADERS)
 

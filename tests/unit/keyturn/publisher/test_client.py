@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from keyturn.publisher.connection import BrokerConnection
     from keyturn.publisher.staging import Body, Staging
 
-
 UPLOAD_ID = "2f6c9a0e-0000-4000-8000-000000000001"
 LARGE = bytes(INLINE_MAX_BYTES + 1)
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-
 KEY = bytes(range(32))
 CONTEXT = b"context"
 PART = 100_000

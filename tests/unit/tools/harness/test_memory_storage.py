@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from keyturn_workers.storage import ObjectHead
     from keyturn_workers.storage.probe.protocol import ProbeStorage
 
-
 NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 HELD: Final = Headers({}, None, {"x-amz-object-lock-legal-hold": "ON"})
 BOTH: Final = pytest.mark.parametrize("versioned", [False, True])
