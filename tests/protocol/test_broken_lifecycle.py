@@ -5,14 +5,18 @@ Each story runs twice: the workers' own classes hold, and the broken ones are ca
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from keyturn.identifiers import format_time, keyring_s3_key
+from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.control import ControlHandler
 from keyturn_workers.control.enrollment import Enroller
+from keyturn_workers.sweep.proof import RESEND_AFTER_S
+from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.sweep.record import Origin
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import Parts
@@ -25,6 +29,8 @@ from tests.protocol.stories import (
 )
 
 if TYPE_CHECKING:
+    from keyturn_workers.sweep.messages import SweepStep
+    from keyturn_workers.sweep.record import ProjectRecord
     from tests.protocol.world import World
 
 OWN_KEK = bytes([5]) * 32
@@ -223,6 +229,61 @@ def test_a_rotation_that_cannot_continue_has_failed_and_was_not_rejected() -> No
         assert all(waiter.ended for waiter in world.waiters)
 
     assert violations(story, settle=False) == []
+
+
+# Pages that nobody sent.
+
+
+def _step(world: World) -> int:
+    record = world.oracle.record("acme")
+    assert record is not None
+    return int(record["step"])
+
+
+def a_worker_that_dies_before_it_sends_pages(world: World) -> None:
+    """It had made the step. A request adds an origin, and another worker makes further steps."""
+    begin(world, "a")
+    rotation = world.rotate("acme")
+    send = stop_at(world, f"send {SWEEP_QUEUE}")
+    send.sender.stalled = True
+    made = _step(world)
+    sweep = world.sweep("acme")
+    assert world.run(until=lambda: _step(world) > made + 1)
+    world.crash(send.sender, arriving=lambda _: False)
+    world.run(seconds=RESEND_AFTER_S / 2)
+    for request_id in (rotation, sweep):
+        if not world.ended(request_id):
+            world.oracle.violated("a sweep stands still until its pages are due again")
+
+
+class _SendsWhatTheLastStepSent(Reconciler):
+    """Sends again only the pages of the last step, whichever step the message asked for."""
+
+    async def _send_again(self, record: ProjectRecord) -> None:
+        assert record.round is not None
+        of_the_last_step = tuple(
+            page for page in record.round.open_pages if page.sent_at == record.stepped_at
+        )
+        last = replace(record, round=replace(record.round, open_pages=of_the_last_step))
+        await super()._send_again(last)
+
+
+class _RepeatsTheLastStep(Reconciler):
+    """Takes a message of an earlier step for one that is out of date."""
+
+    async def run_step(self, hint: SweepStep, *, again: bool) -> None:
+        record = (await self._read(hint.project)).record
+        await super().run_step(hint, again=again and hint.step + 1 == record.step)
+
+
+@pytest.mark.parametrize("broken", [_SendsWhatTheLastStepSent, _RepeatsTheLastStep])
+def test_a_step_message_that_is_delivered_again_sends_every_page_that_is_under_way(
+    broken: type[Reconciler],
+) -> None:
+    story = a_worker_that_dies_before_it_sends_pages
+    assert violations(story) == []
+    found = violations(story, Parts(reconciler=broken), settle=False)
+    assert set(found) == {"a sweep stands still until its pages are due again"}, found
 
 
 # Requests past their age.
