@@ -168,6 +168,7 @@ class BucketWriter:
                 self._world.oracle.marks.touched.add(project_of(key))
                 continue
             path = parse_record_path(key)
+            self._world.is_robbed |= path is not None
             if path is not None and path.is_main:
                 self._world.oracle.laws.canceled |= canceled[path.project]
                 self._world.oracle.evidence.removed(key)
@@ -181,6 +182,7 @@ class BucketWriter:
         s3_key = record_path(project)
         if not self._seen[s3_key]:
             return
+        self._world.is_robbed = True
         before = self._origins(project)
         self._plant(s3_key, place)
         self._world.oracle.laws.canceled |= before - self._origins(project)

@@ -439,6 +439,7 @@ def a_rotation_whose_messages_are_gone(world: World) -> None:
     world.run(until=lambda: world.events_of_type("rotation.accepted"), keep=hint)
     world.run(keep=hint)
     world.queue[:] = [queued for queued in world.queue if not hint(queued)]
+    world.is_robbed = True
 
 
 class _ResumesNothing(PeriodicScan):
