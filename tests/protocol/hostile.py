@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, object_s3_key
+from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key, object_s3_key
 from keyturn.messages import encode as encode_event
 from keyturn.messages import encode_batch
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
@@ -163,12 +163,14 @@ class BucketWriter:
             if path is not None and path.is_main
         }
         self._world.server._bucket.purge(prefix)
+        self._world.is_robbed |= any(
+            key.startswith((KEYRINGS_PREFIX, SWEEPS_PREFIX)) for key in removed
+        )
         for key in removed:
             if key.startswith(KEYRINGS_PREFIX):
                 self._world.oracle.marks.touched.add(project_of(key))
                 continue
             path = parse_record_path(key)
-            self._world.is_robbed |= path is not None
             if path is not None and path.is_main:
                 self._world.oracle.laws.canceled |= canceled[path.project]
                 self._world.oracle.evidence.removed(key)
@@ -209,6 +211,7 @@ class BucketWriter:
 
     def roll_back(self, project: str, place: int = 0) -> None:
         """Put an earlier state of a project's keyring back; by default the first one."""
+        self._world.is_robbed = True
         self._plant(keyring_s3_key(project), place)
 
     def remove_keyring(self, project: str) -> None:

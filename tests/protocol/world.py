@@ -97,8 +97,8 @@ class World:
         self.processes: list[Process] = []
         self.marks = Marks(self._patch, self._marked)
         self.queue: list[QueuedMessage] = []
-        # Whether anyone took a message out of a queue, or changed a sweep's records. Whatever else
-        # happens, each request ends without the periodic scan.
+        # Whether anyone took a message out of a queue, or changed keyrings or a sweep's records.
+        # Whatever else happens, each sweep ends without the periodic scan.
         self.is_robbed = False
         # Every message that was ever in a queue, and every record of the stream of events.
         self.all_messages: list[QueuedMessage] = []
@@ -727,12 +727,13 @@ class World:
             self.oracle.evidence.settled(name)
 
     def _let_requests_end(self) -> None:
-        """Without a look for stalled sweeps, which only robbery makes necessary; then with it."""
+        """First without a scan for stalled sweeps, which only robbery makes necessary."""
         # A sweep of all projects asks again and again for the end of one that is stalled.
         self.run(seconds=RESEND_AFTER_S * 2 / 3)
-        waiting = [waiter for waiter in self.waiters if not waiter.ended]
-        if waiting and not self.is_robbed:
-            self.oracle.violated(f"{waiting[0]} waits for a scan, and nothing was removed")
+        for request_id, request in self.requests.items():
+            origin = self.oracle.origin(request_id, request["project"])
+            if origin is not None and origin["end"] is None and not self.is_robbed:
+                self.oracle.violated(f"sweep {request_id} stands still, and nothing was removed")
         for _ in range(_ROUNDS):
             if all(waiter.ended for waiter in self.waiters):
                 break
