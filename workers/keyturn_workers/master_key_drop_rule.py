@@ -7,6 +7,8 @@ cannot be opened. Pure.
 
 from dataclasses import dataclass
 
+from keyturn_workers.wording import plural
+
 
 @dataclass(frozen=True, slots=True)
 class KeyUsage:
@@ -73,11 +75,6 @@ def judge_drop(usage: KeyUsage, around: Surroundings) -> DropVerdict:
 def missing_key(records: int) -> str:
     """The sentence about a master key that records name, and that is not available."""
     return f"missing from KEYTURN_MASTER_KEYS, but named by {plural(records, 'record')}"
-
-
-def plural(number: int, noun: str) -> str:
-    """The number with its noun, in the singular or plural."""
-    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _obstacle(usage: KeyUsage, around: Surroundings) -> str:

@@ -42,6 +42,7 @@ from keyturn_workers.cli.output import (
 )
 from keyturn_workers.cli.settings import EvidenceSettings
 from keyturn_workers.errors import ArchivedError, MissingError
+from keyturn_workers.wording import plural
 
 COLUMNS: Final = (
     *("proven_to", "generation", "kind", "answers", "objects", "rewrapped", "state", "digest"),
@@ -212,7 +213,7 @@ def proofs(chain: Sequence[Evidence]) -> list[str]:
     """What a verified chain proves, a sentence each."""
     newest = chain[-1]
     last, counts, project = newest.predicate, newest.predicate.counts, newest.statement.project
-    number, deployment = _plural(counts.current, "encrypted object"), newest.statement.deployment
+    number, deployment = plural(counts.current, "encrypted object"), newest.statement.deployment
     state = f"generation {last.generation} (KEK id {last.kek_id}) and master key {last.master_key}"
     sentences = [
         f"At {last.proven_to}, each of the {number} of {project} was wrapped under {state}.",
@@ -220,7 +221,7 @@ def proofs(chain: Sequence[Evidence]) -> list[str]:
         f"The deployment {deployment} states this: its event key {newest.key_id} signed it.",
     ]
     if counts.deleted:
-        sentences.append(f"{_plural(counts.deleted, 'deleted object')} had left a tombstone.")
+        sentences.append(f"{plural(counts.deleted, 'deleted object')} had left a tombstone.")
     return sentences
 
 
@@ -244,10 +245,6 @@ def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
         f"What has changed since {last.proven_to}: `keyturn verify` checks the bucket itself."
     )
     return sentences
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _parse_keys(text: str) -> list[VerifyKey]:

@@ -24,7 +24,7 @@ from keyturn_workers.code_help import CODES, code_help
 from keyturn_workers.console.auth.person import SESSION_SCOPE, session_of
 from keyturn_workers.console.context import ATTENTION, QUEUES, ConsoleContext, context_of
 from keyturn_workers.console.rendering import text, words
-from keyturn_workers.master_key_drop_rule import plural
+from keyturn_workers.wording import plural
 
 _TYPES: Final = {
     "css": "text/css; charset=utf-8",

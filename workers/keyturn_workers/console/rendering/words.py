@@ -22,7 +22,7 @@ from keyturn.messages import (
     SweepStatus,
 )
 from keyturn_workers.console.rendering.text import duration, moment, number
-from keyturn_workers.master_key_drop_rule import plural
+from keyturn_workers.wording import plural
 
 _T = TypeVar("_T", bound=str)
 _MAX_TEXT: Final = 200

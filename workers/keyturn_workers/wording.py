@@ -1,0 +1,6 @@
+"""How numbers are said in texts for people: in commands, reports and pages."""
+
+
+def plural(number: int, noun: str) -> str:
+    """The number with its noun, in the singular or plural."""
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
