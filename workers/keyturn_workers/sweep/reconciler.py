@@ -43,7 +43,7 @@ from keyturn_workers.sweep.record import (
     Round,
     State,
 )
-from keyturn_workers.sweep.steps import RESUME_STEPS, StepRunner, SweepContext
+from keyturn_workers.sweep.steps import StepRunner, SweepContext
 from keyturn_workers.sweep.store import StoredRecord
 from keyturn_workers.sweep.transitions import (
     begin_round,
@@ -220,7 +220,7 @@ class Reconciler(StepRunner[ProjectRecord]):
         _log.warning("sweep's lease lengthened", **fields)
         record = replace(record, lease_s=max(own_s, record.lease_s), stepped_lease_s=own_s)
         record = begin_round(record, str(uuid4()))
-        record = replace(record, step=record.step + RESUME_STEPS)
+        record = replace(record, step=record.step + 1)
         if await self._store.change(record, stored.etag, stored.master_key):
             await self._dispatcher.send_step(record)
         return True

@@ -31,9 +31,6 @@ from keyturn_workers.sweep.transitions import (
     without_old_ends,
 )
 
-# `run_step` takes a repeated message of step n for the one that led to n + 1. A number that is
-# skipped prevents that.
-RESUME_STEPS: Final = 2
 _MAX_ATTEMPTS: Final = 8
 _log = structlog.get_logger()
 
@@ -121,8 +118,8 @@ class StepRunner(ABC, Generic[RecordT]):
                 raise NotFoundError("no record of sweeps exists for this project") from exc
             record = stored.record
             if hint.step != record.step:
-                # Whatever steps others have made since: the worker of this one may have died, or
-                # lost the broker, before it had sent all.
+                # The worker of that step may have died, or lost the broker, before it had sent
+                # everything, whatever steps others have made since.
                 if again and hint.step < record.step:
                     await self._publish_ends(hint.project)
                     await self._send_again(record)
@@ -187,8 +184,8 @@ class StepRunner(ABC, Generic[RecordT]):
     async def resume(self, project: str) -> bool:
         """Resume a record whose messages may be lost; False if it has nothing to do.
 
-        The record moves to the next step first. So of many workers that resume it, one sends that
-        step, and any older message is out of date. Its pages are sent again too.
+        The record moves to the next step first, so of many workers that resume it, one sends that
+        step. Its pages are sent again too.
         """
         try:
             await self._publish_ends(project)
@@ -202,7 +199,7 @@ class StepRunner(ABC, Generic[RecordT]):
             await self._fail(stored, StorageUnavailableError("no step has succeeded for days"))
             return True
         record = self._unsent(stored.record)
-        record = replace(record, step=record.step + RESUME_STEPS)
+        record = replace(record, step=record.step + 1)
         if await self._store.change(record, stored.etag, stored.master_key):
             await self._dispatcher.send_step(record)
         return True
