@@ -163,7 +163,7 @@ class BucketWriter:
             if path is not None and path.is_main
         }
         self._world.server._bucket.purge(prefix)
-        self._world.is_robbed |= any(
+        self._world.needs_scan |= any(
             key.startswith((KEYRINGS_PREFIX, SWEEPS_PREFIX)) for key in removed
         )
         for key in removed:
@@ -184,7 +184,7 @@ class BucketWriter:
         s3_key = record_path(project)
         if not self._seen[s3_key]:
             return
-        self._world.is_robbed = True
+        self._world.needs_scan = True
         before = self._origins(project)
         self._plant(s3_key, place)
         self._world.oracle.laws.canceled |= before - self._origins(project)
@@ -211,7 +211,7 @@ class BucketWriter:
 
     def roll_back(self, project: str, place: int = 0) -> None:
         """Put an earlier state of a project's keyring back; by default the first one."""
-        self._world.is_robbed = True
+        self._world.needs_scan = True
         self._plant(keyring_s3_key(project), place)
 
     def remove_keyring(self, project: str) -> None:

@@ -15,7 +15,6 @@ from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.topology import SWEEP_QUEUE
 from keyturn_workers.control import ControlHandler
 from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.sweep.proof import RESEND_AFTER_S
 from keyturn_workers.sweep.reconciler import Reconciler
 from keyturn_workers.sweep.record import Origin
 from tests.protocol.hostile import HostilePublisher
@@ -241,19 +240,15 @@ def _step(world: World) -> int:
 
 
 def a_worker_that_dies_before_it_sends_pages(world: World) -> None:
-    """It had made the step. A request adds an origin, and another worker makes further steps."""
+    """It has made the step. Then a request adds an origin, and another worker makes more steps."""
     begin(world, "a")
-    rotation = world.rotate("acme")
+    world.rotate("acme")
     send = stop_at(world, f"send {SWEEP_QUEUE}")
     send.sender.stalled = True
     made = _step(world)
-    sweep = world.sweep("acme")
+    world.sweep("acme")
     assert world.run(until=lambda: _step(world) > made + 1)
     world.crash(send.sender, arriving=lambda _: False)
-    world.run(seconds=RESEND_AFTER_S / 2)
-    for request_id in (rotation, sweep):
-        if not world.ended(request_id):
-            world.oracle.violated("a sweep stands still until its pages are due again")
 
 
 class _SendsWhatTheLastStepSent(Reconciler):
@@ -282,8 +277,9 @@ def test_a_step_message_that_is_delivered_again_sends_every_page_that_is_under_w
 ) -> None:
     story = a_worker_that_dies_before_it_sends_pages
     assert violations(story) == []
-    found = violations(story, Parts(reconciler=broken), settle=False)
-    assert set(found) == {"a sweep stands still until its pages are due again"}, found
+    found = violations(story, Parts(reconciler=broken))
+    assert found
+    assert all("stands still" in each for each in found), found
 
 
 # Requests past their age.

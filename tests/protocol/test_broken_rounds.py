@@ -315,7 +315,7 @@ def a_record_set_back_to_a_state_that_returned(world: World) -> None:
     last = world.sweep("acme", master_key="m1")
     assert world.run(until=lambda: world.oracle.origin(last, "acme"), keep=hint)
     world.server.plant(RECORD, before.body, before.headers)
-    world.queue.clear()
+    world.drop_messages(lambda _: True)
     world.broker_writer.step("acme", step["step"])
     world.run(seconds=3600)
 
@@ -438,8 +438,7 @@ def a_rotation_whose_messages_are_gone(world: World) -> None:
     world.rotate("acme")
     world.run(until=lambda: world.events_of_type("rotation.accepted"), keep=hint)
     world.run(keep=hint)
-    world.queue[:] = [queued for queued in world.queue if not hint(queued)]
-    world.is_robbed = True
+    world.drop_messages(hint)
 
 
 class _ResumesNothing(PeriodicScan):
@@ -486,7 +485,7 @@ def a_sweep_repeated_after_its_step_gave_up(world: World) -> None:
     sweep = world.sweep("acme")
     assert world.run(until=lambda: _proven(world), keep=lambda queued: is_page(queued, 1))
     world.run(keep=hint)
-    world.queue.clear()
+    world.drop_messages(lambda _: True)
     record = world.oracle.record("acme")
     assert record is not None
     failing = SweepStep(project="acme", step=record["step"])
@@ -587,7 +586,7 @@ def test_tags_noted_in_a_round_that_began_again_are_put_back(*, lost: bool) -> N
         world.step(copy, respond=False)
         world.crash(copy.sender)
         if lost:
-            world.queue[:] = [queued for queued in world.queue if not is_page(queued)]
+            world.drop_messages(is_page)
         each_is_answered(world)
         assert world.server._bucket.get("acme/a").tags == tags
 

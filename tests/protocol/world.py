@@ -97,9 +97,9 @@ class World:
         self.processes: list[Process] = []
         self.marks = Marks(self._patch, self._marked)
         self.queue: list[QueuedMessage] = []
-        # Whether anyone took a message out of a queue, or changed keyrings or a sweep's records.
-        # Whatever else happens, each sweep ends without the periodic scan.
-        self.is_robbed = False
+        # Whether sweeps may need the periodic scan: a message was dropped, or a keyring or a
+        # sweep's record was removed or set back. Otherwise every sweep ends without it.
+        self.needs_scan = False
         # Every message that was ever in a queue, and every record of the stream of events.
         self.all_messages: list[QueuedMessage] = []
         self.stream: list[Record] = []
@@ -633,6 +633,11 @@ class World:
                 delivery.task.cancel()
         self.loop.run_until_idle()
 
+    def drop_messages(self, which: Callable[[QueuedMessage], object]) -> None:
+        """Remove these messages from their queues, as an operator or an attacker can."""
+        self.queue[:] = [queued for queued in self.queue if not which(queued)]
+        self.needs_scan = True
+
     def duplicate(self, queued: QueuedMessage) -> None:
         """The same message once more, as a publisher sends it that missed its confirmation."""
         copy = QueuedMessage(
@@ -727,12 +732,14 @@ class World:
             self.oracle.evidence.settled(name)
 
     def _let_requests_end(self) -> None:
-        """First without a scan for stalled sweeps, which only robbery makes necessary."""
+        """Let all requests end; sweeps without the periodic scan, unless they may need it."""
+        # Retries that are already waiting come first: the longest delay is as long as what follows.
         # A sweep of all projects asks again and again for the end of one that is stalled.
-        self.run(seconds=RESEND_AFTER_S * 2 / 3)
+        delays = [queued.ready_at - self.clock.seconds for queued in self.queue]
+        self.run(seconds=max([0.0, *delays]) + RESEND_AFTER_S * 2 / 3)
         for request_id, request in self.requests.items():
             origin = self.oracle.origin(request_id, request["project"])
-            if origin is not None and origin["end"] is None and not self.is_robbed:
+            if origin is not None and origin["end"] is None and not self.needs_scan:
                 self.oracle.violated(f"sweep {request_id} stands still, and nothing was removed")
         for _ in range(_ROUNDS):
             if all(waiter.ended for waiter in self.waiters):
