@@ -1,4 +1,4 @@
-"""How numbers are said in texts for people: in commands, reports and pages."""
+"""Numbers with their nouns, for commands, reports and pages."""
 
 
 def plural(number: int, noun: str) -> str:

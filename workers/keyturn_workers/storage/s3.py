@@ -462,9 +462,8 @@ async def open_storage(
         SettingsError: the standard AWS chain has no credentials, or a file of certificates cannot
             be used.
     """
-    tls = storage_context(settings)
+    tls, session = storage_context(settings), new_session(settings)
     # The stubs do not know that this is a coroutine.
-    session = new_session(settings)
     credentials: AioCredentials | None = await session.get_credentials()  # type: ignore[misc]
     if credentials is None:
         raise SettingsError(

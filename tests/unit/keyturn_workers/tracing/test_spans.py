@@ -24,7 +24,7 @@ from keyturn.errors import (
 from keyturn.messages import parse_batch, parse_traced_event
 from keyturn.tracing import links_to
 from keyturn_workers.amqp.consumer import DeferError
-from keyturn_workers.amqp.event_batches import NotConfirmedError
+from keyturn_workers.amqp.event_batches import EventBatches, NotConfirmedError
 from keyturn_workers.amqp.failures import utc_now
 from keyturn_workers.amqp.request_consumer import RequestConsumer
 from keyturn_workers.errors import PreconditionError
@@ -289,6 +289,8 @@ async def test_each_event_of_a_batch_carries_the_context_of_its_own_span() -> No
     recorder, events = Recorder(), _Events()
     publisher = _publisher(recorder, _Broker())
     publisher._events = cast("Any", events)
+    # However slow the machine, the events that follow gather while the first one is in flight.
+    publisher._batches = EventBatches(publisher._publish_events, hold_s=60)
     stored = STORED.model_copy(update={"publisher": "api"})
     await asyncio.gather(
         *(recorder.delivered(lambda: publisher.publish_event(stored)) for _ in range(3))
