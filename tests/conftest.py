@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach the processes that tests start, and examples take their time; plain logs."""
+    """Let Ctrl-C reach processes, let examples take their time, and log plainly."""
     # A suite that a shell runs in the background inherits SIGINT ignored, and so would its
     # processes, which are tested with Ctrl-C.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""Every harness small: its seeds, chance, shapes of Hypothesis, and whatever was found before.
+"""Each harness on a small budget: seeds, random and structured input, and earlier findings.
 
 The engine that is led by coverage runs the same harnesses (`make fuzz`); what it finds is
 put into `found/HARNESS/`, and is tried here from then on.

@@ -91,11 +91,15 @@ class Proxy:
         if self.is_down:
             writer.transport.abort()
             return
+        self._writers.add(writer)
         try:
             behind_reader, behind = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
+            self._writers.discard(writer)
             writer.transport.abort()
             return
+        if writer.is_closing():  # it was cut meanwhile
+            behind.transport.abort()
         pair = {writer, behind}
         self._writers |= pair
         try:

@@ -1,4 +1,4 @@
-"""The probe on real servers reports what is committed of them, and tests rely on it (SPEC 10)."""
+"""The probe reports for real servers what is committed for them (SPEC 10)."""
 
 from __future__ import annotations
 

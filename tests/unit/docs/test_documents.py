@@ -1,4 +1,4 @@
-"""What documents and manifests name and set is there: files, tests, headings, parts, policies."""
+"""Files, tests, headings, packages and policies that documents and manifests name exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keyturn dead`: looking takes nothing, and what cannot be done stays in its queue (SPEC 12).
+"""`keyturn dead`: listing removes nothing; what cannot be moved stays in its queue (SPEC 12).
 
 A letter is signed again only if its publisher signed it and may still send it.
 """

@@ -38,9 +38,9 @@ from tools.harness.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from pathlib import Path
 
-LONG_CHAIN = chain_of(*[FIRST_KEY] * 12)
 SETTINGS = S3Settings(s3_bucket="memory")
 CHAIN = chain_of(*[FIRST_KEY] * 4)
+LONG_CHAIN = chain_of(*[FIRST_KEY] * 12)
 
 
 @pytest.fixture

@@ -48,7 +48,17 @@ LINE = f'"m1": "{URI}"\n'
 REASON = ("--reason", "audit 2026, for kim@example.com")
 
 
-@pytest.fixture(autouse=True)
+# What each command reads, and nothing else: whoever runs it need not hold more.
+NEEDS = {
+    "list": ("MASTER_KEYS",),
+    "check": ("MASTER_KEYS", "S3_BUCKET"),
+    "create": (),
+    "import": ("MASTER_KEYS", "AMQP_URL", "EVENT_KEY"),
+    "export-project": ("MASTER_KEYS", "S3_BUCKET", "AMQP_URL", "EVENT_KEY"),
+}
+
+
+@pytest.fixture
 def audit(monkeypatch: pytest.MonkeyPatch) -> FakeAudit:
     made = FakeAudit()
     monkeypatch.setattr("keyturn_workers.cli.keys.command_audit", made)
@@ -62,7 +72,8 @@ def _run(command: str, *arguments: str, keys: dict[str, str] = KEYS, **env: str)
         "AMQP_URL": "amqp://localhost/",
         "EVENT_KEY": to_base64(bytes(32)),
     }
-    named = {f"KEYTURN_{name}": value for name, value in (settings | env).items()}
+    needed = {name: settings[name] for name in NEEDS[command]}
+    named = {f"KEYTURN_{name}": value for name, value in (needed | env).items()}
     return CliRunner().invoke(app, ["keys", command, *arguments], env=named)
 
 
@@ -348,6 +359,7 @@ def test_only_a_uri_can_be_created() -> None:
     assert _run("create", "m1").exit_code == 2
 
 
+@pytest.mark.usefixtures("audit")
 def test_the_line_to_change_is_printed_and_no_key(kms: FakeKms) -> None:
     result = _import("m1", URI)
     assert (result.exit_code, result.stdout) == (0, LINE)
@@ -384,6 +396,7 @@ def test_an_import_that_failed_is_recorded_too(kms: FakeKms, audit: FakeAudit) -
     ]
 
 
+@pytest.mark.usefixtures("audit")
 def test_an_import_that_was_interrupted_can_be_repeated(kms: FakeKms) -> None:
     assert _import("m1", URI).exit_code == 0
     again = _import("m1", URI)
@@ -399,6 +412,7 @@ def test_another_key_at_that_place_is_refused_and_kept(kms: FakeKms) -> None:
     assert kms.imports == 0
 
 
+@pytest.mark.usefixtures("audit")
 def test_an_import_that_derives_something_else_is_refused(kms: FakeKms) -> None:
     kms.garbles = True
     result = _import("m1", URI)
@@ -406,6 +420,7 @@ def test_an_import_that_derives_something_else_is_refused(kms: FakeKms) -> None:
     assert "the provider's key differs from the local one" in result.stderr
 
 
+@pytest.mark.usefixtures("audit")
 def test_a_provider_that_cannot_import_says_so(kms: FakeKms) -> None:
     kms.refusal = "a key of this kind cannot be imported"
     result = _import("m1", URI)
@@ -413,6 +428,7 @@ def test_a_provider_that_cannot_import_says_so(kms: FakeKms) -> None:
     assert "a key of this kind cannot be imported (the key does not exist)" in result.stderr
 
 
+@pytest.mark.usefixtures("audit")
 def test_a_key_that_does_not_derive_after_the_import_is_not_recommended(
     kms: FakeKms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,7 +476,7 @@ def _export(*arguments: str, held: tuple[str, ...] = ("m1", "m2")) -> Result:
     return _run("export-project", *arguments, keys=keys)
 
 
-@pytest.mark.usefixtures("enrolled")
+@pytest.mark.usefixtures("audit", "enrolled")
 def test_the_key_that_the_keyring_names_is_written_for_its_owner_alone(tmp_path: Path) -> None:
     out = tmp_path / "acme.kek"
     result = _export("acme", "--out", str(out), *REASON)
@@ -472,7 +488,7 @@ def test_the_key_that_the_keyring_names_is_written_for_its_owner_alone(tmp_path:
     assert keks.admin_keks == {"m2": admin_kek(MASTER_KEYS["m2"].reveal(), "acme")}
 
 
-@pytest.mark.usefixtures("enrolled")
+@pytest.mark.usefixtures("audit", "enrolled")
 def test_named_master_keys_need_no_keyring(tmp_path: Path) -> None:
     out = tmp_path / "other.kek"
     names = ("--master-key", "m1", "--master-key", "m2")
@@ -483,7 +499,7 @@ def test_named_master_keys_need_no_keyring(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("enrolled")
+@pytest.mark.usefixtures("audit", "enrolled")
 @pytest.mark.parametrize(
     ("arguments", "held", "said"),
     [

@@ -288,7 +288,9 @@ async def test_a_delete_that_the_storage_refuses_is_tried_again(operation: str) 
         pytest.param("put", KmsUnavailableError("away"), 9, id="a master key is not available"),
     ],
 )
-async def test_no_key_is_refused_while(operation: str, error: Exception, attempts: int) -> None:
+async def test_no_key_is_refused_for_a_transient_failure(
+    operation: str, error: Exception, attempts: int
+) -> None:
     storage = _Storage()
     deleter = _deleter(storage)
     storage.fail_next(operation, error)

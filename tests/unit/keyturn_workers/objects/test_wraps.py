@@ -200,8 +200,6 @@ def test_a_tombstone_opens_in_its_place_alone() -> None:
 
 
 ADMIN: Final = OpenedWrap(DEK, 1, "m1")
-
-
 USER: Final = OpenedWrap(DEK, 1)
 
 

@@ -1,4 +1,4 @@
-"""A page is proven late enough, attempted until then, and progress is true (SPEC 8.4 to 8.6)."""
+"""A page is proven no earlier than it may be, and progress is correct (SPEC 8.4 to 8.6)."""
 
 from __future__ import annotations
 
