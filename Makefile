@@ -7,6 +7,12 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON := .venv/bin/python
+# The same minor version wherever this runs: Debian 13's own, where it exists. Another one:
+# UV_PYTHON=python3.11 make unit.
+UV_PYTHON ?= $(firstword $(wildcard /usr/bin/python3.13) $(shell command -v python3.13 || command -v python3))
+export UV_PYTHON
+# The oldest Python that the packages support.
+OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' workers/pyproject.toml)
 # uv from PATH where there is one, else its own copy below .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 SYNC := $(UV) sync --locked --all-packages --all-extras --quiet
@@ -26,20 +32,29 @@ help:  ## Show this list
 
 .PHONY: setup
 setup: $(UV)  ## Make the locked environment in .venv
-	@[ -x $(PYTHON) ] || echo "Installing the locked Python packages and Node.js into .venv: minutes at first" >&2
+	@[ -x $(PYTHON) ] || echo "Installing the locked Python packages and Node.js into $(PYTHON:/bin/python=): this takes minutes the first time" >&2
 	@$(SYNC)
 
+.PHONY: python
+python:  ## Show which Python the environment is made with
+	@echo "$$($(UV_PYTHON) --version), $(UV_PYTHON)"
+
+# With pytest-xdist, each process collects all tests, and each test costs milliseconds more. So what
+# `make unit` runs comes first, without it.
+AFTER_UNIT = -m "slow or not unit" tests/acceptance tests/fuzz tests/integration tests/protocol \
+  $(shell grep -rl --include=*.py 'mark\.slow' tests/unit tests/contract)
 .PHONY: test
 test: setup  ## Run all tests on private servers; ARGS="-k upload -x" goes to pytest
-	@$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
+	@unit=0; $(if $(ARGS),,$(MAKE) unit || unit=$$?;) \
+	$(PYTHON) -m pytest -n $(PROCESSES) --dist worksteal $(or $(ARGS),$(AFTER_UNIT)) && exit $$unit
 
 # Four pytest processes in parallel; with pytest-xdist, each process would collect all tests.
 UNIT_OPTIONS := -q -p no:schemathesis -p no:xdist -m "not slow"
 # Exit status 5: ARGS selected no test in this group.
 unit_run = $(PYTHON) -m pytest $(UNIT_OPTIONS) -o cache_dir=.pytest_cache/$@ $(1) $(ARGS) || $(if $(ARGS),[ $$? -eq 5 ],false)
 UNIT_WORKERS := tests/unit/keyturn_workers
-UNIT_INTERFACES := $(addprefix $(UNIT_WORKERS)/,amqp cli http_server storage)
-UNIT_SERVICES := $(addprefix $(UNIT_WORKERS)/,console gateway sweep)
+UNIT_INTERFACES := $(addprefix $(UNIT_WORKERS)/,pipeline/amqp cli process/http_server storage)
+UNIT_SERVICES := $(addprefix $(UNIT_WORKERS)/,console gateway pipeline/sweep)
 
 .PHONY: unit unit-contracts unit-interfaces unit-services unit-workers
 unit: setup  ## Run the tests that need no server, within a minute
@@ -52,6 +67,12 @@ unit-services:
 	@$(call unit_run,$(UNIT_SERVICES))
 unit-workers:
 	@$(call unit_run,$(UNIT_WORKERS) $(UNIT_INTERFACES:%=--ignore=%) $(UNIT_SERVICES:%=--ignore=%))
+
+.PHONY: unit-oldest
+unit-oldest: $(UV)  ## The same in .venv-oldest with the oldest supported Python, if it is installed
+	@if python=$$($(UV) python find --system --no-python-downloads --quiet $(OLDEST) 2>/dev/null); then \
+	  UV_PYTHON=$$python UV_PROJECT_ENVIRONMENT=.venv-oldest $(MAKE) unit PYTHON=.venv-oldest/bin/python; \
+	else echo "unit-oldest skipped: Python $(OLDEST) is not installed here"; fi
 
 .PHONY: coverage
 coverage: setup  ## Run the tests that need no server, and fail below the floor of coverage
@@ -153,7 +174,7 @@ lock: $(UV)  ## Renew uv.lock from pyproject.toml
 .PHONY: clean
 clean:  ## Remove the environment, the tools and all caches
 	@rm -rf clients/typescript/{dist,node_modules} clients/typescript/tests/runtimes/node_modules
-	@rm -rf .venv .tools .scratch dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-oldest .tools .scratch dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find contracts workers tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian's python3 has venv but not ensurepip, which is in python3-venv.

@@ -1,6 +1,6 @@
 """Keyturn's tests.
 
-| package | what it holds |
+| package | contents |
 | --- | --- |
 | `unit` | a folder for each package; no servers |
 | `contract` | schemas, examples and generated files agree with the models |

@@ -59,6 +59,12 @@ def pytest_configure() -> None:
     settings.load_profile("keyturn")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what `make unit` collects."""
+    if item.nodeid.startswith(("tests/unit/", "tests/contract/")):
+        item.add_marker("unit")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share long modules out among the processes of pytest-xdist."""

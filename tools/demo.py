@@ -44,8 +44,8 @@ from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.gateway.request import object_path
-from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.settings import WorkerSettings
+from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.process.settings import WorkerSettings
 from keyturn_workers.storage.s3 import open_storage
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.messages import Event
-    from keyturn_workers.objects.download import Access
-    from keyturn_workers.storage import Storage
+    from keyturn_workers.core.storage_port import Storage
+    from keyturn_workers.offline.download import Access
 
 
 _ROOT = Path(__file__).parents[1]

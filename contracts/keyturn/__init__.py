@@ -17,9 +17,9 @@
 | `keyturn.settings` | settings, read from the environment |
 | `keyturn.errors` | every exception, in one tree |
 | `keyturn.evidence` | evidence that old keys are gone: its format and its verification |
-| `keyturn.project_keks` | the file with which an auditor opens one project |
+| `keyturn.project_keks` | the file by which an auditor opens one project |
 | `keyturn.messages` | requests and events as models |
-| `keyturn.counts`, `keyturn.progress` | counts of a sweep, and how far it is: pure, no I/O |
+| `keyturn.counts`, `keyturn.progress` | counts and progress of a sweep: pure, no I/O |
 | `keyturn.audit` | checks an audit trail: pure, no I/O |
 | `keyturn.topology` | exchanges, queues and streams, and retry delays |
 | `keyturn.metadata`, `keyturn.identifiers` | metadata and names in S3 |
@@ -27,13 +27,12 @@
 | `keyturn.tracing` | spans of a publisher; needs `keyturn[otel]` |
 | `keyturn.crypto` | the cryptography: pure, no I/O |
 
-The names below are imported when they are first used, so that `import keyturn` costs nothing
-and needs no optional dependency. The package changes nothing in its host process. It must
-never import `keyturn_workers`.
+The names below are imported at their first use, so that `import keyturn` costs nothing and needs no
+optional dependency. The package changes nothing in its host process. It must never import
+`keyturn_workers`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keyturn.errors import (
@@ -45,8 +44,14 @@ if TYPE_CHECKING:
         SettingsError,
         TransientError,
     )
-    from keyturn.publisher import Publisher
+    from keyturn.publisher.client import Publisher
     from keyturn.settings import PublisherSettings, S3Settings
+else:
+    from keyturn.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__, "keyturn.errors", "keyturn.settings", "keyturn.publisher.client"
+    )
 
 __all__ = [
     "CodedError",
@@ -60,19 +65,3 @@ __all__ = [
     "SettingsError",
     "TransientError",
 ]
-
-_MODULES: Final = {
-    "Publisher": "keyturn.publisher",
-    "PublisherSettings": "keyturn.settings",
-    "S3Settings": "keyturn.settings",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'keyturn' has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "keyturn.errors")), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""Checks an audit trail: what is missing, changed, moved or forged (SPEC 15.3). Pure; no I/O.
+"""Checks an audit trail for missing, changed, moved and forged records (SPEC 15.3). Pure; no I/O.
 
     chains = AuditChains(EventVerifier("default", public_event_keys))
     for record in stream:
@@ -6,13 +6,14 @@
         for finding in checked.findings:
             print(finding)
 
-Each process numbers its records from 1, each record holds the digest of the one before, and all
-are signed. So a record that was removed leaves a gap, a changed one is not signed, and one that
-was moved arrives out of order. Delivery is at least once: the same bytes twice are no finding. A
-stream drops its oldest records for their age or size, so a chain may begin after 1.
+Each process numbers its records from 1, each record holds the digest of the one before, and all are
+signed. So a removed record leaves a gap, a changed one is not signed, and a moved one arrives out
+of order. Delivery is at least once: the same bytes twice are not a finding. A stream drops its
+oldest records for their age or size, so a chain may begin after 1.
 
-It cannot see that the *newest* records of a process are missing: nothing follows them. Anyone who
-holds the event key can write a chain of their own, but cannot change one that was exported before.
+It cannot detect that the *newest* records of a process are missing: nothing follows them. Anyone
+who has the event key can write a chain of their own, but cannot change one that was exported
+before.
 """
 
 from collections import OrderedDict
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from keyturn.crypto import EventVerifier
+from keyturn.crypto.signatures import EventVerifier
 from keyturn.errors import MalformedRequestError
-from keyturn.messages import (
+from keyturn.messages.audit import (
     AuditLink,
     AuditRecorded,
     body_digest,
@@ -31,11 +32,11 @@ from keyturn.messages import (
 )
 
 REMEMBERED: Final = 10_000
-"""Records of one process that are distinguished from repeated ones."""
+"""The number of a process's records among which repetitions are recognized."""
 
 
 class Problem(StrEnum):
-    """What can be wrong with a trail."""
+    """The kinds of problems of a trail."""
 
     FORGED = "forged"
     UNREADABLE = "unreadable"
@@ -46,12 +47,12 @@ class Problem(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem of a trail.
 
     Attributes:
-        problem: What kind of thing.
+        problem: Its kind.
         detail: One line for people.
-        process: The chain; None where no signature says so.
+        process: The chain; None if no signature proves it.
         counter: The record at which it was noticed.
     """
 
@@ -67,13 +68,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One record, and what is wrong with it.
+    """One record, and its problems.
 
     Attributes:
         record: None if it is forged, or of a later version of Keyturn.
         link: None if it is forged, or not of an audit trail.
-        findings: What is wrong; empty for a repeated record.
-        is_repeated: Whether the same bytes were there before.
+        findings: Its problems; empty for a repeated record.
+        is_repeated: True if the same bytes came before.
     """
 
     record: AuditRecorded | None = None
@@ -90,7 +91,7 @@ class Chain:
         process: The id of the run.
         first: The lowest counter. Above 1, earlier records were dropped, or are not in this part.
         last: The highest counter.
-        records: How many different ones there were.
+        records: The number of different records.
     """
 
     process: str
@@ -113,9 +114,9 @@ class AuditChains:
 
     Args:
         signatures: Verifies the records.
-        is_whole: Whether the first record given is the first that the stream ever had, so that
-            each chain must begin at 1.
-        is_filtered: Whether records were left out on purpose (of other projects), so that a gap
+        is_whole: True if the first record given is the first that the stream ever had, so that each
+            chain must begin at 1.
+        is_filtered: True if records were left out on purpose (of other projects), so that a gap
             means nothing.
     """
 
@@ -129,7 +130,7 @@ class AuditChains:
 
     @property
     def chains(self) -> tuple[Chain, ...]:
-        """One for each process, in the order in which they began."""
+        """The chain of each process, in the order in which they began."""
         return tuple(self._chains.values())
 
     def add(self, body: bytes, signature: str, key_id: str = "") -> Checked:

@@ -32,17 +32,17 @@ class Counts(BaseModel):
         )
 
     def with_writes(self, writes: "Counts") -> Self:
-        """These states, with the writes of another count."""
+        """Return these states, with the writes of another count."""
         return self.model_copy(
             update={"rewrapped": writes.rewrapped, "encrypted": writes.encrypted}
         )
 
     def without_writes(self) -> Self:
-        """Only the states."""
+        """Return only the states."""
         return self.with_writes(Counts())
 
     def writes(self, since: "Counts | None" = None) -> "Counts":
-        """Only the writes; without those that had been counted before."""
+        """Return only the writes; without those counted before, if given."""
         before = since or Counts()
         return Counts(
             rewrapped=self.rewrapped - before.rewrapped, encrypted=self.encrypted - before.encrypted
@@ -50,17 +50,17 @@ class Counts(BaseModel):
 
     @property
     def proven(self) -> int:
-        """Objects whose state is final: as desired, or given up on."""
+        """The number of objects in a final state: as desired, or given up on."""
         return self.current + self.plaintext + self.deleted + self.failed
 
     @property
     def all_as_desired(self) -> bool:
-        """Whether nothing failed and every object is in its desired state."""
+        """True if nothing failed and every object is in its desired state."""
         as_desired = self.current + self.plaintext + self.deleted
         return not self.failed and not self.noncurrent_stale and as_desired == self.objects
 
     def to_json(self) -> dict[str, int]:
-        """The counts by name."""
+        """Return the counts by name."""
         return {name: getattr(self, name) for name in COUNT_FIELDS}
 
 

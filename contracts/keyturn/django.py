@@ -11,10 +11,10 @@
 Needs `keyturn[django]`. The gateway and the project's API key are the options `gateway` and
 `api_key`, or `KEYTURN_GATEWAY_URL` and `KEYTURN_API_KEY`.
 
-A key can be used only once, even if its object was deleted since; only an upload finds that out. So
-`save` takes another name whenever an upload is refused because of its key. `delete` returns when
-the request is on its queue: a moment later the file cannot be opened, and the delete is final after
-two leases.
+A key can be used only once, even if its object was deleted since; only an upload can detect that.
+So `save` picks another name whenever an upload is rejected because of its key. `delete` returns
+when the request is on its queue: a moment later the file cannot be opened, and the delete is final
+after two leases.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class StoredFile(File):  # type: ignore[misc]
         self._open_file = open_file
 
     def open(self, mode: str | None = None) -> Self:
-        """Go back to the beginning; a file that was closed is opened again."""
+        """Go back to the beginning; reopen a closed file."""
         if self.closed:
             self.file = self._open_file(mode or self.mode)
         else:
@@ -54,7 +54,7 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
     """The objects of a project below a location, as the files of Django.
 
     `url` is a link: it opens the file without the API key until it expires, or until the project's
-    key is rotated. So a page gets a new one each time.
+    key is rotated. So a page gets a new link each time.
 
     Args:
         project: The project's id.
@@ -62,7 +62,7 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
         gateway: The gateway's address; `KEYTURN_GATEWAY_URL` by default.
         api_key: The project's current API key; `KEYTURN_API_KEY` by default.
         link_expires_s: Seconds that a link is valid, 1 to 604800 (7 days).
-        link_inline: Whether a browser shows a file that it opens by a link, instead of saving it.
+        link_inline: True to let a browser show a linked file, instead of saving it.
 
     Raises:
         SettingsError: there is no gateway or no API key.
@@ -90,14 +90,14 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
         }
 
     def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
-        """For migrations, which are files in a repository: without the API key."""
+        """Return the arguments for migrations, which are files in a repository: no API key."""
         return "keyturn.django.KeyturnStorage", [], self._options
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}"
 
     def save(self, name: str | None, content: Any, max_length: int | None = None) -> str:
-        """Store a file, and return its name, which is another one if this name was used before."""
+        """Store a file, and return its name: another one if this name was used before."""
         while True:
             try:
                 saved: str = super().save(name, content, max_length)
@@ -120,36 +120,36 @@ class KeyturnStorage(Storage):  # type: ignore[misc]
         return StoredFile(partial(self._files.open, self._path(name)), name, mode)
 
     def delete(self, name: str) -> None:
-        """Request that a file be deleted for good; one that does not exist is no error."""
+        """Request that a file be deleted permanently; a missing one is not an error."""
         with suppress(FileNotFoundError):
             self._files.rm_file(self._path(name), wait_s=None)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file. A deleted one does not exist, but its name stays used."""
+        """Return whether the file exists. A deleted one does not, but its name stays used."""
         found: bool = self._files.exists(self._path(name))
         return found
 
     def listdir(self, path: str) -> tuple[list[str], list[str]]:
-        """The names of the folders and of the files in a folder."""
+        """Return the names of the folders and of the files in a folder."""
         names: dict[str, list[str]] = {"directory": [], "file": []}
         for entry in self._files.ls(self._path(path)):
             names[entry["type"]].append(entry["name"].rpartition("/")[2])
         return names["directory"], names["file"]
 
     def size(self, name: str) -> int:
-        """Bytes of plaintext."""
+        """Return the bytes of plaintext."""
         size_bytes: int = self._files.size(self._path(name))
         return size_bytes
 
     def url(self, name: str | None) -> str:
-        """A new link; anyone who has it can read the file."""
+        """Return a new link; anyone who has it can read the file."""
         if not name:
             raise ValueError("a file without a name has no URL")
         link: str = self._files.sign(self._path(name), **self._link_options)
         return link
 
     def get_modified_time(self, name: str) -> datetime | None:
-        """When the file was stored; no rotation changes it."""
+        """Return when the file was stored; no rotation changes it."""
         stored_at: datetime | None = self._files.modified(self._path(name))
         if stored_at is None or settings.USE_TZ:
             return stored_at

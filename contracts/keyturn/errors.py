@@ -25,6 +25,7 @@
      │    │    ├── WrapsDisagreeError       wraps_disagree
      │    │    ├── CorruptObjectError       corrupt_object
      │    │    ├── ForeignObjectError       foreign_object
+     │    │    ├── HiddenWrapError          hidden_wrap
      │    │    ├── LockedObjectError        locked_object
      │    │    ├── ArchivedObjectError      archived_object
      │    │    ├── UnauthorizedError        unauthorized
@@ -85,15 +86,15 @@ class KeyturnError(Exception):
 
 
 class CodedError(KeyturnError):
-    """A refusal or failure that has a code of SPEC 12.
+    """A rejection or failure that has a code of SPEC 12.
 
     Args:
-        detail: One line for people: what is wrong, without secrets. May be empty.
+        detail: One line for people, without secrets. May be empty.
 
     Attributes:
         code: The stable code, such as `already_exists`.
         detail: As given.
-        transient: Whether the same request may succeed later.
+        transient: True if the same request may succeed later.
     """
 
     code: ClassVar[str]
@@ -142,13 +143,13 @@ class RequestExpiredError(PermanentError):
 
 
 class UnknownProjectError(PermanentError):
-    """The project has no keyring. Retried after 1, 5 and 9 seconds all the same (SPEC 7.5)."""
+    """The project has no keyring. Still retried after 1, 5 and 9 seconds (SPEC 7.5)."""
 
     code = "unknown_project"
 
     @classmethod
     def of(cls, project: str) -> Self:
-        """The error about this project, with its remedy."""
+        """Return the error about this project, with its remedy."""
         return cls(f"{project} is not enrolled; to enroll it: keyturn enroll {project}")
 
 
@@ -195,7 +196,7 @@ class SourceMissingError(PermanentError):
 
 
 class SourceChangedError(PermanentError):
-    """The ETag or size of the source's object is not what the request names."""
+    """The ETag or size of the source's object differs from the request's."""
 
     code = "source_changed"
 
@@ -207,7 +208,7 @@ class AlreadyExistsError(PermanentError):
 
 
 class DeletedKeyError(PermanentError):
-    """The object key holds a tombstone; it never takes another body."""
+    """The object key holds a tombstone; it never accepts another body."""
 
     code = "deleted_key"
 
@@ -251,7 +252,7 @@ class NoUsableWrapError(PermanentError):
 class WrapsDisagreeError(PermanentError):
     """The user wrap does not hold the admin wrap's DEK under the KEK of its generation (SPEC 8.2).
 
-    Someone changed the object, or an old keyring was put back and rotated. Only a sweep with
+    Someone changed the object, or an old keyring was restored and rotated. Only a sweep with
     `repair` changes it.
     """
 
@@ -268,6 +269,12 @@ class ForeignObjectError(PermanentError):
     """An S3 key that SPEC 1 forbids, with an envelope that some key may open (SPEC 8.6)."""
 
     code = "foreign_object"
+
+
+class HiddenWrapError(PermanentError):
+    """A value that a rewrap keeps holds a wrap that a retired key opens (SPEC 8.2)."""
+
+    code = "hidden_wrap"
 
 
 class LockedObjectError(PermanentError):
@@ -361,14 +368,14 @@ class BrokerUnavailableError(NotDeliveredError):
 
 
 class BrokerTlsError(BrokerUnavailableError, ConnectionError):
-    """TLS with the broker failed: the text says why, and names the setting.
+    """TLS with the broker failed: the text names the reason and the setting.
 
-    Trying again will not help, until a person changes a certificate or a setting.
+    A retry will not help until a person changes a certificate or a setting.
     """
 
 
 class OutcomeUnknownError(PublisherError):
-    """The request was sent, but the broker did not confirm it: it may be on its queue, or not.
+    """The request was sent, but the broker did not confirm it: it may be on its queue.
 
     Publish it again **with the same id**: a request that arrives twice takes effect once.
     """
@@ -387,7 +394,7 @@ class NotSentHereError(PublisherError):
 
 
 class WaitTimeoutError(PublisherError, TimeoutError):
-    """No event of the request arrived in time. The text says what that can mean.
+    """No event of the request arrived in time. The text names possible causes.
 
     Nothing was lost: if the workers accept the publisher, wait again.
     """
@@ -398,7 +405,7 @@ class UnencryptedGatewayWarning(UserWarning):
 
 
 class GatewayError(KeyturnError):
-    """Talking to the HTTP gateway failed, other than by a refusal that has a code."""
+    """Talking to the HTTP gateway failed, other than by a rejection with a code."""
 
 
 class GatewayUnavailableError(GatewayError):
@@ -408,20 +415,20 @@ class GatewayUnavailableError(GatewayError):
 class ResponseLostError(GatewayError):
     """An upload, a delete or a rotation was sent, at least in part, and got no response.
 
-    It may have taken effect, or may still do so. After an upload, check with `stat`: a
-    repeated upload is refused with `already_exists` if the first one was stored. A delete
-    can be repeated. After a rotation, try the new API key.
+    It may have taken effect, or may still do so. After an upload, check with `stat`: a repeated
+    upload is rejected with `already_exists` if the first one was stored. A delete can be repeated.
+    After a rotation, try the new API key.
     """
 
 
 class UploadPendingError(GatewayError):
     """The gateway accepted an upload, and its outcome was not known when the wait ended.
 
-    The object may still be stored, or refused. Check with `stat`: a repeated upload is refused
+    The object may still be stored, or rejected. Check with `stat`: a repeated upload is rejected
     with `already_exists` if the first one was stored.
 
     Args:
-        upload_id: The id of the upload, which its event names too.
+        upload_id: The id of the upload, which its event names, too.
     """
 
     def __init__(self, upload_id: str) -> None:
@@ -433,13 +440,13 @@ class UploadPendingError(GatewayError):
 
 
 class UnexpectedResponseError(GatewayError):
-    """The response is not the gateway's (but a proxy's, say), or does not fit the request.
+    """The response is not the gateway's (but e.g. a proxy's), or does not fit the request.
 
-    With a `status` of 500 or more, an upload, a delete or a rotation may have taken effect:
-    a proxy responds so when it loses the gateway's response.
+    With a `status` of 500 or more, an upload, a delete or a rotation may have taken effect: a proxy
+    responds so when it loses the gateway's response.
 
     Args:
-        reason: What is wrong with the response; never a part of its body.
+        reason: The problem of the response; never a part of its body.
         status: Its HTTP status.
     """
 
@@ -467,7 +474,7 @@ class IncompleteBodyError(GatewayError):
 class SealError(KeyturnError):
     """Sealed bytes do not open with this key and context.
 
-    It has no code of SPEC 12, since the code depends on what was opened (`bad_seal` for a request,
+    It has no code of SPEC 12, since the code depends on the opened bytes (`bad_seal` for a request,
     `corrupt_object` for an object): the caller translates it. It carries no key, no plaintext, no
     sealed byte, and no reason more precise than its class: a caller who could tell failures apart
     could use the reader as an oracle.
@@ -502,8 +509,8 @@ class EvidenceError(KeyturnError):
     """A file of evidence, or a chain of them, does not verify (SPEC 15).
 
     Args:
-        reason: One line for people. It repeats nothing of the file.
-        index: Which file of the chain it is, counted from 0; None if it is none in particular.
+        reason: One line for people, without any content of the file.
+        index: The file's position in the chain, from 0; None if the error is not about one file.
 
     Attributes:
         kind: The stable name of this kind of error, such as `forged`.
@@ -536,7 +543,7 @@ class UnknownEventKeyError(EvidenceError):
 
 
 class RetiredEventKeyError(EvidenceError):
-    """Signed by an event key that the chain says was retired before, or ends with another key.
+    """Signed by an event key that the chain retired before, or the chain ends with another key.
 
     Without the newest digest, the last file must be signed by the current event key.
     """
@@ -582,5 +589,5 @@ def _leaves(cls: type[CodedError]) -> list[type[CodedError]]:
 
 
 def all_errors() -> dict[str, type[CodedError]]:
-    """Every code of SPEC 12 with its class."""
+    """Return every code of SPEC 12 with its class."""
     return {leaf.code: leaf for leaf in _leaves(CodedError)}

@@ -1,13 +1,13 @@
-"""One event loop in a thread, for callers that have none: `keyturn.sync` and `keyturn.fsspec`.
+"""One event loop in a thread, for callers without one: `keyturn.sync` and `keyturn.fsspec`.
 
-The thread starts with the first use. When the process exits, the sessions that are still open
-are closed, and the loop ends.
+The thread starts at the first use. At the exit of the process, open sessions are closed, and the
+loop ends.
 
-A forked child has the parent's sockets but not its thread. It gets a loop of its own at its first
-use, and opens each session again there. The parent's connections must not be touched: a byte that a
-child sent on one, such as the end of TLS that a finalizer sends, would break it. So the child's
-copies of those sockets are replaced by `/dev/null`, the objects above them are kept and never
-touched, and the loop polls: an epoll instance would be shared by both processes.
+A forked child has the parent's sockets but not its thread. It gets its own loop at its first use,
+and opens each session again there. The parent's connections must not be touched: a byte sent by a
+child on one, such as the end of TLS by a finalizer, would break it. So the child's copies of those
+sockets are replaced by `/dev/null`, the objects above them are kept and never touched, and the loop
+polls: an epoll instance would be shared by both processes.
 """
 
 import asyncio
@@ -69,9 +69,10 @@ class EventLoop:
             raise
 
     def release(self, call: Coroutine[Any, Any, object]) -> None:
-        """Run a coroutine that releases something, which a finalizer may do on any thread.
+        """Run a coroutine that releases a resource, which a finalizer may do on any thread.
 
-        On the loop's own thread it does not wait; where the loop has ended, there is nothing left.
+        On the loop's own thread it does not wait; if the loop has ended, there is nothing to
+        release.
         """
         if not self._thread.is_alive():
             call.close()
@@ -81,12 +82,12 @@ class EventLoop:
             self.run(call)
 
     def close(self) -> None:
-        """Close the sessions that are open, and end the loop."""
+        """Close the open sessions, and end the loop."""
         self.asyncio_loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_CLOSE_TIMEOUT_S)
 
     def abandon(self) -> None:
-        """In a forked child: drop the parent's sockets without sending anything on them."""
+        """In a forked child, drop the parent's sockets without sending anything on them."""
         nothing = os.open(os.devnull, os.O_RDWR)
         for key in list(self._selector.get_map().values()):
             os.dup2(nothing, key.fd, inheritable=False)
@@ -95,7 +96,7 @@ class EventLoop:
 
 @dataclass
 class _Opened(Generic[_Client]):
-    """A session's client in one process; None until it is needed."""
+    """A session's client in one process; None until first needed."""
 
     pid: int
     client: _Client | None = None
@@ -116,11 +117,11 @@ class Session(Generic[_Client]):
         self._is_closed = False
 
     async def client(self) -> _Client:
-        """The open client.
+        """Return the open client.
 
         Raises:
             RuntimeError: the session is closed.
-            Exception: whatever opening it raises.
+            Exception: an error of opening it.
         """
         if self._opened.pid != os.getpid():
             _inherited.append(self._opened)
@@ -138,7 +139,7 @@ class Session(Generic[_Client]):
         raise TypeError("a client of keyturn cannot be pickled: make one in each process")
 
     async def aclose(self) -> None:
-        """Close the client, if it is open in this process, for good."""
+        """Close the client permanently, if it is open in this process."""
         self._is_closed = True
         if self._opened.pid == os.getpid():
             async with self._opened.lock:
@@ -162,7 +163,7 @@ _has_hooks = False
 
 
 def event_loop() -> EventLoop:
-    """The running loop of this process; the first call starts it."""
+    """Return the running loop of this process; the first call starts it."""
     global _current, _has_hooks  # noqa: PLW0603  # there is one in a process
     with _lock:
         if _current is None:

@@ -8,10 +8,10 @@
 Needs `keyturn[fsspec]`. The gateway and the project's API key are the options `gateway` and
 `api_key`, or `KEYTURN_GATEWAY_URL` and `KEYTURN_API_KEY`. Reads are ranged and cached. A write
 streams, and is complete when the file is closed: then the object is stored, or an error is raised.
-An object is written once: appending to it, overwriting it and moving it are refused.
+An object is written once: appending, overwriting and moving are refused.
 
-The API key is in no repr, JSON or pickle of a file system. Where one is unpickled, such as in a
-worker process of Dask, `KEYTURN_API_KEY` must be set.
+The API key is in no repr, JSON or pickle of a file system. If one is unpickled, such as in a worker
+process of Dask, `KEYTURN_API_KEY` must be set.
 """
 
 import asyncio
@@ -43,8 +43,9 @@ from keyturn.errors import (
     UnauthorizedError,
 )
 from keyturn.event_loop import Session, event_loop
-from keyturn.gateway import Client, ListedObject, ListedPrefix, RejectedKey
-from keyturn.messages import DELETED_KEYS
+from keyturn.gateway.client import Client, RejectedKey
+from keyturn.gateway.listing import ListedObject, ListedPrefix
+from keyturn.messages.fields import DELETED_KEYS
 from keyturn.settings import GatewayClientSettings
 from keyturn.tls import GATEWAY, client_context
 
@@ -74,7 +75,7 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
     Args:
         gateway: The gateway's address; `KEYTURN_GATEWAY_URL` by default.
         api_key: The project's current API key, as text; `KEYTURN_API_KEY` by default.
-        options: Those of every asynchronous file system of fsspec.
+        options: The options of every asynchronous file system of fsspec.
 
     Raises:
         SettingsError: there is no gateway or no API key.
@@ -87,7 +88,8 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         self, *, gateway: str | None = None, api_key: str | None = None, **options: Any
     ) -> None:
         if api_key is not None and not isinstance(api_key, str):
-            # fsspec finds a cached instance by the text of its options, which all secrets share.
+            # fsspec finds a cached instance by the text of its options, which is the same for all
+            # secrets.
             raise TypeError(f"api_key must be a string, not {type(api_key).__name__}")
         settings = GatewayClientSettings.read()
         url = gateway or settings.gateway_url
@@ -96,18 +98,18 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
             raise SettingsError("no gateway: set KEYTURN_GATEWAY_URL, or pass gateway=")
         if secret is None:
             raise SettingsError(
-                "no API key: set KEYTURN_API_KEY, or pass api_key=; a pickle does not hold it"
+                "no API key: set KEYTURN_API_KEY, or pass api_key=; a pickle does not contain it"
             )
         ca = settings.gateway_ca_file
         tls = None if ca is None else client_context(GATEWAY, ca, with_system=True)
         self._session = Session(partial(Client.connect, url, secret, tls=tls))
         if not options.get("asynchronous"):
-            options["loop"] = event_loop().asyncio_loop  # fsspec would start a thread for another
+            options["loop"] = event_loop().asyncio_loop  # fsspec would start another thread
         super().__init__(**options)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop of this process that blocking methods run on."""
+        """The event loop of this process for blocking methods."""
         return None if self.asynchronous else event_loop().asyncio_loop
 
     @property
@@ -120,19 +122,19 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         self._storage_options = {n: v for n, v in options.items() if n != "api_key"}
 
     async def aclose(self) -> None:
-        """Close the connections. A file system that blocks closes them at exit."""
+        """Close the connections. A blocking file system closes them at exit."""
         await self._session.aclose()
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
-        """`project/key`, of a URL or a path; of a list, each."""
+        """Return `project/key` from a URL or a path, or from each in a list."""
         if isinstance(path, list):
             return [cls._strip_protocol(one) for one in path]
         return stringify_path(path).removeprefix("keyturn://").strip("/")
 
     @asynccontextmanager
     async def _object(self, path: str) -> AsyncIterator[tuple[Client, str, str]]:
-        """The client, and a path's project and key; refusals become errors of files."""
+        """Yield the client, and a path's project and key; rejections become errors of files."""
         project, _, key = self._strip_protocol(path).partition("/")
         try:
             yield await self._session.client(), project, key
@@ -162,7 +164,7 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         return {"name": path, "size": 0, "type": "directory"}
 
     async def _entries(self, path: str, **options: Any) -> list[dict[str, Any]]:
-        """The entries of a folder; of a file, the file itself."""
+        """Return the entries of a folder; for a file, the file itself."""
         async with self._object(path) as (client, project, key):
             listing = client.list(project, prefix=key and f"{key}/", **options)
             entries = [_entry(project, entry) async for entry in listing]
@@ -179,7 +181,7 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
             return await super()._find(path, maxdepth, withdirs, **options)
         entries: list[dict[str, Any]] = []
         with suppress(FileNotFoundError):
-            # One listing of all that is below, instead of one for each folder.
+            # One listing of the whole subtree, instead of one for each folder.
             entries = await self._entries(path)
         found = {entry["name"]: entry for entry in entries}
         return found if options.get("detail") else sorted(found)
@@ -194,7 +196,7 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         if length is not None and length <= 0:
             return b""
         async with self._object(path) as (client, project, key):
-            with suppress(RangeNotSatisfiableError):  # it begins after the end
+            with suppress(RangeNotSatisfiableError):  # it starts after the end
                 async with client.open(project, key, start=first, length=length) as opened:
                     return await opened.read()
         return b""
@@ -265,13 +267,13 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         paths: list[str] = []
-        # fsspec finds what is below a folder, and what a pattern matches.
+        # fsspec finds the contents of a folder, and the matches of a pattern.
         await super()._rm(path, recursive, maxdepth=maxdepth, into=paths)
         keys_of: dict[str, list[str]] = {}
         for project, _slash, key in (one.partition("/") for one in paths):
             if key:
                 keys_of.setdefault(project, []).append(key)
-            elif not recursive:  # else it is a folder, like others: only what is below is deleted
+            elif not recursive:  # else it is a folder, like others: only its contents are deleted
                 raise IsADirectoryError(
                     errno.EISDIR,
                     "names a whole project; recursive=True deletes all of its objects",
@@ -294,21 +296,21 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
         )
 
     async def _sign(self, path: str, expiration: int = 100, *, inline: bool = False) -> str:
-        """A link that opens the object without the API key for `expiration` seconds (SPEC 9.3)."""
+        """Return a link that opens the object without the API key for `expiration` seconds."""
         async with self._object(path) as (client, project, key):
             return (await client.link(project, key, expires_s=expiration, inline=inline)).url
 
     sign = sync_wrapper(_sign)
 
     def modified(self, path: str) -> datetime | None:
-        """When the content was stored; no rotation changes it."""
+        """Return when the content was stored; no rotation changes it."""
         stored_at: datetime | None = self.info(path).get("last_modified")
         return stored_at
 
     created = modified
 
     def mv(self, path1: str, path2: str, **_: Any) -> NoReturn:  # noqa: ARG002  # fsspec's
-        """Refused.
+        """Refuse to move an object.
 
         Raises:
             io.UnsupportedOperation: always; copy the object, and delete the first one.
@@ -317,7 +319,7 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> "KeyturnFile":
         if mode not in ("rb", "wb", "xb"):
-            _refuse(f"the mode {mode!r} is not possible")
+            _refuse(f"the mode {mode!r} is not supported")
         if mode != "rb" and self.isfile(path):
             raise FileExistsError(errno.EEXIST, "an object is written once", path)
         return KeyturnFile(self, path, mode, **options)
@@ -326,8 +328,8 @@ class KeyturnFileSystem(AsyncFileSystem):  # type: ignore[misc]
 class KeyturnFile(AbstractBufferedFile):  # type: ignore[misc]
     """An object that is read in ranges, or a new one that is written from its beginning to its end.
 
-    A write below one block (5 MiB) is one request at the end; a longer one streams. In a `with`
-    block that fails, and if the file is never closed, nothing is stored.
+    A write below one block (5 MiB) is one request at the end; a longer one streams. If a `with`
+    block fails, or the file is never closed, nothing is stored.
     """
 
     _upload: "_StreamedUpload | None" = None
@@ -349,7 +351,7 @@ class KeyturnFile(AbstractBufferedFile):  # type: ignore[misc]
 
         Raises:
             FileExistsError: the key holds an object, or was deleted.
-            KeyturnError: any other refusal, or the outcome is unknown.
+            KeyturnError: any other rejection, or the outcome is unknown.
         """
         if self._is_discarded:
             return
@@ -364,7 +366,7 @@ class KeyturnFile(AbstractBufferedFile):  # type: ignore[misc]
         self._is_discarded = self.forced = self.closed = True
         if self._upload is not None:
             # Without waiting: a finalizer may run on the loop's own thread.
-            with suppress(RuntimeError):  # the loop has ended, and the upload with it
+            with suppress(RuntimeError):  # the loop and the upload have ended
                 self.fs.loop.call_soon_threadsafe(self._upload.cancel)
 
     def __exit__(
@@ -383,12 +385,12 @@ class KeyturnFile(AbstractBufferedFile):  # type: ignore[misc]
 
 
 class _StreamedUpload:
-    """An upload whose body is passed on piece by piece. Use `begin`."""
+    """An upload whose body arrives piece by piece. Use `begin`."""
 
     def __init__(self, store: Callable[[AsyncIterator[bytes]], Awaitable[None]]) -> None:
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._storing = asyncio.ensure_future(store(self._body()))
-        # The error of an upload that was given up is not reported.
+        # The error of an abandoned upload is not reported.
         self._storing.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     @classmethod
@@ -401,7 +403,7 @@ class _StreamedUpload:
             yield piece
 
     async def send(self, piece: bytes | None) -> None:
-        """Pass on a piece, None at the end; or raise the error that ended the upload."""
+        """Pass on a piece, None at the end; raise the error that ended the upload, if any."""
         sending = asyncio.ensure_future(self._pieces.put(piece))
         await asyncio.wait((sending, self._storing), return_when=asyncio.FIRST_COMPLETED)
         if self._storing.done():

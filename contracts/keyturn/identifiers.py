@@ -1,7 +1,7 @@
 """Identifiers (SPEC 1): projects, object keys, ids, times, and the S3 keys of records.
 
-Every check is exact: what passes is safe in an S3 key, in the context of a seal and in a log
-line. An object key is relative to its project; an S3 key is relative to the bucket.
+Every check is exact: a valid name is safe in an S3 key, in the context of a seal and in a log line.
+An object key is relative to its project; an S3 key is relative to the bucket.
 """
 
 import hashlib
@@ -38,17 +38,17 @@ _TIME = re.compile(TIME_PATTERN[1:-1], re.ASCII)
 
 
 def is_project(text: str) -> bool:
-    """Whether this is a project id (SPEC 1)."""
+    """Return whether this is a project id (SPEC 1)."""
     return _PROJECT.fullmatch(text) is not None
 
 
 def is_short_name(text: str) -> bool:
-    """Whether this can name a master key, an intake key, a publisher or a deployment."""
+    """Return whether this can name a master key, an intake key, a publisher or a deployment."""
     return _SHORT_NAME.fullmatch(text) is not None
 
 
 def is_uuid(text: str) -> bool:
-    """Whether this is a request's id: a UUID in lower case."""
+    """Return whether this is a request's id: a UUID in lower case."""
     return _UUID.fullmatch(text) is not None
 
 
@@ -72,7 +72,7 @@ def check_object_key(object_key: str) -> str:
 
 
 def is_object_key(object_key: str) -> bool:
-    """Whether SPEC 1 allows this object key."""
+    """Return whether SPEC 1 allows this object key."""
     try:
         check_object_key(object_key)
     except ValueError:
@@ -81,18 +81,18 @@ def is_object_key(object_key: str) -> bool:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether the text contains a C0 or C1 control character or DEL."""
+    """Return whether the text contains a C0 or C1 control character or DEL."""
     return _CONTROL_CHARACTER.search(text) is not None
 
 
 Order: TypeAlias = Callable[[str], list[str]]
-"""An order of keys, as the sort key that it gives each of them: `byte_order` or `path_order`."""
+"""An order of keys, as a function that returns a key's sort key: `byte_order` or `path_order`."""
 
 
 def byte_order(key: str) -> list[str]:
     """Sort by UTF-8 bytes, as S3 does: `a-b` before `a/x`.
 
-    That is the order of code points, in which Python compares strings.
+    This is the order of code points, in which Python compares strings.
     """
     return [key]
 
@@ -109,38 +109,38 @@ def parse_time(text: str) -> datetime:
         ValueError: another form, or not a valid time.
     """
     if _TIME.fullmatch(text) is None:
-        raise ValueError("a time reads like 2026-11-24T10:00:00.000000Z")
+        raise ValueError("a time must look like 2026-11-24T10:00:00.000000Z")
     return datetime.fromisoformat(text)
 
 
 def format_time(instant: datetime) -> str:
-    """An instant as SPEC 1 writes it, to the microsecond."""
+    """Return an instant in the form of SPEC 1, to the microsecond."""
     # Not strftime: it writes the year 999 with three digits.
     return instant.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def object_s3_key(project: str, object_key: str) -> str:
-    """The S3 key of an object (SPEC 4.1)."""
+    """Return the S3 key of an object (SPEC 4.1)."""
     return f"{project}/{object_key}"
 
 
 def keyring_s3_key(project: str) -> str:
-    """The S3 key of a project's keyring (SPEC 5.2)."""
+    """Return the S3 key of a project's keyring (SPEC 5.2)."""
     return f"{KEYRINGS_PREFIX}{project}.json"
 
 
 def key_check_s3_key(master_key: str) -> str:
-    """The S3 key of the known text that a master key's id is checked with (SPEC 2.2)."""
+    """Return the S3 key of the known text that checks a master key's id (SPEC 2.2)."""
     return f"{KEYS_PREFIX}{master_key}.json"
 
 
 def staging_s3_key(publisher: str, upload_id: str) -> str:
-    """The S3 key of a staged body: one above the inline limit (SPEC 6.4)."""
+    """Return the S3 key of a staged body: one above the inline limit (SPEC 6.4)."""
     return f"{STAGING_PREFIX}{publisher}/{upload_id}"
 
 
 def source_upload_id(deployment: str, source: str, key: str, etag: str, version: str = "") -> str:
-    """The id of the upload of a source's object: a UUID of version 8 (SPEC 17.2).
+    """Return the id of the upload of a source's object: a UUID of version 8 (SPEC 17.2).
 
     The same object always gives the same id, so it is stored once, whoever requests it.
 
@@ -148,8 +148,8 @@ def source_upload_id(deployment: str, source: str, key: str, etag: str, version:
         deployment: The name of the deployment.
         source: The name of the source.
         key: The S3 key in the source's bucket.
-        etag: As a HEAD answers it, without quotes.
-        version: Likewise; empty if the bucket keeps no versions.
+        etag: As in a HEAD, without quotes.
+        version: As in a HEAD; empty if the bucket keeps no versions.
 
     Raises:
         ValueError: one of them has a zero byte, or is not UTF-8.
@@ -162,21 +162,25 @@ def source_upload_id(deployment: str, source: str, key: str, etag: str, version:
 
 
 def source_s3_key(name: str) -> str:
-    """The S3 key of what ingest workers know about a source (SPEC 17.4)."""
+    """Return the S3 key of the ingest workers' record of a source (SPEC 17.4)."""
     return f"{SOURCES_PREFIX}{name}.json"
 
 
 def evidence_prefix(project: str) -> str:
-    """The S3 prefix of the evidence of a project (SPEC 15.1)."""
+    """Return the S3 prefix of the evidence of a project (SPEC 15.1)."""
     return f"{EVIDENCE_PREFIX}{project}/"
 
 
 def evidence_s3_key(project: str, generation: int, round_id: str) -> str:
-    """The S3 key of the evidence that a round left at this generation (SPEC 15.1)."""
+    """Return the S3 key of the evidence that a round left at this generation (SPEC 15.1)."""
     return f"{evidence_prefix(project)}{generation}-{round_id}.json"
 
 
 def parse_evidence_name(name: str) -> tuple[int, str] | None:
-    """The generation and the round id in a name like `3-{round id}.json`; None in any other."""
+    """Return the generation and the round id in a name like `3-{round id}.json`, else None."""
     match = _EVIDENCE_NAME.fullmatch(name)
     return None if match is None else (int(match[1]), match[2])
+
+
+MARK_LIMIT: Final = 2**48
+"""Serials and generations of marks are below this, far below a keyring's limits (SPEC 5.5)."""

@@ -1,7 +1,7 @@
 """The metadata of an object: parse and build (SPEC 4.3 to 4.7). Pure; opens no wrap.
 
-`parse` classifies an object by what its metadata claims. Only the wraps and the header prove
-the claim (`keyturn_workers.objects`); labels are hints.
+`parse` classifies an object by the claim of its metadata. Only the wraps and the header prove the
+claim (`keyturn_workers.pipeline.objects`); labels are hints.
 """
 
 import re
@@ -12,7 +12,8 @@ from email.errors import MessageError
 from email.header import decode_header, make_header
 from typing import Final
 
-from keyturn.crypto import UPLOAD_TAG_BYTES, from_base64, to_base64
+from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.wraps import UPLOAD_TAG_BYTES
 from keyturn.errors import CorruptObjectError, MalformedRequestError, UnknownAlgorithmError
 from keyturn.identifiers import (
     format_time,
@@ -43,7 +44,7 @@ OWN_NAMES: Final = frozenset(
 _TOMBSTONE_NAMES: Final = frozenset({ALGO, DEK_ADMIN})
 
 METADATA_MAX_BYTES: Final = 2048
-"""What S3 takes of names and values together, counted without `x-amz-meta-`."""
+"""S3's limit of names and values together, counted without `x-amz-meta-`."""
 CALLER_MAX_BYTES: Final = 1024
 CONTENT_TYPE_MAX_BYTES: Final = 1024
 _DECODED_MAX_CHARACTERS: Final = 4 * CALLER_MAX_BYTES
@@ -57,7 +58,7 @@ _PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]*")
 class Wraps:
     """The two wraps of a DEK and their labels, as an object's metadata carries them.
 
-    `unknown_names` are those of `unknown_names`, and are never written.
+    `unknown_names` are the result of `unknown_names`, and are never written.
     """
 
     algorithm: str
@@ -71,7 +72,7 @@ class Wraps:
 
 @dataclass(frozen=True, slots=True)
 class V0Wraps:
-    """The wraps of the earlier system; one of them may be missing (SPEC 4.6)."""
+    """The wraps of a v0 object; one of them may be missing (SPEC 4.6)."""
 
     user: bytes | None
     admin: bytes | None
@@ -130,10 +131,10 @@ def _wraps(algorithm: str, metadata: Mapping[str, str]) -> Wraps:
 
 
 def unknown_names(metadata: Mapping[str, str]) -> list[str]:
-    """The `enc-` names that SPEC 4.3, or 8.7 for a tombstone, does not list, sorted.
+    """Return the `enc-` names that SPEC 4.3, or 8.7 for a tombstone, does not list, sorted.
 
-    A name whose value cannot be what it says counts too: a bucket writer can keep a wrap of an
-    earlier KEK anywhere. A rewrap leaves them out.
+    A name with an impossible value counts, too: a bucket writer can keep a wrap of an earlier KEK
+    anywhere. A rewrap leaves them out.
     """
     known = _TOMBSTONE_NAMES if metadata.get(ALGO) == DELETED else OWN_NAMES
     return sorted(
@@ -171,13 +172,13 @@ def build(
     tag: str | None = None,
     stored_at: datetime | None = None,
 ) -> dict[str, str]:
-    """The `enc-` names of an object with these wraps (SPEC 4.3).
+    """Return the `enc-` names of an object with these wraps (SPEC 4.3).
 
     Args:
         wraps: both, with their labels.
         upload_id: of the upload that stored the object.
-        tag: as `format_upload_tag` writes it; a rewrap passes it on unchanged.
-        stored_at: when the object was stored, where rewraps have changed its `Last-Modified`.
+        tag: as `format_upload_tag` writes it; a rewrap keeps it unchanged.
+        stored_at: when the object was stored, if rewraps have changed its `Last-Modified`.
     """
     if not is_short_name(wraps.master_key):
         raise ValueError("a master key's id has 1 to 32 characters of a-z, 0-9 and -")
@@ -198,17 +199,17 @@ def build(
 
 
 def size_bytes(metadata: Mapping[str, str]) -> int:
-    """The bytes that S3 counts against `METADATA_MAX_BYTES`."""
+    """Return the bytes that S3 counts against `METADATA_MAX_BYTES`."""
     return sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
 
 
 def format_upload_tag(tag: bytes) -> str:
-    """The value of `enc-upload-tag` for the tag of `keyturn.crypto.upload_tag`."""
+    """Return the value of `enc-upload-tag` for the tag of `keyturn.crypto.upload_tag`."""
     return to_base64(tag)
 
 
 def upload_tag(metadata: Mapping[str, str]) -> bytes | None:
-    """The tag by which an upload recognizes its own object; None if there is none.
+    """Return the tag by which an upload recognizes its own object; None if there is none.
 
     A malformed value gives empty bytes, which equal no tag.
     """
@@ -225,7 +226,7 @@ def _tag(value: str) -> bytes | None:
 
 
 def stored_at(metadata: Mapping[str, str], last_modified: datetime) -> datetime | None:
-    """When the object was stored, if a rewrap recorded it (SPEC 4.3).
+    """Return when the object was stored, if a rewrap recorded it (SPEC 4.3).
 
     Not authenticated: a malformed time, or one later than the storage's own `last_modified`, is
     ignored.
@@ -242,7 +243,7 @@ def _time(value: str) -> datetime | None:
 
 
 def encode_caller_metadata(caller: Mapping[str, str]) -> dict[str, str]:
-    """The caller's own metadata as it is sent to the storage (SPEC 4.3).
+    """Return the caller's own metadata as sent to the storage (SPEC 4.3).
 
     Raises:
         MalformedRequestError: a name that is not allowed, a control character in a
@@ -273,7 +274,7 @@ def check_caller_metadata_name(name: str) -> str:
 def check_content_type(content_type: str) -> str:
     """Return the content type if it can be a header on one line.
 
-    HTTP does not keep spaces around it, and an empty one counts as none.
+    HTTP does not keep spaces around it; an empty one counts as none.
 
     Raises:
         MalformedRequestError: control characters, others that a header does not carry
@@ -303,7 +304,7 @@ def _encode(value: str) -> str:
 
 
 def decode_caller_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The caller's own metadata of a stored object, decoded.
+    """Return the caller's own metadata of a stored object, decoded.
 
     A value that is not valid RFC 2047 is returned unchanged: it is not authenticated, and
     another program may have written it.

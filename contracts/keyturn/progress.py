@@ -1,8 +1,8 @@
-"""How far a sweep or rotation is, in one model for events, reports and commands (SPEC 8.6). Pure.
+"""The progress of a sweep or rotation, for events, reports and commands (SPEC 8.6). Pure.
 
-A sweep first brings every object to the desired state, and then proves that each still is in it.
-What was observed earlier than two leases after the last change proves nothing (SPEC 8.4), so the
-second half has an earliest end, which the record knows.
+A sweep first brings every object to the desired state, and then proves that each is still in it. An
+observation earlier than two leases after the last change proves nothing (SPEC 8.4), so the second
+half has an earliest end, which the record knows.
 """
 
 import math
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from keyturn.identifiers import TIME_PATTERN, parse_time
 
 Phase = Literal["waiting", "rewrapping", "proving", "ended"]
-"""Where a sweep is.
+"""The phase of a sweep.
 
 | phase | the sweep |
 | --- | --- |
@@ -56,7 +56,7 @@ class Progress(BaseModel):
     all_rewrapped_at: _Time | None = None
 
     def seconds_to_proof(self, now: datetime) -> float | None:
-        """Seconds until everything can be proven; None once passed, or if that is not known."""
+        """Return the seconds until everything can be proven; None once passed, or if unknown."""
         if self.phase in ("waiting", "ended") or self.proof_possible_at is None:
             return None
         left_s = (parse_time(self.proof_possible_at) - now).total_seconds()
@@ -64,7 +64,7 @@ class Progress(BaseModel):
 
 
 def describe(progress: Progress, now: datetime) -> str:
-    """The progress in a few words, such as `proving 46 of 91, waiting 12 s for leases`."""
+    """Return the progress in a few words, such as `proving 46 of 91, waiting 12 s for leases`."""
     text: str = progress.phase
     if progress.phase in ("rewrapping", "proving"):
         total = "" if progress.total is None else f" of {progress.total}"

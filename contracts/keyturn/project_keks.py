@@ -1,11 +1,11 @@
-"""The file in which an operator hands one project's admin KEKs to an auditor (SPEC 2.2, 15.2).
+"""The file with one project's admin KEKs, from an operator to an auditor (SPEC 2.2, 15.2).
 
     {"v": 1, "project": "acme", "created": "2026-11-24T10:00:00.000000Z",
      "admin_keks": [{"id": "m1", "kek": "base64 of 32 bytes"}]}
 
-`id` is the id of the master key that the KEK was derived from. `keyturn keys export-project`
-writes such a file, and `keyturn verify` reads it. It opens every object of the project, and
-nothing of any other. Pure.
+`id` is the id of the master key that the KEK was derived from. `keyturn keys export-project` writes
+such a file, and `keyturn verify` reads it. It opens every object of the project, and of no other.
+Pure.
 """
 
 import json
@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from keyturn.crypto import Secret, from_base64, to_base64
+from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.keys import Secret
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import is_project, is_short_name, parse_time
-from keyturn.messages import load_json
+from keyturn.messages.json_text import load_json
 
 _VERSION: Final = 1
 _KEK_BYTES: Final = 32
@@ -33,7 +34,7 @@ class ProjectKeks:
 
 
 def build_project_keks(keks: ProjectKeks) -> str:
-    """The text of the file, with a final line break. It holds the keys themselves."""
+    """Return the text of the file, with a final line break. It contains the keys themselves."""
     document = {
         "v": _VERSION,
         "project": keks.project,
@@ -46,7 +47,7 @@ def build_project_keks(keks: ProjectKeks) -> str:
 
 
 def parse_project_keks(text: str) -> ProjectKeks:
-    """The KEKs in the text of such a file.
+    """Return the KEKs in the text of such a file.
 
     Raises:
         ValueError: the rule that fails, without any value of the text.

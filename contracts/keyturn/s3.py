@@ -1,19 +1,19 @@
 """S3 clients for staging and for the workers' storage: sessions that verify servers (SPEC 11).
 
-A client suits servers other than AWS (no checksum trailers, path-style addressing where an endpoint
-is set) and resends nothing unless configured to.
+A client suits servers other than AWS (no checksum trailers, path-style addressing if an endpoint is
+set) and resends nothing unless configured to.
 
-aiobotocore's own HTTP session does not verify the server's name: botocore switches that off in its
-TLS context, since urllib3 compares the name itself, and aiohttp leaves it to the context. There, a
-certificate of any host from a trusted authority passes for the storage's. `VerifiedSession` is a
-session as `AioConfig(http_session_cls=...)` takes it, for `https` alone. It follows no redirect:
-botocore does, with another signature.
+aiobotocore's own HTTP session does not verify the server's name: botocore disables that in its TLS
+context, since urllib3 compares the name itself, and aiohttp leaves it to the context. There, a
+certificate of any host from a trusted authority would pass for the storage's. `VerifiedSession` is
+a session for `AioConfig(http_session_cls=...)`, for `https` alone. It follows no redirect: botocore
+does, with another signature.
 
 Logging belongs to the host process. At level DEBUG, botocore logs whole requests with their
 headers: a process that sets its root logger to DEBUG should keep `botocore` and `aiobotocore`
 at WARNING.
 
-This module needs aioboto3, of the extra `keyturn[staging]`: import it only where S3 is used.
+This module needs aioboto3, of the extra `keyturn[staging]`: import it only if S3 is used.
 """
 
 import copy
@@ -73,12 +73,12 @@ _CHUNKED: Final = "chunked"
 
 @cache
 def _data_loader() -> Loader:
-    """Botocore's descriptions of services, read once per process and not once per session."""
+    """Return botocore's descriptions of services, read once per process, not once per session."""
     return create_loader()
 
 
 def new_session(settings: S3Settings) -> aioboto3.Session:
-    """A session with the settings' keys, or without them with the standard AWS chain."""
+    """Return a session with the settings' keys, or without them with the standard AWS chain."""
     botocore_session = VerifyingSession()
     botocore_session.register_component("data_loader", _data_loader())
     secret = settings.s3_secret_access_key
@@ -91,7 +91,7 @@ def new_session(settings: S3Settings) -> aioboto3.Session:
 
 
 def storage_context(settings: S3Settings) -> ssl.SSLContext | None:
-    """The context of TLS connections, where the settings name a file for it.
+    """Return the context of TLS connections, if the settings name a file for it.
 
     Later connections read the files again if they have changed.
 
@@ -111,15 +111,15 @@ async def open_client(
     session: aioboto3.Session | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> "AsyncIterator[S3Client]":
-    """An aiobotocore S3 client, open for the duration of the block.
+    """Yield an aiobotocore S3 client.
 
     Args:
-        settings: Where the bucket is, and the credentials.
+        settings: The bucket, and the credentials.
         max_connections: The size of the pool; at least the intended concurrency.
-        total_max_attempts: 1 never resends after a response of 5xx; more is for writes that
-            may be repeated safely.
-        session: From `new_session`, if the caller has it already.
-        tls: From `storage_context`, if the caller has it already.
+        total_max_attempts: 1 never resends after a response of 5xx; more is for writes that are
+            safe to repeat.
+        session: From `new_session`, if the caller already has one.
+        tls: From `storage_context`, if the caller already has one.
 
     Raises:
         SettingsError: a file of certificates cannot be used.
@@ -131,12 +131,12 @@ async def open_client(
     config = AioConfig(
         signature_version="s3v4",
         s3={
-            # A private endpoint seldom has a DNS name for each bucket. At AWS "auto" would
-            # presign for the global host, which redirects for the first hours of a bucket.
+            # A private endpoint seldom has a DNS name for each bucket. At AWS, "auto" would presign
+            # for the global host, which redirects for the first hours of a bucket.
             "addressing_style": "virtual" if settings.s3_endpoint_url is None else "path",
             "us_east_1_regional_endpoint": "regional",
         },
-        # Trailing checksums are AWS's own; other servers store them in the body or refuse.
+        # Trailing checksums are AWS's own; other servers store them in the body or refuse them.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         retries={"total_max_attempts": total_max_attempts, "mode": "standard"},
@@ -151,11 +151,11 @@ async def open_client(
 
 
 def verified_sessions(tls: ssl.SSLContext | None = None) -> type[AIOHTTPSession]:
-    """A value for `AioConfig(http_session_cls=...)`.
+    """Return a value for `AioConfig(http_session_cls=...)`.
 
     Args:
-        tls: What servers are verified with, and the client certificate. By default the system's
-            authorities and botocore's own list, or what `AWS_CA_BUNDLE` names.
+        tls: The authorities that verify servers, and the client certificate. By default the
+            system's authorities and botocore's own list, or those in `AWS_CA_BUNDLE`.
     """
     # Used as a function that makes a session.
     return cast("type[AIOHTTPSession]", partial(VerifiedSession, tls=tls))
@@ -164,12 +164,12 @@ def verified_sessions(tls: ssl.SSLContext | None = None) -> type[AIOHTTPSession]
 class VerifyingSession(AioSession):
     """A session of aiobotocore whose clients all verify the server's name.
 
-    The chain of credentials makes clients of its own, for STS and SSO, and gives them no
-    configuration of ours. The session's default cannot: merging drops `http_session_cls`.
+    The chain of credentials makes its own clients, for STS and SSO, without our configuration. The
+    session's default cannot provide it: merging drops `http_session_cls`.
 
     For container and instance credentials it makes no client, and its HTTP session cannot be
     replaced. So those are not fetched over `https` from another machine. AWS's own services for
-    them speak plain HTTP, at link-local addresses.
+    them use plain HTTP, at link-local addresses.
     """
 
     _has_keys = False
@@ -192,7 +192,7 @@ class VerifyingSession(AioSession):
         return await super().get_credentials()
 
     def create_client(self, *args: Any, config: Config | None = None, **kwargs: Any) -> Any:
-        """As aiobotocore's. A class of sessions in `config` stays, and so does a plain endpoint."""
+        """As aiobotocore's. A class of sessions in `config` is kept, and so is a plain endpoint."""
         if not (kwargs.get("endpoint_url") or "").startswith("http://"):
             config = _verifying(config)
         create: Any = super().create_client  # typed by a list of all services
@@ -200,7 +200,7 @@ class VerifyingSession(AioSession):
 
 
 class VerifiedSession:
-    """One client's connections. The parameters are those that aiobotocore passes."""
+    """One client's connections, with aiobotocore's parameters."""
 
     def __init__(
         self,
@@ -315,9 +315,9 @@ def _check_metadata_servers(instance_url: str | None) -> None:
 
 
 def describe_credential_failure(error: BaseException) -> str | None:
-    """Why the standard AWS chain gives no credentials, without the text of the error.
+    """Return why the standard AWS chain gives no credentials, without the text of the error.
 
-    None for an error about something else.
+    Return None for another error.
     """
     match error:
         case NoCredentialsError():
@@ -366,7 +366,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _translated(error: Exception, request: Any) -> BotoCoreError:
-    """The error of botocore that its retries know."""
+    """Return the error of botocore that its retries know."""
     url = request.url
     found: BotoCoreError = HTTPClientError(error=error)
     match error:

@@ -26,7 +26,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from keyturn.crypto import IntakePublicKey, SigningKey, VerifyKey, from_base64
+from keyturn.crypto.base64 import from_base64
+from keyturn.crypto.intake import IntakePublicKey
+from keyturn.crypto.signatures import SigningKey, VerifyKey
 from keyturn.errors import SettingsError
 from keyturn.identifiers import SHORT_NAME_PATTERN, is_short_name
 
@@ -35,7 +37,7 @@ SECRETS_DIR_VARIABLE: Final = "KEYTURN_SECRETS_DIR"
 SEED_BYTES: Final = 32
 _LABEL_MAX: Final = 63  # of a host name
 _DEFAULT_SECRETS_DIR: Final = Path("/run/secrets")
-# In place of the library's words.
+# These replace the library's words.
 _MUST_BE: Final = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -107,7 +109,7 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _in_quotes(fields: Iterable[str]) -> str:
-    """Which settings came with quotes around them: a likely cause of what is malformed."""
+    """Name the settings with quotes around them: a likely cause of malformed ones."""
     names = [PREFIX + field.upper() for field in fields]
     quoted = [name for name in names if _QUOTED.fullmatch(os.environ.get(name, ""))]
     if not quoted:
@@ -117,10 +119,10 @@ def _in_quotes(fields: Iterable[str]) -> str:
 
 
 def json_text(value: str) -> str:
-    """The text of a JSON setting, without the single quotes that a line of an env file has.
+    """Return the text of a JSON setting, without the single quotes of a line in an env file.
 
-    A shell and compose remove them; `docker run --env-file` and podman pass them on. No JSON
-    begins with one, so nothing else can be meant.
+    A shell and compose remove them; `docker run --env-file` and podman pass them on. No JSON begins
+    with one, so they cannot mean anything else.
     """
     quoted = _QUOTED_JSON.fullmatch(value.strip())
     return quoted[1] if quoted else value
@@ -166,7 +168,7 @@ def _verify_keys(value: object) -> object:
         return (value,)
     if not isinstance(value, str):
         return value
-    # Base64 has no comma. Named twice, a key is one.
+    # Base64 has no comma. A key named twice counts once.
     keys = (VerifyKey.from_bytes(seed_from_b64(part)) for part in value.split(","))
     return tuple({key.id: key for key in keys}.values())
 
@@ -176,11 +178,11 @@ def _intake_public_key(value: object) -> object:
         return value
     name, _, encoded = str(value).strip().partition(":")
     if not is_short_name(name):
-        raise ValueError("reads id:base64")
+        raise ValueError("must read id:base64")
     try:
         return NamedIntakeKey(name, IntakePublicKey.from_bytes(from_base64(encoded)))
     except ValueError:
-        raise ValueError("reads id:base64, of a public key of 1216 bytes") from None
+        raise ValueError("must read id:base64, of a public key of 1216 bytes") from None
 
 
 SigningKeySetting = Annotated[SigningKey, NoDecode, BeforeValidator(_signing_key)]
@@ -191,18 +193,25 @@ VerifyKeysSetting = Annotated[
 IntakePublicKeySetting = Annotated[NamedIntakeKey, NoDecode, BeforeValidator(_intake_public_key)]
 
 
-def _check_host(url: str) -> str:
+def _has_host(url: str) -> bool:
+    """Return whether a URL has a valid host name, and a valid port if it has any."""
     try:
-        labels = (urlsplit(url).hostname or "").removesuffix(".").split(".")
+        parts = urlsplit(url)
+        labels = (parts.hostname or "").removesuffix(".").split(".")
+        _ = parts.port
     except ValueError:
-        labels = []
-    if not labels or not all(1 <= len(label) <= _LABEL_MAX for label in labels):
-        raise ValueError("it has no valid host name")
+        return False
+    return all(1 <= len(label) <= _LABEL_MAX for label in labels)
+
+
+def _check_host(url: str) -> str:
+    if not _has_host(url):
+        raise ValueError("it has no valid host name or port")
     return url
 
 
 Url = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_check_host)]
-# What the client library would read from the address.
+# Options that the client library would read from the address.
 _TLS_OPTIONS: Final = {
     "cafile": "set KEYTURN_AMQP_CA_FILE",
     "capath": "set KEYTURN_AMQP_CA_FILE",
@@ -230,12 +239,12 @@ class BrokerTlsSettings(Settings):
     @model_validator(mode="after")
     def _check_amqp_pair(self) -> Self:
         if (self.amqp_cert_file is None) != (self.amqp_key_file is None):
-            raise ValueError("AMQP_CERT_FILE and KEYTURN_AMQP_KEY_FILE are set together or not")
+            raise ValueError("AMQP_CERT_FILE and KEYTURN_AMQP_KEY_FILE must be set together")
         return self
 
 
 class DeploymentSettings(BrokerTlsSettings):
-    """What every process has in common.
+    """The common settings of all processes.
 
     Attributes:
         deployment: The name of the installation; signatures are bound to it.
@@ -255,10 +264,16 @@ def check_amqp_url(url: str, tls: BrokerTlsSettings) -> None:
     """Check a broker's address against the settings of TLS.
 
     Raises:
-        ValueError: it is none, or it contradicts them. The text does not repeat it.
+        ValueError: the address is malformed, or contradicts the settings. The text does not
+            repeat the address.
     """
     if not url.startswith(("amqp://", "amqps://")):
         raise ValueError("AMQP_URL must begin with amqp:// or amqps://")
+    if not _has_host(url):
+        raise ValueError(
+            "AMQP_URL is malformed: it has no valid host name or port; a slash, # or ? in a "
+            "password must be percent-encoded"
+        )
     named = {"AMQP_CA_FILE": tls.amqp_ca_file, "AMQP_CERT_FILE": tls.amqp_cert_file}
     for name, path in named.items():
         if path is not None and not url.startswith("amqps://"):
@@ -295,13 +310,13 @@ class S3Settings(Settings):
     @model_validator(mode="after")
     def _check_pair(self) -> Self:
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
-            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY are set together or not")
+            raise ValueError("S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY must be set together")
         return self
 
     @model_validator(mode="after")
     def _check_s3_tls(self) -> Self:
         if (self.s3_cert_file is None) != (self.s3_key_file is None):
-            raise ValueError("S3_CERT_FILE and KEYTURN_S3_KEY_FILE are set together or not")
+            raise ValueError("S3_CERT_FILE and KEYTURN_S3_KEY_FILE must be set together")
         named = {"S3_CA_FILE": self.s3_ca_file, "S3_CERT_FILE": self.s3_cert_file}
         for name, path in named.items():
             if path is not None and (self.s3_endpoint_url or "").startswith("http://"):
@@ -312,7 +327,7 @@ class S3Settings(Settings):
 
 
 class TracingSettings(Settings):
-    """Whether a process records traces (SPEC 6.11).
+    """The switch for a process's traces (SPEC 6.11).
 
     Attributes:
         tracing: Needs the extra `otel`. OpenTelemetry's own variables configure the rest.
@@ -322,16 +337,16 @@ class TracingSettings(Settings):
 
 
 class PublisherSettings(DeploymentSettings, TracingSettings):
-    """What a publishing service needs (SPEC 11). To stage bodies it also needs `S3Settings`.
+    """The settings of a publishing service (SPEC 11). Staging bodies also needs `S3Settings`.
 
     Attributes:
-        publisher_name: The name that the workers know the publisher by.
+        publisher_name: The name by which the workers know the publisher.
         publisher_key: The key that signs requests; an Ed25519 seed, base64 of 32 bytes.
         intake_public_key: The workers' public key that secrets are sealed to; `id:base64`.
         event_public_key: The keys that sign events, base64 of 32 bytes each, separated by
             commas (SPEC 6.10).
         pepper: The secret from which, with the API key, user KEKs are derived.
-        v0_pepper: The same for KEKs of the earlier system (SPEC 4.6).
+        v0_pepper: The same for v0 KEKs (SPEC 4.6).
     """
 
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
@@ -343,7 +358,7 @@ class PublisherSettings(DeploymentSettings, TracingSettings):
 
 
 class GatewayClientSettings(Settings):
-    """A client of the gateway that its caller gives no address or API key.
+    """A gateway client's settings, if its caller passes no address or API key.
 
     Attributes:
         gateway_url: The gateway's address.

@@ -8,9 +8,9 @@
             print(opened.read())
 
 Each method has the arguments and errors of the method of the same name in `keyturn.gateway` or
-`keyturn.publisher`. All clients run on one event loop in a thread of its own: they may be used from
-any thread, and calls of several threads run concurrently. Make a client once and keep it. It is
-closed at exit, if not before, and a forked child opens new connections at its first call.
+`keyturn.publisher`. All clients run on one event loop in its own thread: any thread may use them,
+and calls of several threads run concurrently. Make a client once and keep it. It is closed at exit,
+if not before, and a forked child opens new connections at its first call.
 """
 
 import ssl
@@ -33,12 +33,12 @@ from typing import (
 from pydantic import SecretStr
 
 from keyturn import gateway, publisher
+from keyturn.api_key import ApiKey
 from keyturn.event_loop import Session, event_loop
 from keyturn.gateway.listing import PAGE_MAX_ENTRIES, ListedObject, ListedPrefix
 from keyturn.gateway.transport import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, MAX_CONNECTIONS
-from keyturn.messages import DeleteRejected, ObjectDeleted
+from keyturn.messages.events import DeleteRejected, ObjectDeleted
 from keyturn.publisher.client import ALARM_TIMEOUT_S, PUBLISH_TIMEOUT_S
-from keyturn.publisher.requests import ApiKey
 from keyturn.settings import PublisherSettings, S3Settings
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class _Blocking(Generic[_Client]):
 def _blocking(
     method: Callable[Concatenate[_Client, _Arguments], Coroutine[Any, Any, _Result]],
 ) -> Callable[Concatenate[_Blocking[_Client], _Arguments], _Result]:
-    """A blocking version of an asynchronous client's method."""
+    """Return a blocking version of an asynchronous client's method."""
 
     @wraps(method)
     def call(
@@ -96,7 +96,7 @@ def _blocking(
 def _iterating(
     method: Callable[Concatenate[_Client, _Arguments], AsyncGenerator[_Result, None]],
 ) -> Callable[Concatenate[_Blocking[_Client], _Arguments], Generator[_Result, None, None]]:
-    """A blocking version of a method that yields. Close the generator to end it early."""
+    """Return a blocking version of a method that yields. Close the generator to end it early."""
 
     @wraps(method)
     def iterate(
@@ -135,11 +135,11 @@ def _secret(api_key: ApiKey) -> SecretStr:
 
 
 class OpenObject:
-    """An object, or a range of one, whose body is still to be read. Made by `Client.open`.
+    """An object, or a range of one, whose body is not read yet. Made by `Client.open`.
 
     Attributes:
         info: Its size and metadata.
-        length: Bytes of plaintext to come: of the whole object, or of the range.
+        length: Bytes of plaintext to come, of the whole object or the range.
     """
 
     def __init__(self, opened: gateway.OpenObject) -> None:
@@ -148,7 +148,7 @@ class OpenObject:
         self._opened = opened
 
     def chunks(self) -> Generator[bytes, None, None]:
-        """The body in pieces of any size, once; complete only if it ends without an error.
+        """Yield the body in pieces of any size, once; complete only if it ends without an error.
 
         Raises:
             IncompleteBodyError: the body ended before its length, or stalled.
@@ -156,7 +156,7 @@ class OpenObject:
         return _items(self._opened.chunks())
 
     def read(self) -> bytes:
-        """The rest of the body, all of it in memory.
+        """Return the rest of the body, all of it in memory.
 
         Raises:
             IncompleteBodyError: as `chunks`; nothing is returned.
@@ -175,7 +175,7 @@ class Client(_Blocking[gateway.Client]):
         connect_timeout_s: Seconds to make one connection.
         idle_timeout_s: Seconds without progress after which a request fails.
         max_connections: Connections at once; further requests wait for one.
-        tls: What the gateway's certificate is verified with; the system's authorities by default.
+        tls: The authorities that verify the gateway's certificate; the system's by default.
 
     Raises:
         TypeError, MalformedRequestError, SettingsError: as `keyturn.gateway.Client.connect`.
@@ -208,7 +208,7 @@ class Client(_Blocking[gateway.Client]):
         return (await self._session.client()).with_api_key(self._api_key)
 
     def with_api_key(self, api_key: ApiKey) -> Self:
-        """A client with another API key, on the connections of this one and as long as they last.
+        """Return a client with another API key, on this one's connections and with their life.
 
         Args:
             api_key: Another project's, or the new one after a rotation.
@@ -282,12 +282,12 @@ class Publisher(_Blocking[publisher.Publisher]):
     It has every call of `keyturn.publisher.Publisher`.
 
     Args:
-        settings: `PublisherSettings.read()`, or made by hand.
-        s3: The bucket where bodies above 256 KiB are staged; without it they are refused.
+        settings: `PublisherSettings.read()`, or constructed by the caller.
+        s3: The bucket for staging bodies above 256 KiB; without it they are rejected.
         publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
         alarm_timeout_s: Seconds of these that a publish waits while the broker has a memory or
             disk alarm.
-        connect: Whether to connect now, so that a wrong address fails here, or at the first use.
+        connect: True to connect now, so that a wrong address fails here; False at the first use.
 
     Raises:
         BrokerTlsError, BrokerUnavailableError, SettingsError: as `Publisher.open`.
@@ -314,6 +314,7 @@ class Publisher(_Blocking[publisher.Publisher]):
         event_loop().run(self._client())
 
     connect = _blocking(publisher.Publisher.connect)
+    send = _blocking(publisher.Publisher.send)
     enroll = _blocking(publisher.Publisher.enroll)
     upload = _blocking(publisher.Publisher.upload)
     upload_from_source = _blocking(publisher.Publisher.upload_from_source)
@@ -331,7 +332,7 @@ class Publisher(_Blocking[publisher.Publisher]):
     worker_reports = _iterating(publisher.Publisher.worker_reports)
 
     def delete_outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
-        """The outcomes of a delete that this publisher sent, by object key, as far as known.
+        """Return the outcomes of a delete that this publisher sent, by object key, as far as known.
 
         Raises:
             NotSentHereError: not sent by this publisher in this process, or forgotten.

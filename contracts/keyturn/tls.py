@@ -1,20 +1,20 @@
-"""TLS: contexts from the PEM files that settings name, and what a failure means (SPEC 11).
+"""TLS: contexts from the PEM files in settings, and descriptions of failures (SPEC 11).
 
-A context that this module makes verifies the server's certificate and name, speaks TLS 1.2 or
-later, and may show a client certificate. Nothing can switch the verification off.
+A context of this module verifies the server's certificate and name, speaks TLS 1.2 or later, and
+may show a client certificate. Nothing can disable the verification.
 
-A long-running process reads the files again when they change. Each new connection uses what they
-contain when its handshake begins; open connections keep what they have. So a renewed client
-certificate or a changed authority needs no restart. Files that cannot be used change nothing: the
-previous ones stay in use. No task watches the files: a client library keeps one context for all its
+A long-running process reads the files again when they change. Each new connection uses their
+contents at the start of its handshake; open connections keep theirs. So a renewed client
+certificate or a changed authority needs no restart. Unusable files change nothing: the previous
+ones stay in use. No task watches the files: a client library keeps one context for all its
 connections, so the context itself checks them, once for each handshake.
 
-A failed connection, with TLS or without, is described in one line that names the setting. The
-libraries between pass errors of OpenSSL and of the system on as causes of their own; that line
-holds nothing of a request, an address or a certificate.
+A failed connection, with TLS or without, is described in one line that names the setting. Other
+libraries wrap errors of OpenSSL and of the system as causes of their own; that line contains
+nothing of a request, an address or a certificate.
 
-It must never print what a file holds, or its path: a person may have put the key itself there. It
-must never ask for a password: a process has no terminal.
+It must never print the content of a file, or its path: a person may have put the key itself there.
+It must never ask for a password: a process has no terminal.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _SETTLED_NS: Final = 10**9
 _log = logging.getLogger(__name__)
 _NO_ROUTE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL})
 _RESET: Final = frozenset({errno.ECONNABORTED, errno.ECONNRESET, errno.EPIPE})
-# In the text of asyncio's error for several addresses, which has no number of its own.
+# From the text of asyncio's error for several addresses, which has no number of its own.
 _ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 # X509_V_ERR_… of OpenSSL.
 _NOT_YET_VALID: Final = 9
@@ -49,7 +49,7 @@ _OTHER_HOST: Final = frozenset({62, 64})
 
 _ALERT_AS_FRAME_BYTES: Final = range(0x00020201, 0x00020301)
 
-# Of a server that speaks something else than TLS on this port.
+# From a server without TLS on this port.
 _NOT_TLS: Final = frozenset(
     {
         "HTTP_REQUEST",
@@ -63,7 +63,7 @@ _NOT_TLS: Final = frozenset(
 _OTHER_VERSION: Final = frozenset(
     {"NO_PROTOCOLS_AVAILABLE", "TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL"}
 )
-# Alerts by which a server refuses the certificate that it was shown.
+# Alerts by which a server refuses the client's certificate.
 _REFUSED: Final = {
     "SSLV3_ALERT_BAD_CERTIFICATE": "malformed",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "expired",
@@ -77,13 +77,13 @@ _REFUSED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
-    """The names of the settings that say how a server is reached.
+    """The names of the settings of a connection to a server.
 
     Attributes:
         url: Its address.
-        tls_scheme: What an address with TLS begins with.
-        ca: The authorities that its certificate may come from.
-        certificate: The client certificate that this process shows.
+        tls_scheme: The scheme of an address with TLS.
+        ca: The authorities of its certificate.
+        certificate: The client certificate of this process.
         key: The key of that certificate.
     """
 
@@ -121,7 +121,7 @@ GATEWAY: Final = PeerSettings("KEYTURN_GATEWAY_URL", "https://", "KEYTURN_GATEWA
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """Metadata of a file that changes when the file is replaced or written."""
+    """A file's metadata that change when it is replaced or written."""
 
     device: int
     inode: int
@@ -142,14 +142,14 @@ def client_context(
     *,
     with_system: bool = False,
 ) -> ssl.SSLContext:
-    """A context for connections to a server.
+    """Return a context for connections to a server.
 
     Args:
         names: For errors.
-        ca: PEM certificates of authorities; those of the system if None.
+        ca: PEM certificates of authorities; the system's if None.
         certificate: A client certificate in PEM, followed by its chain.
         key: Its key in PEM, not encrypted.
-        with_system: Whether the system's authorities count beside those of `ca`.
+        with_system: True to trust the system's authorities in addition to those of `ca`.
 
     Raises:
         SettingsError: names the setting whose file cannot be used.
@@ -173,7 +173,7 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path, names: Pair
 
     Raises:
         SettingsError: names the setting whose file cannot be used, or says that the two do not
-            belong together. The context is then of no use.
+            belong together. The context is then useless.
     """
     _check_readable(certificate, names.certificate)
     _check_readable(key, names.key)
@@ -186,7 +186,7 @@ def load_pair(context: ssl.SSLContext, certificate: Path, key: Path, names: Pair
 
 
 def file_state(path: Path) -> FileState | None:
-    """The state of a file, following links; None if it does not exist."""
+    """Return the state of a file, following links; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -197,8 +197,8 @@ def file_state(path: Path) -> FileState | None:
 
 
 def expiry(certificate: Path) -> datetime | None:
-    """When the first certificate in a PEM file expires; None if that cannot be read."""
-    # Slow to import, so only where TLS is on.
+    """Return when the first certificate in a PEM file expires; None if that is unreadable."""
+    # Slow to import, so only with TLS.
     from cryptography.x509 import load_pem_x509_certificates  # noqa: PLC0415
 
     try:
@@ -208,10 +208,10 @@ def expiry(certificate: Path) -> datetime | None:
 
 
 def speaks_tls(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether the server at an `http://` address answers a TLS handshake.
+    """Return whether the server at an `http://` address answers a TLS handshake.
 
-    For errors: many servers with TLS only hang up on what is not. Nothing else is sent, so it
-    does not matter who answers. Blocks for up to twice the time.
+    For errors: many TLS servers only close plaintext connections. Nothing else is sent, so it does
+    not matter who answers. Blocks for up to twice the time.
     """
     parts = urlsplit(url)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -242,8 +242,8 @@ def _check_readable(path: Path, name: str) -> None:
 
 
 def _pair_problem(certificate: Path, key: Path, names: PairSettings, error: OSError) -> str:
-    """Why OpenSSL, which only says "PEM lib", refused the two."""
-    # Only where something is wrong: it takes a while to import.
+    """Return why OpenSSL, which only says "PEM lib", refused the two."""
+    # Only at a problem: it takes a while to import.
     from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
         load_pem_private_key,
     )
@@ -272,7 +272,7 @@ def renewing_context(
     certificate: Path | None = None,
     key: Path | None = None,
 ) -> ssl.SSLContext:
-    """As `client_context`, for all connections of a long-running process.
+    """Return the same as `client_context`, for all connections of a long-running process.
 
     Raises:
         SettingsError: names the setting whose file cannot be used.
@@ -298,16 +298,16 @@ class _RenewingContext(ssl.SSLContext):
         self._files = (ca, certificate, key)
         self._used = self._states()
         self._current = client_context(names, *self._files)
-        # The files that were last reported as unusable.
+        # The files last reported as unusable.
         self._unusable: _States | None = None
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
-        """As in `ssl`, with what the files contain now. asyncio and uvloop call this."""
+        """As in `ssl`, with the current contents of the files. asyncio and uvloop call this."""
         self._renew()
         return self._current.wrap_bio(*args, **kwargs)
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
-        """As in `ssl`, with what the files contain now."""
+        """As in `ssl`, with the current contents of the files."""
         self._renew()
         return self._current.wrap_socket(*args, **kwargs)
 
@@ -323,13 +323,13 @@ class _RenewingContext(ssl.SSLContext):
             self._refuse(states, str(exc))
             return
         if self._states() != states:
-            return  # they changed while they were read: the next connection checks again
+            return  # they changed during the read: the next connection checks again
         self._current, self._used, self._unusable = context, states, None
         until = "" if expires is None else f", expires {expires}"
         _log.info("certificate renewed: %s%s", ", ".join(changed), until)
 
     def _refuse(self, states: _States, problem: str) -> None:
-        """Keep what is in use, and report the problem once, if the files have settled."""
+        """Keep the context in use, and report the problem once, if the files have settled."""
         changed_ns = max((state.changed_ns for state in states.values() if state), default=0)
         if time.time_ns() - changed_ns >= _SETTLED_NS:
             self._unusable = states
@@ -352,9 +352,9 @@ class _RenewingContext(ssl.SSLContext):
 
 
 def describe_tls_failure(error: BaseException, names: PeerSettings) -> str | None:
-    """What is wrong with TLS to a server, as a clause about "it"; None if nothing is.
+    """Return the problem of TLS with a server, as a clause about "it"; None if there is none.
 
-    Trying again will not help, until a person changes a certificate or a setting.
+    A retry will not help until a person changes a certificate or a setting.
 
     Args:
         error: As a library raised it, with its causes.
@@ -369,9 +369,9 @@ def describe_tls_failure(error: BaseException, names: PeerSettings) -> str | Non
 
 
 def describe_connection_failure(error: BaseException, names: PeerSettings) -> str | None:
-    """Why a server was not reached, or its connection was lost, as a clause about "it".
+    """Return why a server was not reached, or its connection was lost, as a clause about "it".
 
-    The text of an error is never part of it: that may hold an address, or what was sent.
+    It never contains the text of an error, which may hold an address, or the sent data.
 
     Args:
         error: As a library raised it, with its causes.
@@ -409,12 +409,12 @@ def _error_numbers(error: BaseException) -> Iterator[int]:
 
 
 def needs_tls(names: PeerSettings) -> str:
-    """What is wrong where a port of TLS was spoken to without."""
+    """Describe the problem of plaintext sent to a TLS port."""
     return f"it speaks TLS on that port: {names.url} must begin with {names.tls_scheme}"
 
 
 def _is_alert(error: BaseException) -> bool:
-    """Whether a server answered what was sent without TLS by an alert of TLS."""
+    """Return whether a server answered plaintext by an alert of TLS."""
     if isinstance(error, asyncio.IncompleteReadError):
         # A fatal alert, 15 03 03 00 02 02 0a, is a frame of AMQP of this many bytes.
         expected = error.expected or 0
@@ -424,7 +424,7 @@ def _is_alert(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that led to it, each once."""
+    """Yield the error and all its causes, each once."""
     seen: set[int] = set()
     pending: list[object] = [error]
     while pending:
@@ -434,7 +434,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         pending += [one.__context__, one.__cause__]
-        # Of aiohttp: what it wraps.
+        # aiohttp's own: the errors that it wraps.
         pending += [getattr(one, "os_error", None), getattr(one, "certificate_error", None)]
 
 
@@ -459,7 +459,7 @@ def _describe(error: ssl.SSLError, names: PeerSettings) -> str | None:
 
 
 def _describe_verification(error: ssl.SSLCertVerificationError, names: PeerSettings) -> str | None:
-    # aiohttp has subclasses of its own, without a code: what they wrap has it.
+    # aiohttp has its own subclasses, without a code: the errors that they wrap have it.
     match getattr(error, "verify_code", None):
         case None:
             return None

@@ -24,13 +24,13 @@ WORKERS_STREAM: Final = "keyturn.workers"
 WORKER_REPORTED: Final = "worker.reported"
 MARKS_STREAM: Final = "keyturn.marks"
 KEYRING_MARKED: Final = "keyring.marked"
-# The queue, and the exchange that feeds it: what storage servers say about new objects (SPEC 17.4).
+# The queue, and the exchange that feeds it: storage servers' notices of new objects (SPEC 17.4).
 NOTIFICATIONS: Final = "keyturn.notifications"
 # Between the exchange and the streams of single publishers, each bound by its header.
 PUBLISHER_EVENTS_EXCHANGE: Final = "keyturn.publisher-events"
 # Dead letters that no known publisher signed, bounded on their own (SPEC 6.9).
 UNSIGNED_DEAD_QUEUE: Final = "keyturn.unsigned.dead"
-# An exclusive queue, held as a lock by who reads dead letters: another reader would see only half.
+# An exclusive queue, held as a lock by a reader of dead letters: another would see only half.
 DEAD_LOCK: Final = "keyturn.dead.lock"
 
 UPLOAD_REQUESTS: Final = ("upload.requested",)
@@ -66,8 +66,8 @@ EVENTS: Final = (
     "recover.rejected",
 )
 STATUS_REPORTED: Final = "status.reported"
-# What the streams of single publishers take. Reports go to their own publisher alone, and not to
-# `keyturn.events`: a console asks for many, and they state nothing that happened.
+# The events in the streams of single publishers. Reports go only to their own publisher, not to
+# `keyturn.events`: a console asks for many, and they state no occurrence.
 PUBLISHER_EVENTS: Final = (*EVENTS, STATUS_REPORTED)
 
 REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -90,14 +90,14 @@ PUBLISHER_HEADER: Final = "keyturn-publisher"
 SIGNATURE_HEADER: Final = "keyturn-signature"
 EVENT_KEY_HEADER: Final = "keyturn-event-key"  # the id of the key that signed an event
 TRACEPARENT_HEADER: Final = "traceparent"  # unsigned: a link for traces at most (SPEC 6.11)
-# Put on by workers; taken off again when a dead letter is replayed.
+# Added by workers; removed when a dead letter is replayed.
 CODE_HEADER: Final = "keyturn-code"
 DETAIL_HEADER: Final = "keyturn-detail"
 ATTEMPT_HEADER: Final = "keyturn-attempt"
 NOT_BEFORE_HEADER: Final = "keyturn-not-before"
 RETRY_MAC_HEADER: Final = "keyturn-retry-mac"
 DEAD_AT_HEADER: Final = "keyturn-dead-at"  # when a worker put the letter there (SPEC 1)
-# On a letter whose body was not kept: the SHA-256 of what it was, in 64 hex digits (SPEC 6.9).
+# On a letter whose body was not kept: the body's SHA-256, in 64 hex digits (SPEC 6.9).
 BODY_DROPPED_HEADER: Final = "keyturn-body-dropped"
 WORKER_HEADERS: Final = (
     CODE_HEADER,
@@ -117,7 +117,7 @@ ALL_DELAYS_S: Final = tuple(sorted({*RETRY_DELAYS_S, *UNKNOWN_PROJECT_DELAYS_S})
 EVENTS_MAX_BYTES: Final = 4 * 1024**3
 EVENTS_MAX_AGE: Final = "14D"
 _SEGMENT_BYTES: Final = 64 * 1024**2
-# Of the audit trail, where the settings do not say otherwise.
+# The default for the audit trail.
 AUDIT_MAX_AGE_S: Final = 365 * 24 * 3600
 AUDIT_MAX_BYTES: Final = 4 * 1024**3
 # One stream for each publisher: smaller, since there may be many.
@@ -128,10 +128,10 @@ _WORKERS_SEGMENT_BYTES: Final = 4 * 1024**2
 _PUBLISHER_SEGMENT_BYTES: Final = 16 * 1024**2
 _AUDIT_SEGMENT_BYTES: Final = 16 * 1024**2
 _MARKS_SEGMENT_BYTES: Final = 64 * 1024**2
-# Each crash of a worker costs a message one delivery. A series of failed deployments can use up
-# the broker's default of 20, and the message would be dead-lettered.
-_DELIVERY_LIMIT: Final = 100
-# Notifications are hints: the next listing of the source finds what is dropped here.
+# Each crash of a worker costs a message one delivery. A series of failed deployments can use up the
+# broker's default of 20, and the message would be dead-lettered.
+DELIVERY_LIMIT: Final = 100
+# Notifications are hints: the next listing of the source finds the objects of dropped ones.
 NOTIFICATIONS_MAX_BYTES: Final = 64 * 1024**2
 _NOTIFICATION_DELIVERIES: Final = 5
 _CONSUMER_TIMEOUT_MS: Final = 6 * 3600 * 1000
@@ -147,12 +147,12 @@ class Queue:
 
     @property
     def is_stream(self) -> bool:
-        """Whether it keeps what was read, so that its messages are never gone."""
+        """True if it keeps messages after they were read."""
         return self.arguments.get("x-queue-type") == "stream"
 
 
 def dead_letter_name(queue: str) -> str:
-    """The name of a queue's dead-letter queue (SPEC 6.2)."""
+    """Return the name of a queue's dead-letter queue (SPEC 6.2)."""
     return f"{queue}.dead"
 
 
@@ -179,21 +179,21 @@ def _bounds(days: int, mebibytes: int) -> dict[str, str | int]:
     }
 
 
-# A flood of unsigned messages pushes out nothing that was signed.
+# A flood of unsigned messages pushes out no signed ones.
 DEAD_POLICIES: Final = (
     Policy("keyturn-dead", r"^keyturn\.(upload|control|plan|sweep)\.dead$", _bounds(30, 256)),
     Policy("keyturn-unsigned-dead", r"^keyturn\.unsigned\.dead$", _bounds(7, 64)),
 )
-"""What bounds the dead letters, unless the operator chooses other values (SPEC 6.9)."""
+"""The bounds of the dead letters, unless the operator chooses others (SPEC 6.9)."""
 
 
 def publisher_stream(publisher: str) -> str:
-    """The stream that holds the events of one publisher's own requests (SPEC 6.8)."""
+    """Return the stream of the events of one publisher's own requests (SPEC 6.8)."""
     return f"{EVENTS_STREAM}.{publisher}"
 
 
 def retry_name(queue: str, delay_s: int) -> str:
-    """The name of the queue where a message waits `delay_s` seconds for its next attempt."""
+    """Return the queue where a message waits `delay_s` seconds for its next attempt."""
     return f"{queue}.retry.{delay_s}s"
 
 
@@ -202,7 +202,7 @@ def _work_queue(name: str, bindings: tuple[str, ...]) -> Queue:
         name,
         {
             "x-queue-type": "quorum",
-            "x-delivery-limit": _DELIVERY_LIMIT,
+            "x-delivery-limit": DELIVERY_LIMIT,
             "x-consumer-timeout": _CONSUMER_TIMEOUT_MS,
             **_dead_letters_to(dead_letter_name(name)),
         },
@@ -211,8 +211,8 @@ def _work_queue(name: str, bindings: tuple[str, ...]) -> Queue:
 
 
 def _dead_letters_to(queue: str) -> dict[str, str | int]:
-    # at-least-once needs reject-publish; without it a message on its way from one
-    # queue to the other is lost when the broker dies in between.
+    # at-least-once needs reject-publish; without it a message in transit between the queues is lost
+    # when the broker dies.
     return {
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": queue,
@@ -223,8 +223,8 @@ def _dead_letters_to(queue: str) -> dict[str, str | int]:
 
 def _dead_queue(name: str) -> Queue:
     # No delivery limit: inspecting a dead letter counts as a delivery, and a limit without a
-    # dead-letter exchange drops messages. No limit of age or size either: those are policies,
-    # which can change, and an argument would override them (SPEC 6.9).
+    # dead-letter exchange drops messages. No limit of age or size either: those are policies, which
+    # can change, and an argument would override them (SPEC 6.9).
     return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": -1})
 
 
@@ -240,9 +240,9 @@ def _retry_queue(name: str, delay_s: int) -> Queue:
 
 
 def publisher_queue(publisher: str) -> Queue:
-    """The stream of one publisher's events: a copy of its part of `keyturn.events` (SPEC 6.8).
+    """Return the stream of one publisher's events: a copy of its part of `keyturn.events`.
 
-    The headers exchange feeds it, by `publisher_binding`.
+    The headers exchange feeds it, by `publisher_binding` (SPEC 6.8).
     """
     return Queue(
         publisher_stream(publisher),
@@ -256,15 +256,15 @@ def publisher_queue(publisher: str) -> Queue:
 
 
 def publisher_binding(publisher: str) -> Mapping[str, str]:
-    """The arguments that bind a publisher's stream to the headers exchange."""
+    """Return the arguments that bind a publisher's stream to the headers exchange."""
     return {"x-match": "all", PUBLISHER_HEADER: publisher}
 
 
 def audit_queue(max_age_s: int = AUDIT_MAX_AGE_S, max_bytes: int = AUDIT_MAX_BYTES) -> Queue:
-    """The stream of the audit trail, with the bounds of the settings (SPEC 15.3).
+    """Return the stream of the audit trail, with the bounds of the settings (SPEC 15.3).
 
-    It takes `audit.recorded` alone. The other streams take none of it: publishers must not read
-    what operators do.
+    It receives only `audit.recorded`, and no other stream does: publishers must not read what
+    operators do.
     """
     return Queue(
         AUDIT_STREAM,
@@ -279,7 +279,7 @@ def audit_queue(max_age_s: int = AUDIT_MAX_AGE_S, max_bytes: int = AUDIT_MAX_BYT
 
 
 def workers_queue() -> Queue:
-    """The stream of what workers report about themselves (SPEC 16.2).
+    """Return the stream of workers' reports about themselves (SPEC 16.2).
 
     Short-lived: each worker reports every few seconds, and only the newest reports matter.
     """
@@ -296,10 +296,10 @@ def workers_queue() -> Queue:
 
 
 def marks_queue() -> Queue:
-    """The stream of the marks of keyrings (SPEC 5.5).
+    """Return the stream of the marks of keyrings (SPEC 5.5).
 
-    It has no bound of age or size: the newest mark of a project may be years old, and without it
-    nothing shows that its keyring was rolled back.
+    It has no bound of age or size: the newest mark of a project may be years old, and only it shows
+    that the project's keyring was rolled back.
     """
     return Queue(
         MARKS_STREAM,
@@ -309,10 +309,10 @@ def marks_queue() -> Queue:
 
 
 def notifications_queue() -> Queue:
-    """The queue of storage servers' notifications of new objects (SPEC 17.4).
+    """Return the queue of storage servers' notifications of new objects (SPEC 17.4).
 
-    Bounded, and without dead letters: nothing in it is signed, and a flood costs no other queue
-    anything. The exchange of the same name feeds it, whatever the routing key.
+    Bounded, and without dead letters: nothing in it is signed, and a flood affects no other queue.
+    The exchange of the same name feeds it, whatever the routing key.
     """
     return Queue(
         NOTIFICATIONS,
@@ -326,10 +326,10 @@ def notifications_queue() -> Queue:
 
 
 def queues() -> tuple[Queue, ...]:
-    """All queues but the audit trail's, in the order of their declaration: the streams last.
+    """Return all queues but the audit trail's, in the order of their declaration: streams last.
 
-    A stream is bound only to the keys of what it is for, never to `#`: a stream that takes
-    requests would satisfy `mandatory` and lose them.
+    A stream is bound only to its own keys, never to `#`: a stream that received requests would
+    satisfy `mandatory` and lose them.
     """
     work = (
         _work_queue(UPLOAD_QUEUE, UPLOAD_REQUESTS),

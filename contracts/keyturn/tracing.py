@@ -1,13 +1,13 @@
 """The spans of a publisher, by OpenTelemetry, and links to other processes (SPEC 6.11).
 
 Needs the extra `keyturn[otel]`. The application configures OpenTelemetry; this module only uses its
-API. Without a provider, and where the application does not sample, nothing is recorded and no
-header is sent.
+API. Without a provider, or if the application does not sample, nothing is recorded and no header is
+sent.
 
-The header `traceparent` of a message is not signed: anyone with write access to the broker can put
-any value into it. So it only ever becomes a *link* to another trace. It is never the parent of a
-span, and never decides whether one is recorded. FastStream's middleware and the instrumentations
-for aio-pika would make it the parent.
+The header `traceparent` of a message is not signed: anyone with write access to the broker can set
+any value. So it only ever becomes a *link* to another trace. It is never the parent of a span, and
+never decides whether one is recorded. FastStream's middleware and the instrumentations for aio-pika
+would make it the parent.
 
 It must never record a project, an object key, a secret, or the text of an exception.
 """
@@ -30,7 +30,9 @@ from opentelemetry.trace import (
 )
 
 from keyturn.errors import CodedError
-from keyturn.messages import Event, Rejected, Request, request_id
+from keyturn.messages.codec import request_id
+from keyturn.messages.events import Event, Rejected
+from keyturn.messages.requests import Request
 from keyturn.topology import EXCHANGE, TRACEPARENT_HEADER, publisher_stream
 
 # Version 00 of W3C Trace Context, which is 55 characters long. Later versions are not read.
@@ -41,7 +43,7 @@ _NOTHING: Final[Mapping[str, str]] = {}
 
 
 def links_to(header: object) -> tuple[Link, ...]:
-    """The link to the span that a header `traceparent` names; none for any other form."""
+    """Return the link to the span in a header `traceparent`; none for any other form."""
     match = _TRACEPARENT.fullmatch(header) if isinstance(header, str) else None
     if match is None:
         return ()
@@ -52,7 +54,7 @@ def links_to(header: object) -> tuple[Link, ...]:
 
 
 def traceparent_of(span: trace.Span) -> str:
-    """The header that names this span."""
+    """Return the header that names this span."""
     context = span.get_span_context()
     sampled = int(context.trace_flags.sampled)
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{sampled:02x}"
@@ -62,7 +64,7 @@ def traceparent_of(span: trace.Span) -> str:
 def current(
     span: trace.Span, no_failures: tuple[type[BaseException], ...] = (GeneratorExit,)
 ) -> Iterator[None]:
-    """Make the span the current one, and end it. Of an error only its code or type is recorded."""
+    """Make the span current, and end it. Only the code or type of an error is recorded."""
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield
@@ -84,11 +86,11 @@ def fail(span: trace.Span, error: BaseException | str) -> None:
 
 
 class PublisherTracing:
-    """Records what one publisher sends, and the events that answer it.
+    """Records one publisher's requests, and the events that answer them.
 
     Args:
         publisher: The publisher's name.
-        provider: Where spans go; by default, to the application's global provider.
+        provider: The destination of spans; by default the application's global provider.
     """
 
     def __init__(self, publisher: str, provider: trace.TracerProvider | None = None) -> None:
@@ -98,10 +100,10 @@ class PublisherTracing:
 
     @contextmanager
     def sending(self, request: Request, body_bytes: int) -> Iterator[Mapping[str, str]]:
-        """A span around one publish; gives the headers to add to the message.
+        """Record a span around one publish; yield the headers to add to the message.
 
         Args:
-            request: What is published.
+            request: The published request.
             body_bytes: Its size as signed.
         """
         destination = f"{EXCHANGE}:{request.type}"
@@ -127,7 +129,7 @@ class PublisherTracing:
 
     @contextmanager
     def staging(self, size_bytes: int | None = None) -> Iterator[None]:
-        """A span around putting a body into staging."""
+        """Record a span around staging a body."""
         span = self._tracer.start_span("stage body", kind=SpanKind.CLIENT)
         if size_bytes is not None:
             span.set_attribute("keyturn.body.size", size_bytes)
@@ -135,7 +137,7 @@ class PublisherTracing:
             yield
 
     def received(self, event: Event, traceparent: str) -> None:
-        """Record that a verified event answered a request that was sent here.
+        """Record that a verified event answered a request sent here.
 
         The span belongs to the trace of the request, and links to the worker's.
         """

@@ -16,11 +16,11 @@ import signal
 
 import uvloop
 
-from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.storage import Capabilities
-from keyturn_workers.worker import process
-from keyturn_workers.worker.logging import configure
-from keyturn_workers.worker.wiring import ALL_ROLES
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.pipeline.worker import process
+from keyturn_workers.pipeline.worker.wiring import ALL_ROLES
+from keyturn_workers.process.logging import configure
+from keyturn_workers.process.settings import WorkerSettings
 from tests.acceptance import points
 from tests.acceptance.sweep_points import SWEEP_POINTS
 from tools.harness.known_storage import assume

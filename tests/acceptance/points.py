@@ -14,20 +14,20 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 from keyturn.publisher import Publisher
-from keyturn_workers.amqp.acks import ChannelAcks
-from keyturn_workers.amqp.publisher import WorkerPublisher
-from keyturn_workers.amqp.request_consumer import RequestConsumer
-from keyturn_workers.control import enrollment
-from keyturn_workers.ingest.record import SourceRecords
-from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.sources.bucket import SourceBucket
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.pipeline.amqp.acks import ChannelAcks
+from keyturn_workers.pipeline.amqp.publisher import WorkerPublisher
+from keyturn_workers.pipeline.amqp.requests import RequestSettlement
+from keyturn_workers.pipeline.control import enrollment
+from keyturn_workers.pipeline.ingest.record import SourceRecords
+from keyturn_workers.pipeline.sources.bucket import SourceBucket
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 from keyturn_workers.storage.s3 import S3Storage
-from keyturn_workers.upload.sessions import OpenedSessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from keyturn_workers.storage import WriteResult
+    from keyturn_workers.core.storage_values import WriteResult
 
 _RECORDS = ".keyturn/"
 KEYRINGS = ".keyturn/keyrings/"
@@ -195,7 +195,7 @@ class Nowhere:
 
 POINTS: dict[str, Installed] = {
     "nowhere": Nowhere(),
-    "taken": Point(RequestConsumer, "__call__"),
+    "taken": Point(RequestSettlement, "consume_scope"),
     "secret-opened": SecretOpened(),
     "keyring-read": Point(KeyringReader, "read_recent", after=True),
     "put-before": Point(S3Storage, "put", "put_stream", matters=of_an_object),

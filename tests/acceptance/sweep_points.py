@@ -10,19 +10,15 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn_workers.amqp.publisher import WorkerPublisher
+from keyturn_workers.core.sweep_record import ALL, AllRecord, ProjectRecord
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.pipeline.amqp.publisher import WorkerPublisher
+from keyturn_workers.pipeline.sweep import reconciler
+from keyturn_workers.pipeline.sweep.evidence import EvidenceLog
+from keyturn_workers.pipeline.sweep.messages import SweepDispatcher
+from keyturn_workers.pipeline.sweep.reconciler import Reconciler
+from keyturn_workers.pipeline.sweep.starter import SweepStarter
 from keyturn_workers.storage.s3 import S3Storage
-from keyturn_workers.sweep import (
-    ALL,
-    AllRecord,
-    ProjectRecord,
-    SweepDispatcher,
-    SweepStarter,
-    SweepStore,
-    reconciler,
-)
-from keyturn_workers.sweep.evidence import EvidenceLog
-from keyturn_workers.sweep.reconciler import Reconciler
 from tests.acceptance.points import Installed, Point, Stalled
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ _UPLOADS = 150
 _CUTS = 4
 
 
-async def _read_stream(deployment: Deployment, expected: set[str], timeout_s: float) -> None:
+async def read_stream(deployment: Deployment, expected: set[str], timeout_s: float) -> None:
     """Read the event stream from its beginning until it has reported all of these uploads."""
     verify = VerifyKey.from_bytes(deployment.event_key.public_bytes)
     missing = set(expected)
@@ -68,7 +68,7 @@ async def test_uploads_survive_a_broker_restart(
             assert before < _UPLOADS
             await asyncio.to_thread(_lose, own_rabbitmq, how)
         ids = {made.upload_id for made in uploads}
-        await _read_stream(scene.deployment, ids, timeout_s=60)
+        await read_stream(scene.deployment, ids, timeout_s=60)
         async with open_wire(scene.deployment) as wire:
             # It goes on serving what comes new.
             after = await scene.upload(wire, f"{how}/after", b"new")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -322,8 +323,17 @@ def test_what_a_source_has_lost_is_found(evidence: Evidence) -> None:
     """A stored object, a wrong body of another one, and a refused object of the drop bucket."""
     assert evidence.source_buckets is not None
     stored = stored_uploads(evidence.written, evidence.drop_state)
+    drops_put = Counter(content.drop for content in evidence.written.contents)
+    sole = {
+        content.upload.upload_id
+        for content in evidence.written.contents
+        if drops_put[content.drop] == 1 and content.drop not in evidence.written.deleted
+    }
+    # Of a key that was overwritten or deleted in the source, an earlier content may be lost.
     gone, wrong = [
-        _StoredObject.of(evidence, upload) for upload in stored.values() if upload.size_bytes > 100
+        _StoredObject.of(evidence, upload)
+        for upload in sorted(stored.values(), key=lambda one: one.upload_id not in sole)
+        if upload.size_bytes > 100
     ][:2]
     refused = next(one for one in evidence.written.contents if one.drop.refused)
     in_drop: Any = {"Bucket": evidence.source_buckets.names[DROP], "Key": refused.drop.s3_key}

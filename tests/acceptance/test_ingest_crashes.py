@@ -1,6 +1,6 @@
 """An ingest worker killed between an object that it found and the end of its listing (SPEC 17.4).
 
-Whatever it had requested or recorded, the next worker takes in what is left, and every object is
+Whatever it had requested or recorded, the next worker ingests the rest, and every object is
 stored once.
 """
 

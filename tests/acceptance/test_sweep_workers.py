@@ -98,7 +98,9 @@ async def test_the_broker_restarts_in_the_middle_of_a_sweep(
     scene = await ceph_enrolled.on(own_rabbitmq.url)
     (tenant,) = await enroll_projects(scene, ["restarted"])
     await asyncio.to_thread(tenant.put_all, small_plaintexts(60))
-    async with scene.worker("sweep", **_SETTINGS) as one, scene.worker("all", **_SETTINGS) as other:
+    # The end waits for two leases, so that a broker that is slow to stop stops before it.
+    settings = {**_SETTINGS, "LEASE_S": "5"}
+    async with scene.worker("sweep", **settings) as one, scene.worker("all", **settings) as other:
         async with open_wire(scene.deployment) as wire:
             request = tenant.rotation()
             rotation_id = request["rotation_id"]

@@ -16,7 +16,7 @@ from keyturn.errors import UnauthorizedError
 from keyturn.evidence import in_chain_order, verify_chain
 from keyturn.gateway import Client
 from keyturn.identifiers import evidence_prefix
-from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.pipeline.amqp.declarations import declare
 from tests.unit.compatibility.released import RELEASES, Released
 from tools.harness import requests, stored_objects
 from tools.harness.deployment import Deployment

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.ingest.metrics import IngestMetrics
-from keyturn_workers.master_keys.providers import KmsMetrics
-from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.keys.master_keys.providers import KmsMetrics
+from keyturn_workers.pipeline.ingest.metrics import IngestMetrics
+from keyturn_workers.process.metrics import WorkerMetrics
 from tests.support.deployed_queries import DEPLOY, expressions, metric_names, resolve, variables
 
 _ROOT: Final = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """Fuzzing (docs/operations/failures.md): what comes from outside, mutated by the hundred thousand.
 
-| module | what it holds |
+| module | contents |
 | --- | --- |
 | `odd_values`, `documents`, `wire` | mutations: of values, of JSON, of AMQP properties as bytes |
 | `valid_messages`, `cases` | signed messages of every kind, and mutated deliveries made from them |

@@ -1,25 +1,18 @@
-"""What a dead letter must still say: all that was sent, but for what no copy can carry."""
+"""The parts that a dead letter must keep: all that a replay needs, if a copy can carry them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import UNSIGNED_DEAD_QUEUE, WORKER_HEADERS, dead_letter_name
-from keyturn_workers.amqp.failures import sent_headers
+from keyturn_workers.process.message_copies import sent_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from aio_pika import IncomingMessage
 
-_PROPERTIES: Final = (
-    "content_type",
-    "content_encoding",
-    "correlation_id",
-    "message_id",
-    "type",
-    "app_id",
-)
+_PROPERTIES: Final = ("content_type", "message_id")
 _LARGE: Final = 40_000
 _DEEP: Final = 32
 

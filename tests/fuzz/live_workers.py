@@ -32,8 +32,8 @@ from keyturn.topology import (
     UNSIGNED_DEAD_QUEUE,
     UPLOAD_QUEUE,
 )
-from keyturn_workers.amqp.failures import CODES_WITHOUT_BODY
-from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.process.message_copies import CODES_WITHOUT_BODY
+from keyturn_workers.process.property_tolerance import tolerate_odd_properties
 from tests.fuzz import valid_messages
 from tests.fuzz.cases import Case, Cases
 from tests.fuzz.dead_letters import check_copy, dead_queue_of

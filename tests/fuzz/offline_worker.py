@@ -22,16 +22,16 @@ from keyturn.crypto import user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import parse_audit
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.amqp.acks import Acks
-from keyturn_workers.amqp.consumer import Settlement
-from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.audit import AuditProcess, AuditTrail
-from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.storage import Headers
-from keyturn_workers.worker.metrics import WorkerMetrics
-from keyturn_workers.worker.wiring import CONTROL, UPLOAD, Wiring
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.keys.audit.trail import AuditProcess, AuditTrail
+from keyturn_workers.pipeline.amqp.acks import Acks
+from keyturn_workers.pipeline.worker.wiring import CONTROL, UPLOAD, Wiring
+from keyturn_workers.process.metrics import WorkerMetrics
+from keyturn_workers.process.property_tolerance import tolerate_odd_properties
+from keyturn_workers.process.settings import WorkerSettings
 from tests.fuzz.valid_messages import OTHER_PROJECT, PROJECT
 from tests.fuzz.wire import FRAME_BYTES
+from tests.support.routes import deliver
 from tests.unit.keyturn_workers.factories import generation, keyring
 from tests.unit.keyturn_workers.witness import FakeWitness
 from tools.harness.local_keys import build_keyring, operator_keys
@@ -86,7 +86,7 @@ class Channel:
 
 @dataclass
 class Broker:
-    """What `keyturn_workers.amqp.WorkerPublisher` needs of FastStream's: a queue to publish to."""
+    """What `WorkerPublisher` needs of FastStream's: a queue to publish to."""
 
     published: list[Published] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ class Broker:
 
 @dataclass(frozen=True)
 class ConfirmedPublisher:
-    """What `keyturn_workers.amqp.WorkerPublisher` publishes events by."""
+    """What `WorkerPublisher` publishes events by."""
 
     broker: Broker
 
@@ -188,13 +188,13 @@ class Worker:
         publisher, confirmed = process._worker_publisher, ConfirmedPublisher(self.broker)
         publisher._events = publisher._reports = cast("Any", confirmed)
         roles = frozenset({UPLOAD, CONTROL})
-        self._consumers = {queue: consume for queue, _, consume in process.consumers(roles)}
+        self._routes = {route.queue: route for route in process.routes(roles)}
 
     async def take(self, queue: str, message: AbstractIncomingMessage) -> None:
         """Let the worker take one delivery; what it publishes is in `broker.published`."""
         self.broker.published.clear()
         acks = Acks(prefetch=1)
-        if await self._consumers[queue](message) is Settlement.DONE:
+        if await deliver(self._routes[queue], message):
             acks.done(message)
         else:
             acks.give_back(message)

@@ -19,7 +19,7 @@ from keyturn.crypto import VerifyKey
 from keyturn.errors import all_errors
 from keyturn.messages import parse_event, parse_request
 from keyturn.topology import ATTEMPT_HEADER, CODE_HEADER, DETAIL_HEADER, SIGNATURE_HEADER
-from keyturn_workers.worker.runtime import reduce_garbage_collection
+from keyturn_workers.process.runtime import reduce_garbage_collection
 from tests.fuzz import valid_messages
 from tests.fuzz.cases import Case, Cases
 from tests.fuzz.dead_letters import check_copy, dead_queue_of
@@ -40,7 +40,7 @@ _WARM_SHARE: Final = 0.3
 _CODES: Final = frozenset(all_errors())
 _FORM: Final = ("bad_signature", "malformed_request")
 # A sweep's id that an earlier mutation of the same request has taken.
-_ANOTHER: Final = "this id names a sweep with other options"
+_ANOTHER: Final = "this id belongs to a sweep with other options"
 
 
 class _Logged(list[str]):

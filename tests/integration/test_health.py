@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from keyturn.topology import SWEEP_QUEUE
-from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.pipeline.amqp.declarations import declare
 from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import worker
@@ -66,6 +66,31 @@ async def test_ready_while_the_broker_is_there(
         await _until(port, 503, missing="consumers")
         assert (await _get(port, "/healthz"))[0] == 200
         own_rabbitmq.start()
+        await _until(port, 200)
+        assert await running.terminate() == 0
+
+
+async def test_not_ready_while_the_broker_takes_no_events(
+    own_rabbitmq: RabbitMQ, ceph: S3Server, ceph_bucket: str
+) -> None:
+    """At its alarm, the broker still delivers and answers, but no request can be settled."""
+    deployment = Deployment(own_rabbitmq.url, ceph, ceph_bucket)
+    port = free_port()
+    async with worker(deployment.worker_env(HEALTH_PORT=str(port))) as running:
+        await _until(port, 200)
+        await asyncio.to_thread(own_rabbitmq.set_memory_alarm, on=True)
+        try:
+            body = await _until(port, 503, missing="broker")
+            assert body["checks"] == {
+                "broker": False,
+                "consumers": True,
+                "storage": True,
+                "marks": True,
+            }
+            assert "memory or disk alarm" in body["problems"]["broker"]
+            assert (await _get(port, "/healthz"))[0] == 200
+        finally:
+            await asyncio.to_thread(own_rabbitmq.set_memory_alarm, on=False)
         await _until(port, 200)
         assert await running.terminate() == 0
 

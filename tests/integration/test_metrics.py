@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from keyturn.errors import all_errors
 from keyturn.topology import PUBLISHER_EVENTS, REQUESTS, queues
-from keyturn_workers.worker.metrics import OTHER, OUTCOMES, WAITING
+from keyturn_workers.process.metrics import OTHER, OUTCOMES, WAITING
 from tests.support.scrape import rise, samples
 from tools.harness import requests
 from tools.harness.canaries import MARKER, Canaries

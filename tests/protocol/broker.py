@@ -12,9 +12,9 @@ from aiormq.exceptions import ChannelInvalidStateError
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.messages import Event, encode
-from keyturn.topology import STATUS_REPORTED, WORKER_HEADERS
-from keyturn_workers.amqp.event_batches import NotConfirmedError
-from keyturn_workers.amqp.failures import Retry, RetryNotes, longest_delay_s
+from keyturn.topology import DELIVERY_LIMIT, STATUS_REPORTED, WORKER_HEADERS
+from keyturn_workers.pipeline.amqp.event_batches import NotConfirmedError
+from keyturn_workers.pipeline.amqp.failures import Retry, RetryNotes, longest_delay_s
 from tests.protocol.waiters import EVENT_KEY, signed
 from tests.protocol.wire import CURRENT
 
@@ -44,6 +44,8 @@ class QueuedMessage:
         self.routing_key = routing_key
         self.ready_at = ready_at
         self.redelivered = False
+        # How often it came back to its queue. A copy begins anew.
+        self.returns = 0
         self.acknowledged = False
         self.copies: list[QueuedMessage] = []
 
@@ -71,7 +73,9 @@ class Delivery:
         self.queued = queued
         self.process = process
         self.body = queued.body
-        self.headers = queued.headers
+        self.headers = dict(queued.headers)
+        if queued.redelivered:
+            self.headers["x-delivery-count"] = queued.returns
         self.redelivered = queued.redelivered
         self.routing_key = queued.routing_key
         self.message_id = ""
@@ -106,11 +110,15 @@ class Delivery:
         self.process.world.acknowledged(self)
 
     def returned(self) -> None:
-        """The broker puts the message back into its queue."""
+        """The broker puts the message back into its queue, or makes it a dead letter."""
         self.lost = True
         if not self.queued.acknowledged:
             self.queued.redelivered = True
-            self.process.world.queue.append(self.queued)
+            self.queued.returns += 1
+            if self.queued.returns > DELIVERY_LIMIT:
+                self.queued.acknowledged = True  # no worker sees it, and no event says so
+            else:
+                self.process.world.queue.append(self.queued)
 
 
 class WorkerPublisher:
@@ -133,6 +141,8 @@ class WorkerPublisher:
             raise asyncio.CancelledError
 
         async def confirmed() -> None:
+            if self._world.clock.seconds < self._world.nothing_confirmed_until:
+                raise StorageUnavailableError("the broker is at its alarm")
             effect()
 
         ask: Callable[..., Awaitable[Any]] = self._world.network.ask

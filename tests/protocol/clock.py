@@ -6,30 +6,35 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, cast
 
 from tests.protocol.wire import CURRENT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
     from datetime import tzinfo
 
     import pytest
 
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
 EPOCH: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
 # Whatever asks the machine for its time of day.
 _MODULES: Final = (
-    "keyturn_workers.keyring.mark_stream",
-    "keyturn_workers.amqp.failures",
-    "keyturn_workers.control.deletion",
-    "keyturn_workers.control.enrollment",
-    "keyturn_workers.control.request_handler",
-    "keyturn_workers.control.rotation",
+    "keyturn_workers.keys.keyring.mark_stream",
+    "keyturn_workers.process.wall_clock",
+    "keyturn_workers.pipeline.control.deletion",
+    "keyturn_workers.pipeline.control.enrollment",
+    "keyturn_workers.pipeline.control.request_handler",
+    "keyturn_workers.pipeline.control.rotation",
     "keyturn_workers.storage.clock",
-    "keyturn_workers.sweep.steps",
-    "keyturn_workers.sweep.all_projects",
-    "keyturn_workers.sweep.messages",
-    "keyturn_workers.sweep.starter",
-    "keyturn_workers.upload.request_handler",
+    "keyturn_workers.pipeline.sweep.steps",
+    "keyturn_workers.pipeline.sweep.all_projects",
+    "keyturn_workers.pipeline.sweep.messages",
+    "keyturn_workers.pipeline.sweep.starter",
+    "keyturn_workers.pipeline.upload.request_handler",
 )
 
 
@@ -71,6 +76,17 @@ class Loop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual.seconds
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
+        """Run it on the loop: a test that runs until nothing moves would not wait for a thread."""
+        del executor
+
+        async def run() -> _T:
+            return func(*args)
+
+        return self.create_task(run())
 
     def run_until_idle(self) -> None:
         """Let tasks run until each of them waits for something that only a test brings about."""

@@ -16,8 +16,8 @@ from keyturn.identifiers import KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key, 
 from keyturn.messages import encode as encode_event
 from keyturn.messages import encode_batch
 from keyturn.topology import PLAN_QUEUE, REQUEST_ID_FIELDS, SWEEP_QUEUE
-from keyturn_workers.sweep.messages import SweepPage, SweepStep, encode
-from keyturn_workers.sweep.store import parse_record_path, record_path
+from keyturn_workers.keys.sweep_records import parse_record_path, record_path
+from keyturn_workers.pipeline.sweep.messages import SweepPage, SweepStep, encode
 from tests.protocol.broker import QueuedMessage
 from tests.protocol.mark_laws import project_of
 from tests.protocol.waiters import Record

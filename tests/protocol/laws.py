@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from keyturn.messages import Event
-    from keyturn_workers.worker.grants import Grant
+    from keyturn_workers.core.grants import Grant
     from tests.protocol.broker import Delivery, QueuedMessage
     from tests.protocol.waiters import SentRequest, Waiter
 

@@ -1,6 +1,6 @@
 """A worker's mover of dead letters over those of a world, each one recorded before (SPEC 16.1).
 
-The queue with its lock is left out: `keyturn_workers.dead_letters` has tests of its own. Authority,
+The queue with its lock is left out: `reports.dead_letters` has tests of its own. Authority,
 records, redelivery and answers are the workers' own.
 """
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from keyturn.identifiers import format_time
 from keyturn.messages import STARTED, DeadLettersMoved
 from keyturn.topology import WORKER_HEADERS
-from keyturn_workers.amqp.request_consumer import Handled
-from keyturn_workers.control.dead_letters import DeadLetterMover
-from keyturn_workers.dead_letters.letters import describe
+from keyturn_workers.pipeline.amqp.outcomes import Handled
+from keyturn_workers.pipeline.control.dead_letters import DeadLetterMover
+from keyturn_workers.reports.dead_letters.letters import describe
 from tests.protocol.report_laws import ACTIONS, Action
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyturn.messages import DeadLettersRequested, RequestOrigin
-    from keyturn_workers.audit import AuditTrail
-    from keyturn_workers.dead_letters.move import Record
+    from keyturn_workers.keys.audit.trail import AuditTrail
+    from keyturn_workers.reports.dead_letters.move import Record
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.world import World
 

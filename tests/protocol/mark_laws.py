@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _VERIFY: Final = EVENT_KEY.verify_key()
 _CODE: Final = "keyring_rolled_back"
+# Above it, a mark is a thief's: no worker puts a keyring there (SPEC 5.5).
+_LIMIT: Final = 2**47
 
 
 class MarkLaws:
@@ -104,10 +106,13 @@ def project_of(s3_key: str) -> str:
 
 
 def _read(record: StreamRecord) -> Any:
-    """A genuine mark; None if it is none."""
+    """A mark that a worker wrote; None otherwise."""
     try:
         _VERIFY.verify_mark("test", record.body, record.signature)
     except SignatureError:
         return None
     document = json.loads(record.body)
-    return document if document["type"] == "keyring.marked" else None
+    if document["type"] != "keyring.marked":
+        return None
+    is_bounded = max(document["serial"], document["generation"]) < _LIMIT
+    return document if is_bounded and document["at"] >= "1970" else None

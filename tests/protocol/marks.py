@@ -17,14 +17,16 @@ from keyturn.errors import (
     StorageUnavailableError,
 )
 from keyturn.publisher.event_stream import StreamRecord
-from keyturn.topology import EVENT_KEY_HEADER, SIGNATURE_HEADER
-from keyturn_workers.keyring import mark_stream
+from keyturn.topology import EVENT_KEY_HEADER, KEYRING_MARKED, SIGNATURE_HEADER
+from keyturn_workers.keys.keyring import mark_stream
+from tests.protocol.waiters import EVENT_KEY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     import pytest
 
+    from keyturn.crypto import SigningKey
     from tests.protocol.process import Process
 
 PUBLISH: Final = "publish keyring.marked"
@@ -63,6 +65,22 @@ class Marks:
     def add_again(self, record: StreamRecord) -> None:
         """A broker writer publishes an old mark once more."""
         self._append(record.body, record.signature, record.key_id)
+
+    def forge(self, project: str, fields: dict[str, object], key: SigningKey = EVENT_KEY) -> None:
+        """The thief of an event key, who writes to the broker, publishes a signed mark."""
+        document = {
+            "type": KEYRING_MARKED,
+            "project": project,
+            "serial": 1,
+            "digest": "0" * 64,
+            "generation": 1,
+            "kek_id": "0" * 16,
+            "master_key": "m1",
+            "at": "2026-11-24T10:00:00Z",
+            **fields,
+        }
+        body = json.dumps(document).encode()
+        self._append(body, key.sign_mark("test", body), key.id)
 
     def junk(self, body: bytes) -> None:
         """A broker writer publishes what no worker signed."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from keyturn.messages import Event
-    from keyturn_workers.worker.grants import Grant
+    from keyturn_workers.core.grants import Grant
     from tests.protocol.broker import Delivery, QueuedMessage
     from tests.protocol.waiters import Waiter
     from tests.protocol.wire import Call, Server
@@ -579,13 +579,18 @@ class Oracle:
     def _opens_under_an_earlier(
         self, name: str, generation: int, s3_key: str, stored: Stored
     ) -> bool:
-        own = {n: v for n, v in stored.headers.metadata.items() if n.startswith("enc-")}
         keks = [row for row in self._user_keks(name) if row[2][0] < generation]
         key = s3_key.partition("/")[2]
         # Whatever a name says, its value may be a wrap.
+        headers = stored.headers
+        values = [
+            *headers.metadata.values(),
+            headers.content_type or "",
+            *headers.restated.values(),
+        ]
         return any(
             self._unwrap(iter(keks), "user", name, key, {"enc-dek-user": value}) is not None
-            for value in own.values()
+            for value in (*values, *stored.tags.values())
             if len(value) == _WRAP_CHARACTERS
         )
 

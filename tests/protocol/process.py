@@ -18,40 +18,52 @@ from keyturn.crypto import IntakeKey, Secret, SigningKey, VerifyKey
 from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.amqp.acks import Acks
-from keyturn_workers.amqp.consumer import ConsumerContext
-from keyturn_workers.amqp.event_batches import EventBatches
-from keyturn_workers.amqp.request_consumer import RequestConsumer, TimeSource
-from keyturn_workers.audit import AuditProcess, AuditTrail
-from keyturn_workers.control.deletion import Deleter
-from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.control.recovery import Recoverer
-from keyturn_workers.control.request_handler import ControlHandler
-from keyturn_workers.control.rotation import Rotator
-from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.mark_stream import MarkStream
-from keyturn_workers.keyring.marks import MarkWatch
-from keyturn_workers.sources.bucket import SourceBucket, Sources
-from keyturn_workers.status.reader import Identity, StatusReader
-from keyturn_workers.storage import Capabilities
-from keyturn_workers.sweep import SweepContext, SweepDispatcher, SweepStarter, SweepStore
-from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.evidence import EvidenceLog
-from keyturn_workers.sweep.handler import HintConsumer, SweepHandler
-from keyturn_workers.sweep.page import PageWorker
-from keyturn_workers.sweep.paginator import Paginator
-from keyturn_workers.sweep.periodic import PeriodicScan
-from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.upload import (
-    Limits,
-    OpenedSessions,
-    UploadContext,
-    Uploader,
-    UploadHandler,
+from keyturn_workers.core.authorization import Rules
+from keyturn_workers.core.grants import Grant
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.keys.audit.trail import AuditProcess, AuditTrail
+from keyturn_workers.keys.keyring.mark_stream import MarkStream
+from keyturn_workers.keys.keyring.marks import MarkWatch
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.pipeline.amqp.acks import Acks
+from keyturn_workers.pipeline.amqp.event_batches import EventBatches
+from keyturn_workers.pipeline.amqp.requests import (
+    ExpiryCheck,
+    RequestQueue,
+    RequestSettlement,
+    TimeSource,
+    request_route,
 )
-from keyturn_workers.worker.authorization import Rules
-from keyturn_workers.worker.grants import Grant
-from keyturn_workers.worker.metrics import WorkerMetrics
+from keyturn_workers.pipeline.amqp.settlement import DeliveryContext
+from keyturn_workers.pipeline.control.deletion import Deleter
+from keyturn_workers.pipeline.control.enrollment import Enroller
+from keyturn_workers.pipeline.control.recovery import Recoverer
+from keyturn_workers.pipeline.control.request_handler import ControlHandler
+from keyturn_workers.pipeline.control.rotation import Rotator
+from keyturn_workers.pipeline.sources.bucket import SourceBucket
+from keyturn_workers.pipeline.sources.port import Sources
+from keyturn_workers.pipeline.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.pipeline.sweep.evidence import EvidenceLog
+from keyturn_workers.pipeline.sweep.handler import (
+    HintQueue,
+    HintSettlement,
+    SweepHandler,
+    hint_route,
+)
+from keyturn_workers.pipeline.sweep.messages import SweepDispatcher
+from keyturn_workers.pipeline.sweep.page import PageWorker
+from keyturn_workers.pipeline.sweep.paginator import Paginator
+from keyturn_workers.pipeline.sweep.periodic import PeriodicScan
+from keyturn_workers.pipeline.sweep.reconciler import Reconciler
+from keyturn_workers.pipeline.sweep.starter import SweepStarter
+from keyturn_workers.pipeline.sweep.steps import SweepContext
+from keyturn_workers.pipeline.upload.attempt import Limits, UploadContext
+from keyturn_workers.pipeline.upload.request_handler import UploadHandler
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
+from keyturn_workers.pipeline.upload.uploader import Uploader
+from keyturn_workers.process.metrics import WorkerMetrics
+from keyturn_workers.reports.status.reader import Identity, StatusReader
 from tests.protocol import source
 from tests.protocol.broker import Delivery, WorkerPublisher
 from tests.protocol.channels import Channel
@@ -65,6 +77,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
+    from keyturn_workers.pipeline.amqp.routes import Route
     from tests.protocol.world import World
 
 LEASE_S: Final = 6
@@ -130,8 +143,9 @@ class Parts:
     periodic: type[PeriodicScan] = PeriodicScan
     trail: type[AuditTrail] = AuditTrail
     status_reader: type[StatusReader] = StatusReader
-    consumer: type[RequestConsumer] = RequestConsumer
-    hint_consumer: type[HintConsumer] = HintConsumer
+    settlement: type[RequestSettlement] = RequestSettlement
+    expiry_check: type[ExpiryCheck] = ExpiryCheck
+    hint_settlement: type[HintSettlement] = HintSettlement
     wire: type[Wire] = Wire
     keyrings: type[KeyringReader] = KeyringReader
     mark_stream: type[MarkStream] = MarkStream
@@ -163,7 +177,7 @@ class Options:
 
 
 class Process:
-    """One worker process with all roles, as `keyturn_workers.worker.wiring` makes it."""
+    """One worker process with all roles, as `keyturn_workers.pipeline.worker.wiring` makes it."""
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
@@ -204,7 +218,7 @@ class Process:
         )
         # Not `running`, which publishes what is left when it ends: a process that is killed cannot.
         self._recording = world.loop.create_task(self._trail._send())
-        self._context = ConsumerContext(worker_publisher, WorkerMetrics(), now)
+        self._context = DeliveryContext(worker_publisher, WorkerMetrics(), now)
         self._sweep_context = SweepContext(
             storage,
             self.keyrings,
@@ -215,22 +229,19 @@ class Process:
             _KEEP_FOR,
         )
         self._starter = world.parts.starter(self._sweep_context, active_master_key="m1")
-        hints: Any = world.parts.hint_consumer
         self.sweep_handler = self._sweep()
         watch = MarkWatch(self.marks, lambda _: None)
         self.periodic = world.parts.periodic(
             self._sweep_context, self.sweep_handler, self._starter, watch
         )
-        self.consumers: dict[str, Any] = {
-            queue: hints(self.sweep_handler, queue, _MAX_AGE, self._context)
-            for queue in (PLAN_QUEUE, SWEEP_QUEUE)
-        }
-        self.consumers |= {
+        self.routes = {
             UPLOAD_QUEUE: self._requests(self._upload()),
             CONTROL_QUEUE: self._requests(self._control()),
+            PLAN_QUEUE: self._hints(PLAN_QUEUE),
+            SWEEP_QUEUE: self._hints(SWEEP_QUEUE),
         }
         hold_s = world.options.acks_hold_s
-        self.acks = {queue: world.parts.acks(PREFETCH, hold_s=hold_s) for queue in self.consumers}
+        self.acks = {queue: world.parts.acks(PREFETCH, hold_s=hold_s) for queue in self.routes}
 
     @property
     def deliveries(self) -> list[Delivery]:
@@ -278,18 +289,23 @@ class Process:
         """One periodic look."""
         await self.periodic.scan(self.world.clock.now + timedelta(seconds=self.clock_s))
 
-    def _requests(self, handler: Any) -> RequestConsumer:
+    def _hints(self, queue: str) -> Route:
+        hints = HintQueue(self.sweep_handler, queue, _MAX_AGE, self._context)
+        return hint_route(hints, PREFETCH, settlement=self.world.parts.hint_settlement)
+
+    def _requests(self, handler: Any) -> Route:
         rules = Rules("test", GRANTS, _MAX_AGE)
         clock = self.keyrings.clock
-        return self.world.parts.consumer(
-            handler,
-            rules,
-            self._context,
-            time=TimeSource(self.learn_time, lambda: clock.is_known),
+        time = TimeSource(self.learn_time, lambda: clock.is_known)
+        return request_route(
+            RequestQueue(handler, rules, self._context, time),
+            PREFETCH,
+            settlement=self.world.parts.settlement,
+            expiry_check=self.world.parts.expiry_check,
         )
 
     async def learn_time(self) -> None:
-        """As `keyturn_workers.worker.wiring` does: the first request of a process that starts."""
+        """As `Wiring` does: the first request of a process that starts."""
         clock = self.keyrings.clock
         sent_s = clock.local_s()
         page = await self._storage.list_page(KEYRINGS_PREFIX, after=f"{KEYRINGS_PREFIX}~")

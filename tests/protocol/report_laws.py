@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from keyturn.messages import AuditAction, AuditRecorded, DeadLettersAction
-    from keyturn_workers.worker.grants import Grant
+    from keyturn_workers.core.grants import Grant
     from tests.protocol.oracle import Project, State
     from tests.protocol.waiters import SentRequest, Waiter
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.identifiers import source_upload_id
-from keyturn_workers.sources.config import Source
-from keyturn_workers.storage import Capabilities, Headers
+from keyturn_workers.core.source_mapping import Source
+from keyturn_workers.core.storage_values import Capabilities, Headers
 from tests.protocol.wire import _SERVING, Server
 from tools.harness.memory_bucket import NULL_VERSION, Bucket
 
@@ -48,7 +48,7 @@ class _Emptied(Bucket):
         self._deleted = deleted
 
     def delete(self, key: str, now: datetime) -> str | None:
-        if not self.versioned:
+        if not self.versioning:
             self._report(key, None)
         return super().delete(key, now)
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.storage import Lease
-from keyturn_workers.sweep.evidence import statement_of
+from keyturn_workers.core.storage_values import Lease
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.pipeline.sweep.evidence import statement_of
 from tests.protocol.process import LEASE_S
 from tests.protocol.wire import MID, SENT
 from tests.protocol.world import World
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from keyturn_workers.keyring import Keyring, Mark
-    from keyturn_workers.sweep.record import ProjectRecord, Round
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.sweep_record import ProjectRecord, Round
+    from keyturn_workers.keys.keyring.marks import Mark
     from tests.protocol.broker import QueuedMessage
     from tests.protocol.process import Options, Parts, Process
     from tests.protocol.wire import Call
@@ -73,7 +74,7 @@ def accept_early_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
         late = record.changed_at + timedelta(seconds=2 * record.lease_s + 1)
         return statement_of(record, replace(of, proven_from=late, proven_to=late), *args, **more)
 
-    monkeypatch.setattr("keyturn_workers.sweep.evidence.statement_of", claim)
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.evidence.statement_of", claim)
 
 
 def begin(world: World, *keys: str, **more: Any) -> None:

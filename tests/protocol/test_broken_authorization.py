@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, NOT_BEFORE_HEADER, UPLOAD_QUEUE
-from keyturn_workers.amqp import request_consumer
-from keyturn_workers.amqp.failures import Retry, RetryNotes
-from keyturn_workers.upload import UploadHandler
-from keyturn_workers.worker.authorization import Arrival, rejection_of
-from keyturn_workers.worker.grants import Grant
+from keyturn_workers.core.authorization import Arrival, rejection_of
+from keyturn_workers.core.grants import Grant
+from keyturn_workers.pipeline.amqp import requests
+from keyturn_workers.pipeline.amqp.failures import Retry, RetryNotes
+from keyturn_workers.pipeline.upload.request_handler import UploadHandler
 from tests.protocol.clock import EPOCH
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.stories import begin, stop_at, violations
@@ -158,7 +158,7 @@ def test_a_refusal_names_no_project_of_others(monkeypatch: pytest.MonkeyPatch) -
         signer = type(signer)(signer.name, Grant(signer.grant.keys, every, every))
         return rejection_of(body, signer, error, at)
 
-    monkeypatch.setattr(request_consumer, "rejection_of", by_what_is_claimed)
+    monkeypatch.setattr(requests, "rejection_of", by_what_is_claimed)
     found = violations(a_malformed_body_in_anothers_project)
     assert "a refusal in a project that is not its publisher's" in found
 

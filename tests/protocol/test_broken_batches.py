@@ -17,8 +17,8 @@ from keyturn.crypto import SigningKey
 from keyturn.crypto.signatures import EventVerifier
 from keyturn.messages import load_json, parse_traced_event, request_id
 from keyturn.publisher.event_stream import Verifier
-from keyturn_workers.amqp.acks import Acks, ChannelAcks
-from keyturn_workers.amqp.event_batches import EventBatches, NotConfirmedError, Send
+from keyturn_workers.pipeline.amqp.acks import Acks, ChannelAcks
+from keyturn_workers.pipeline.amqp.event_batches import EventBatches, NotConfirmedError, Send
 from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, stop_at, violations, without
 from tests.protocol.waiters import verified

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.amqp.request_consumer import RequestConsumer
-from keyturn_workers.control.deletion import Deleter
-from keyturn_workers.keyring import forbid_plaintext
-from keyturn_workers.keyring.model import next_serial
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.keyring import forbid_plaintext, next_serial
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.pipeline.amqp.requests import RequestSettlement
+from keyturn_workers.pipeline.control.deletion import Deleter
 from keyturn_workers.storage.clock import DateTrust
 from tests.protocol.process import LEASE_S, MASTER_KEYS, Options, Parts
 from tests.protocol.stories import (
@@ -137,17 +136,17 @@ def a_delete_of_two_is_delivered_again(world: World) -> None:
     world.run()
 
 
-class _AcknowledgesTheFirst(RequestConsumer):
+class _AcknowledgesTheFirst(RequestSettlement):
     """Publishes the first of several events, and leaves the others to chance."""
 
-    async def _complete(self, job: Any, result: Any, delivery: Any) -> Any:
-        return await super()._complete(job, replace(result, more=result.more[:1]), delivery)
+    async def _complete(self, job: Any, result: Any) -> Any:
+        return await super()._complete(job, replace(result, more=result.more[:1]))
 
 
 def test_a_delete_is_acknowledged_after_each_key_was_answered() -> None:
     story = a_delete_of_two_is_delivered_again
     assert violations(story) == []
-    found = violations(story, Parts(consumer=_AcknowledgesTheFirst))
+    found = violations(story, Parts(settlement=_AcknowledgesTheFirst))
     assert any("waits forever" in each for each in found)
 
 
@@ -190,7 +189,7 @@ def test_a_wrong_date_makes_no_tombstone_final() -> None:
 
 def test_a_tombstone_that_was_dated_early_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_tombstone_dated_early) == []
-    monkeypatch.setattr("keyturn_workers.control.deletion._MAX_PUTS", 1)
+    monkeypatch.setattr("keyturn_workers.pipeline.control.deletion._MAX_PUTS", 1)
     found = violations(a_tombstone_dated_early)
     assert "acme/a came back after its delete was published" in found
 
@@ -299,7 +298,7 @@ async def _nothing(*_args: Any) -> None:
 def test_copied_parts_do_not_bring_back_what_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(copy_limit_bytes=10)
     assert violations(a_delete_while_parts_are_copied, options=options) == []
-    monkeypatch.setattr("keyturn_workers.objects.apply.check_unchanged", _nothing)
+    monkeypatch.setattr("keyturn_workers.pipeline.objects.apply.check_unchanged", _nothing)
     found = violations(a_delete_while_parts_are_copied, options=options)
     assert "acme/a came back after its delete was published" in found
 

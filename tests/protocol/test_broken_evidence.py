@@ -10,20 +10,22 @@ import pytest
 
 from keyturn.evidence import Evidence, parse
 from keyturn.identifiers import EVIDENCE_PREFIX, evidence_s3_key
-from keyturn_workers.keyring import sealed_records, with_evidence
-from keyturn_workers.sweep.evidence import EvidenceLog
-from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.sweep.record import End
-from keyturn_workers.sweep.transitions import end_round, served_origins
+from keyturn_workers.core.keyring import with_evidence
+from keyturn_workers.core.sweep_record import End
+from keyturn_workers.core.sweep_transitions import end_round, served_origins
+from keyturn_workers.keys.keyring import sealed_records
+from keyturn_workers.pipeline.sweep.evidence import EvidenceLog
+from keyturn_workers.pipeline.sweep.reconciler import Reconciler
 from tests.protocol.process import Parts
 from tests.protocol.stories import begin, hint, stop_at, violations, without
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyturn_workers.keyring import Keyring, KeyringSnapshot
-    from keyturn_workers.sweep.record import CleanEnd, Origin, ProjectRecord, Round
-    from keyturn_workers.sweep.store import StoredRecord
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
+    from keyturn_workers.core.sweep_record import CleanEnd, Origin, ProjectRecord, Round
+    from keyturn_workers.keys.sweep_records import StoredRecord
     from tests.protocol.wire import Call
     from tests.protocol.world import World
 
@@ -286,7 +288,7 @@ def a_rotation_whose_record_is_removed_before_its_end_is_published(world: World)
 def test_evidence_in_the_chain_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_rotation_whose_record_is_removed_before_its_end_is_published
     assert violations(story) == []
-    monkeypatch.setattr("keyturn_workers.sweep.reconciler.uuid4", lambda: UUID(int=1))
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.reconciler.uuid4", lambda: UUID(int=1))
     found = violations(story, settle=False)
     assert "evidence of acme in the chain was replaced" in found, found
 

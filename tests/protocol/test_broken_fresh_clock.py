@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from keyturn_workers.amqp.request_consumer import RequestConsumer
+from keyturn_workers.pipeline.amqp.requests import ExpiryCheck
 from keyturn_workers.storage.clock import DateTrust, StorageClock
 from tests.protocol.process import LEASE_S, Parts
 from tests.protocol.stories import (
@@ -191,7 +191,7 @@ def a_request_served_while_two_clocks_are_slow(world: World) -> None:
     _a_fresh_request_is_served(world, slow)
 
 
-class _BelievesEither(RequestConsumer):
+class _BelievesEither(ExpiryCheck):
     """Refuses what is expired by both clocks, although they differ."""
 
     def _clocks_agree(self) -> bool:
@@ -200,5 +200,7 @@ class _BelievesEither(RequestConsumer):
 
 def test_two_clocks_that_differ_refuse_no_request() -> None:
     assert violations(a_request_served_while_two_clocks_are_slow) == []
-    found = violations(a_request_served_while_two_clocks_are_slow, Parts(consumer=_BelievesEither))
+    found = violations(
+        a_request_served_while_two_clocks_are_slow, Parts(expiry_check=_BelievesEither)
+    )
     assert found == ["a request of this minute was refused as expired"]

@@ -7,12 +7,12 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn_workers.keyring import KeyringReader, Mark
-from keyturn_workers.keyring import reader as reader_module
-from keyturn_workers.keyring.cache import Listing
-from keyturn_workers.storage import Capabilities
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.keys.keyring import reader as reader_module
+from keyturn_workers.keys.keyring.cache import Listing
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.pipeline.upload.put import exists_within_lease
 from keyturn_workers.storage.clock import boottime_s
-from keyturn_workers.upload.put import exists_within_lease
 from tests.protocol.process import CACHE_S, Options, Parts
 from tests.protocol.stories import begin, stop_at, stop_within, violations, without
 from tests.protocol.wire import Wire
@@ -20,6 +20,7 @@ from tests.protocol.wire import Wire
 if TYPE_CHECKING:
     import pytest
 
+    from keyturn_workers.keys.keyring.marks import Mark
     from tests.protocol.world import World
 
 PLAINTEXT: Final = Options(unencrypted=frozenset(range(3)))
@@ -51,7 +52,7 @@ def test_plaintext_is_published_after_a_second_read(monkeypatch: pytest.MonkeyPa
         del is_encrypted
         return _RULE(snapshot, put, is_encrypted=True)
 
-    monkeypatch.setattr("keyturn_workers.upload.put.exists_within_lease", whatever_it_is)
+    monkeypatch.setattr("keyturn_workers.pipeline.upload.put.exists_within_lease", whatever_it_is)
     found = violations(plaintext_that_lands_after_it_was_forbidden, options=PLAINTEXT)
     assert any("acme/late is plaintext" in what for what in found)
 
@@ -85,7 +86,9 @@ def test_the_local_clock_bounds_a_put_whose_date_is_early(monkeypatch: pytest.Mo
         undated = replace(put, received_s=snapshot.sent_s)
         return _RULE(snapshot, undated, is_encrypted=is_encrypted)
 
-    monkeypatch.setattr("keyturn_workers.upload.put.exists_within_lease", by_its_date_alone)
+    monkeypatch.setattr(
+        "keyturn_workers.pipeline.upload.put.exists_within_lease", by_its_date_alone
+    )
     found = violations(a_put_dated_before_a_rotation, parts)
     assert any("acme/late is wrapped under (1," in what for what in found)
 
@@ -156,7 +159,7 @@ def an_object_relabeled_to_a_pending_upload(world: World) -> None:
 def test_an_upload_is_reported_by_its_own_object_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(an_object_relabeled_to_a_pending_upload) == []
     agreeing = SimpleNamespace(compare_digest=lambda *_: True)
-    monkeypatch.setattr("keyturn_workers.upload.existing.hmac", agreeing)
+    monkeypatch.setattr("keyturn_workers.pipeline.upload.existing.hmac", agreeing)
     found = violations(an_object_relabeled_to_a_pending_upload)
     assert "the staged body of a refused upload is gone" in found
     assert any("upload.stored" in what for what in found)

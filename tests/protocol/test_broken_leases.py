@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from keyturn_workers.keyring import KeyringSnapshot
+from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from tests.protocol.process import LEASE_S, Options
 from tests.protocol.stories import OWN_LEASE, begin, hint, stop_at, stop_within, violations, without
 from tests.protocol.wire import MID

@@ -13,10 +13,10 @@ import pytest
 
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.topology import SWEEP_QUEUE
-from keyturn_workers.control import ControlHandler
-from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.sweep.record import Origin
+from keyturn_workers.core.sweep_record import Origin
+from keyturn_workers.pipeline.control.enrollment import Enroller
+from keyturn_workers.pipeline.control.request_handler import ControlHandler
+from keyturn_workers.pipeline.sweep.reconciler import Reconciler
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import Parts
 from tests.protocol.stories import (
@@ -28,8 +28,8 @@ from tests.protocol.stories import (
 )
 
 if TYPE_CHECKING:
-    from keyturn_workers.sweep.messages import SweepStep
-    from keyturn_workers.sweep.record import ProjectRecord
+    from keyturn_workers.core.sweep_record import ProjectRecord
+    from keyturn_workers.pipeline.sweep.messages import SweepStep
     from tests.protocol.world import World
 
 OWN_KEK = bytes([5]) * 32
@@ -68,7 +68,9 @@ def test_a_rotation_id_counts_only_with_its_publisher_and_its_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(a_rotation_id_that_another_publisher_reuses) == []
-    monkeypatch.setattr("keyturn_workers.control.rotation.is_same_request", lambda *_, **__: True)
+    monkeypatch.setattr(
+        "keyturn_workers.pipeline.control.rotation.is_same_request", lambda *_, **__: True
+    )
     found = violations(a_rotation_id_that_another_publisher_reuses)
     assert any("another publisher was answered with rotation.accepted" in what for what in found)
 

@@ -6,44 +6,45 @@ The attacker writes to the bucket. What it puts there are earlier states of its 
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from keyturn.crypto import SigningKey
 from keyturn.errors import MalformedRequestError
 from keyturn.evidence import parse
-from keyturn.identifiers import KEYRINGS_PREFIX
-from keyturn.messages import parse_mark
-from keyturn_workers.control.enrollment import Enroller
-from keyturn_workers.control.recovery import Recoverer
-from keyturn_workers.control.rotation import RotationResult, Rotator
-from keyturn_workers.keyring import (
-    Keyring,
-    KeyringReader,
-    KeyringUnknownError,
-    Mark,
-    retire_old_keys,
-    with_evidence,
-)
-from keyturn_workers.keyring.mark_stream import MarkStream
-from keyturn_workers.keyring.marks import Finding, MarkTable
-from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.sweep.record import State
+from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
+from keyturn.messages import KeyringMarked, parse_mark
+from keyturn_workers.core.keyring import Keyring, retire_old_keys, with_evidence
+from keyturn_workers.core.sweep_record import State
+from keyturn_workers.keys.keyring import mark_stream
+from keyturn_workers.keys.keyring.mark_stream import MarkStream
+from keyturn_workers.keys.keyring.marks import Finding, KeyringUnknownError, Mark, MarkTable
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.keyring.store import parse_keyring
+from keyturn_workers.pipeline.control.enrollment import Enroller
+from keyturn_workers.pipeline.control.recovery import Recoverer
+from keyturn_workers.pipeline.control.rotation import RotationResult, Rotator
+from keyturn_workers.pipeline.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.pipeline.sweep.reconciler import Reconciler
 from tests.protocol.marks import PUBLISH
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
 from tests.protocol.stories import BelievesAll, begin, stop_at, violations, without
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from keyturn.crypto import VerifyKey
     from keyturn.messages import RequestOrigin, RotationRequested
     from keyturn.publisher.event_stream import StreamRecord
-    from keyturn_workers.keyring import KeyringSnapshot
-    from keyturn_workers.sweep.record import CleanEnd, Origin, ProjectRecord
-    from keyturn_workers.sweep.store import StoredRecord
+    from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
+    from keyturn_workers.core.sweep_record import CleanEnd, Origin, ProjectRecord
+    from keyturn_workers.keys.keyring.marks import Witness
+    from keyturn_workers.keys.sweep_records import StoredRecord
     from tests.protocol.process import Process
     from tests.protocol.wire import Call
     from tests.protocol.world import World
@@ -726,3 +727,115 @@ def test_a_recovery_accepts_what_its_operator_was_shown() -> None:
     parts = Parts(recoverer=_AcceptsAny)
     found = violations(an_old_recovery_that_is_sent_again, parts, settle=False)
     assert any("recovered against a mark" in what for what in found), found
+
+
+# The thief of an event key, who also writes to the broker.
+
+_PAST_BOUNDS: Final[tuple[dict[str, object], ...]] = (
+    {"serial": 2**63 - 1},
+    {"serial": 9, "generation": 2**64},
+    {"serial": 9, "at": "1969-12-31T23:59:59Z"},
+)
+
+
+def marks_that_no_worker_writes(world: World) -> None:
+    """They raise no serial, and end no worker's reading of marks, also after a restart."""
+    begin(world, "a")
+    for change in _PAST_BOUNDS:
+        world.marks.forge("acme", change)
+    _restart_all(world)
+    world.advance(LEASE_S + 1)
+    rotation, upload = world.rotate("acme"), world.upload("acme", "late", b"x" * 300)
+    world.run(seconds=60)
+    if not (world.ended(rotation) and world.ended(upload)):
+        world.oracle.violated("marks that no worker writes kept requests from being served")
+
+
+def _parse_without_bounds(body: bytes) -> KeyringMarked:
+    document = json.loads(body)
+    if document["type"] != "keyring.marked":
+        raise MalformedRequestError("another message")
+    return KeyringMarked.model_construct(**document)
+
+
+def test_a_mark_out_of_bounds_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(marks_that_no_worker_writes) == []
+    monkeypatch.setattr(mark_stream, "parse_mark", _parse_without_bounds)
+    found = violations(marks_that_no_worker_writes, settle=False)
+    assert "marks that no worker writes kept requests from being served" in found
+
+
+def a_recovery_above_a_mark_that_leaves_no_room(world: World) -> None:
+    """It would put a keyring that could change once more."""
+    begin(world, "a")
+    world.marks.forge("acme", {"serial": 2**48 - 2})
+    world.oracle.marks.touched.add("acme")
+    record = world.server.current_objects()[keyring_s3_key("acme")].body
+    recovery = world.recover("acme")
+    world.run(seconds=60)
+    _refused(world, recovery)
+    if world.server.current_objects()[keyring_s3_key("acme")].body != record:
+        world.oracle.violated("a keyring was put above a mark that leaves no room")
+    world.lose_broker()
+    world.advance(120)
+    recovery = world.recover("acme")
+    world.run(seconds=60)
+    rotations = [world.rotate("acme") for _ in range(2)]
+    world.run()
+    if not all(map(world.ended, (recovery, *rotations))):
+        world.oracle.violated("a recovered keyring cannot change")
+
+
+def test_no_keyring_is_put_above_a_mark_that_leaves_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = a_recovery_above_a_mark_that_leaves_no_room
+    assert violations(story) == []
+    monkeypatch.setattr("keyturn_workers.pipeline.control.recovery.check_has_room", lambda *_: None)
+    found = violations(story, settle=False)
+    assert "a keyring was put above a mark that leaves no room" in found
+
+
+_EARLIER: Final = SigningKey.from_seed(bytes([8]) * 32)
+
+
+class _TwoEventKeys(MarkStream):
+    """As after a rotation of the event key, until the earlier one is removed."""
+
+    def __init__(
+        self, broker: Any, deployment: str, verify_keys: Sequence[VerifyKey], **more: Any
+    ) -> None:
+        super().__init__(broker, deployment, [*verify_keys, _EARLIER.verify_key()], **more)
+
+
+def a_mark_that_the_thief_of_an_earlier_event_key_signed(world: World) -> None:
+    """The sweep of all projects gives it no signature by the current key."""
+    begin(world, "a")
+    world.oracle.marks.touched.add("acme")
+    world.marks.forge("acme", {"serial": 2**40}, _EARLIER)
+    world.sweep("*")
+    world.run(seconds=60)
+    world.parts = replace(world.parts, mark_stream=MarkStream)
+    _restart_all(world)
+    world.advance(LEASE_S + 1)
+    upload = world.upload("acme", "late", b"x" * 300)
+    world.run()
+    assert world.ended(upload) or not world.holds()
+
+
+class _SignsAnyAnew(KeyringReader):
+    """Signs whatever mark an earlier event key signed."""
+
+    async def _sign_mark_anew(self, witness: Witness, project: str) -> None:
+        body = (await self._storage.read(keyring_s3_key(project)))[1]
+        mark = witness.table.find(project)
+        assert mark is not None
+        await witness.publish(await parse_keyring(body, project, self._keys), mark)
+
+
+def test_only_a_mark_that_its_keyring_matches_is_signed_anew() -> None:
+    story = a_mark_that_the_thief_of_an_earlier_event_key_signed
+    assert violations(story, Parts(mark_stream=_TwoEventKeys)) == []
+    parts = Parts(mark_stream=_TwoEventKeys, keyrings=_SignsAnyAnew)
+    found = violations(story, parts, settle=False)
+    assert "a mark of acme names a keyring that was never put" in found

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from keyturn.errors import NotFoundError
 from keyturn.identifiers import object_s3_key
-from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringSnapshot
-from keyturn_workers.storage import Capabilities, Headers
-from keyturn_workers.storage.clock import DateTrust
-from keyturn_workers.sweep import all_projects
-from keyturn_workers.sweep.page import PageAttempt
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
+from keyturn_workers.core.storage_values import Capabilities, Headers
+from keyturn_workers.pipeline.sweep import all_projects
+from keyturn_workers.pipeline.sweep.page import PageAttempt
+from keyturn_workers.storage.clock import DateTrust, StorageClock
 from tests.protocol.process import LEASE_S, Options, Parts
 from tests.protocol.stories import (
     OWN_LEASE,
@@ -31,7 +32,7 @@ from tests.protocol.world import World
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from keyturn_workers.sweep.record import Result
+    from keyturn_workers.core.sweep_record import Result
     from tests.protocol.faults import Missing
     from tests.protocol.wire import Call
 
@@ -225,7 +226,7 @@ def test_an_observation_dated_after_the_step_proves_nothing(
     monkeypatch.setattr("keyturn_workers.storage.clock.StorageClock.observe", _trusted)
     # Where no date is doubted, the step's own read is still a separate guard.
     assert violations(an_attempt_a_day_ahead) == []
-    monkeypatch.setattr("keyturn_workers.sweep.proof._is_late_enough", _however_late)
+    monkeypatch.setattr("keyturn_workers.core.sweep_proof._is_late_enough", _however_late)
     assert _proven_early(violations(an_attempt_a_day_ahead))
 
 
@@ -255,7 +256,7 @@ def test_a_rotation_dated_a_day_ahead_does_not_stall(
 ) -> None:
     assert violations(a_rotation_dated_ahead, settle=False) == []
     monkeypatch.setattr(
-        "keyturn_workers.sweep.reconciler.reconcile_clock",
+        "keyturn_workers.pipeline.sweep.reconciler.reconcile_clock",
         lambda record, *_, **__: (record, False),
     )
     found = violations(a_rotation_dated_ahead, settle=False)
@@ -289,7 +290,9 @@ async def _as_it_is(*_: object) -> bool:
 def test_a_longer_lease_is_known_before_the_first_write(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_copy_by_a_worker_with_a_longer_lease
     assert violations(story, options=TWO_LEASES) == []
-    monkeypatch.setattr("keyturn_workers.sweep.reconciler.Reconciler.extend_lease", _as_it_is)
+    monkeypatch.setattr(
+        "keyturn_workers.pipeline.sweep.reconciler.Reconciler.extend_lease", _as_it_is
+    )
     # No write has a longer lease than the keyring names, which is a guard of its own.
     assert violations(story, options=TWO_LEASES) == []
     monkeypatch.setattr(KeyringSnapshot, "lease", OWN_LEASE)
@@ -312,3 +315,41 @@ def test_the_end_says_whether_the_storage_refuses_late_writes(*, refused: bool) 
         ends: list[Any] = [world.ended(each)[-1] for each in (rotation, of_all)]
         assert [end.late_writes_refused for end in ends] == [refused, refused]
         assert world.holds()
+
+
+REFUSES_LATE: Final = Options(capabilities=Capabilities(late_writes_refused=True))
+_CERTIFIED: Final = "an end says that late writes are refused, and a later one was not"
+
+
+def a_copy_held_for_a_front_end_that_lags(world: World) -> None:
+    """Its clock is four leases behind: it takes a copy that the others refuse, after the end."""
+    begin(world, "a")
+    world.rotate("acme")
+    copy = stop_at(world, "copy_onto_itself")
+    rotation = world.rotate("acme")
+    copy.sender.stalled = True
+    reads = count(1)
+
+    def lags(call: Call) -> bool:
+        of_keyring = call.op == "read" and call.key.startswith(".keyturn/keyrings/")
+        return call is copy or (of_keyring and next(reads) % 3 == 0)
+
+    world.server.front_end(-4 * LEASE_S, lags)
+    assert world.run(until=lambda: world.ended(rotation), hold=lambda call: call is copy)
+    world.crash(copy.sender)
+    while copy in world.calls:
+        world.step(copy)
+    (end,) = world.ended(rotation)
+    assert end.clean  # type: ignore[union-attr]
+    if end.late_writes_refused:  # type: ignore[union-attr]
+        world.oracle.violated(_CERTIFIED)
+
+
+def test_an_end_after_dates_that_contradict_each_other_certifies_no_refusal_of_late_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = a_copy_held_for_a_front_end_that_lags
+    (set_back,) = violations(story, options=REFUSES_LATE)
+    assert set_back.startswith("acme/a is wrapped under (2,")
+    monkeypatch.setattr(StorageClock, "is_contradicted", False)
+    assert violations(story, options=REFUSES_LATE) == [set_back, _CERTIFIED]

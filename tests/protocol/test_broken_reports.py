@@ -14,11 +14,11 @@ import pytest
 from keyturn.errors import NotPermittedError
 from keyturn.messages import parse_request, request_id
 from keyturn.publisher.event_matcher import EventMatcher
-from keyturn_workers.amqp import request_consumer
-from keyturn_workers.audit import AuditTrail
-from keyturn_workers.status.index import Index
-from keyturn_workers.status.reader import StatusReader
-from keyturn_workers.worker.authorization import authorize
+from keyturn_workers.core.authorization import authorize
+from keyturn_workers.keys.audit.trail import AuditTrail
+from keyturn_workers.pipeline.amqp import requests
+from keyturn_workers.reports.status.index import Index
+from keyturn_workers.reports.status.reader import StatusReader
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.letter_mover import LetterMover
 from tests.protocol.process import Options, Parts
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         StatusReported,
         StatusRequested,
     )
-    from keyturn_workers.dead_letters.move import Record
-    from keyturn_workers.storage import ObjectSummary
-    from keyturn_workers.worker.authorization import Signer
+    from keyturn_workers.core.authorization import Signer
+    from keyturn_workers.core.storage_values import ObjectSummary
+    from keyturn_workers.reports.dead_letters.move import Record
     from tests.protocol.broker import QueuedMessage
 
 _matches = EventMatcher.matches
@@ -102,7 +102,7 @@ def test_what_concerns_all_projects_needs_the_grant_for_all(
     story: Callable[[World], None], caught: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert violations(story) == []
-    monkeypatch.setattr(request_consumer, "authorize", _whatever_it_was_granted)
+    monkeypatch.setattr(requests, "authorize", _whatever_it_was_granted)
     assert caught in violations(story)
 
 

@@ -14,14 +14,19 @@ import pytest
 
 from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.all_projects import AllProjectsSweep
-from keyturn_workers.sweep.messages import SweepStep
-from keyturn_workers.sweep.periodic import PeriodicScan, _rotations_of
-from keyturn_workers.sweep.reconciler import Reconciler
-from keyturn_workers.sweep.record import Origin, ProjectRecord, State
-from keyturn_workers.sweep.starter import SweepStarter
-from keyturn_workers.sweep.transitions import begin_walk, end_failed, find_repeated, open_origins
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_record import Origin, ProjectRecord, State
+from keyturn_workers.core.sweep_transitions import (
+    begin_walk,
+    end_failed,
+    find_repeated,
+    open_origins,
+)
+from keyturn_workers.pipeline.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.pipeline.sweep.messages import SweepStep
+from keyturn_workers.pipeline.sweep.periodic import PeriodicScan, _rotations_of
+from keyturn_workers.pipeline.sweep.reconciler import Reconciler
+from keyturn_workers.pipeline.sweep.starter import SweepStarter
 from tests.protocol.process import LEASE_S, Options, Parts
 from tests.protocol.stories import (
     accept_early_proofs,
@@ -37,9 +42,9 @@ from tests.protocol.wire import MID
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyturn_workers.keyring import Keyring
-    from keyturn_workers.sweep.record import AllRecord, Round, Walk
-    from keyturn_workers.sweep.store import StoredRecord
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.sweep_record import AllRecord, Round, Walk
+    from keyturn_workers.keys.sweep_records import StoredRecord
     from tests.protocol.world import World
     from tools.harness.memory_bucket import Stored
 
@@ -99,7 +104,7 @@ def test_no_request_is_answered_by_a_proof_older_than_itself(
 ) -> None:
     story = a_sweep_that_is_requested_behind_a_proven_page
     assert violations(story, options=ONE_KEY_A_PAGE) == []
-    monkeypatch.setattr("keyturn_workers.sweep.reconciler.served_origins", _serve_all)
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.reconciler.served_origins", _serve_all)
     found = violations(story, options=ONE_KEY_A_PAGE, settle=False)
     assert "a request was answered by a proof older than itself" in found, found
 
@@ -188,7 +193,7 @@ def a_rotation_beside_the_repair_of_another_publisher(world: World) -> None:
 def test_a_round_serves_requests_of_one_set_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_rotation_beside_the_repair_of_another_publisher
     assert violations(story) == []
-    monkeypatch.setattr("keyturn_workers.sweep.transitions.choose_origins", open_origins)
+    monkeypatch.setattr("keyturn_workers.core.sweep_transitions.choose_origins", open_origins)
     found = violations(story, settle=False)
     assert "a repair touched the rotation of another publisher" in found
 
@@ -208,7 +213,9 @@ def test_a_sweep_whose_master_key_another_one_replaced_has_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert violations(two_master_keys_at_once) == []
-    monkeypatch.setattr("keyturn_workers.sweep.reconciler.end_overtaken", lambda record, *_: record)
+    monkeypatch.setattr(
+        "keyturn_workers.pipeline.sweep.reconciler.end_overtaken", lambda record, *_: record
+    )
     with pytest.raises(AssertionError):
         violations(two_master_keys_at_once, settle=False)
 
@@ -242,7 +249,7 @@ def test_a_late_copy_of_a_request_changes_no_keyring(monkeypatch: pytest.MonkeyP
     assert violations(story) == []
     # That a later request has named a master key is a guard of its own.
     assert violations(story, broken) == []
-    monkeypatch.setattr("keyturn_workers.sweep.starter.check_order", lambda *_: None)
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.starter.check_order", lambda *_: None)
     assert violations(story) == []
     found = violations(story, broken, settle=False)
     assert "a late copy of a request has put the project under its key" in found, found
@@ -268,9 +275,9 @@ def test_a_copy_that_the_record_does_not_know_changes_no_keyring(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     story = a_copy_of_a_request_whose_end_was_dropped
-    monkeypatch.setattr("keyturn_workers.sweep.transitions._MAX_ENDS", 1)
+    monkeypatch.setattr("keyturn_workers.core.sweep_transitions._MAX_ENDS", 1)
     assert violations(story, settle=False) == []
-    monkeypatch.setattr("keyturn_workers.sweep.starter.check_order", lambda *_: None)
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.starter.check_order", lambda *_: None)
     found = violations(story, settle=False)
     assert "a late copy of a request has put the project under its key" in found, found
 
@@ -423,7 +430,7 @@ def test_a_rotation_is_added_again_though_its_earlier_keys_are_cleared(
     story = a_rotation_whose_record_is_removed_before_its_end_is_published
     assert violations(story) == []
     monkeypatch.setattr(
-        "keyturn_workers.sweep.periodic._rotations_of",
+        "keyturn_workers.pipeline.sweep.periodic._rotations_of",
         lambda keyring: [] if not keyring.has_old_keks else _rotations_of(keyring),
     )
     found = violations(story, settle=False)
@@ -509,7 +516,7 @@ def _keep_round(record: ProjectRecord, *args: Any) -> ProjectRecord:
 def test_a_repeated_request_is_proven_again(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_sweep_repeated_after_its_step_gave_up
     assert violations(story, options=ONE_KEY_A_PAGE, settle=False) == []
-    monkeypatch.setattr("keyturn_workers.sweep.steps.end_failed", _keep_round)
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.steps.end_failed", _keep_round)
     found = violations(story, options=ONE_KEY_A_PAGE, settle=False)
     assert "a repeated request was answered by a proof older than itself" in found
 

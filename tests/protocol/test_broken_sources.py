@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from keyturn_workers.sources.bucket import SourceBucket, Sources
-from keyturn_workers.upload import Uploader, UploadResult
-from keyturn_workers.upload.attempt import Upload
+from keyturn_workers.pipeline.sources.bucket import SourceBucket
+from keyturn_workers.pipeline.sources.port import SourceReader, Sources
+from keyturn_workers.pipeline.upload.attempt import Upload
+from keyturn_workers.pipeline.upload.uploader import Uploader, UploadResult
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, stop_at, violations, without
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyturn.messages import SourceObject
-    from keyturn_workers.storage.port import ObjectStream
+    from keyturn_workers.core.storage_port import ObjectStream
     from tests.protocol.world import World
 
 VERSIONED: Final = Options(source_versioned=True)
@@ -107,9 +108,9 @@ def an_object_that_is_written_over_before_it_is_read(world: World) -> None:
     assert read.state
     ends: list[Any] = world.ended(upload)
     if [getattr(end, "code", "") for end in ends] != ["source_changed"]:
-        world.oracle.violated("another object than the one that was named was taken in")
+        world.oracle.violated("another object than the one that was named was ingested")
     if not _is_there(world, B):
-        world.oracle.violated("what was not taken in is gone")
+        world.oracle.violated("an object that was not ingested is gone")
 
 
 class _ReadsWhatIsThere(SourceBucket):
@@ -126,7 +127,7 @@ def test_an_object_that_has_changed_is_not_stored() -> None:
     found = violations(
         an_object_that_is_written_over_before_it_is_read, Parts(source_bucket=_ReadsWhatIsThere)
     )
-    assert "another object than the one that was named was taken in" in found
+    assert "another object than the one that was named was ingested" in found
 
 
 def an_object_that_is_written_over_before_it_is_deleted(world: World) -> None:
@@ -194,13 +195,13 @@ def an_id_that_names_two_objects(world: World) -> None:
     world.upload_from_source(world.drop("acme", "s", B), B, request_id=taken, honest=False)
     world.run()
     if not _is_there(world, B):
-        world.oracle.violated("what was not taken in is gone")
+        world.oracle.violated("an object that was not ingested is gone")
 
 
 class _TakesAnyId(Sources):
     """Checks no id."""
 
-    def bucket_of(self, request: Any) -> SourceBucket:
+    def bucket_of(self, request: Any) -> SourceReader:
         return self.buckets[request.body.source.name]
 
 
@@ -220,7 +221,7 @@ def a_body_under_the_id_of_an_object(world: World) -> None:
     world.upload_from_source(named, A, publisher="second", honest=False)
     world.run()
     if not _is_there(world, A):
-        world.oracle.violated("what was not taken in is gone")
+        world.oracle.violated("an object that was not ingested is gone")
 
 
 def test_a_publishers_own_body_is_not_taken_for_an_object_of_a_source(
@@ -229,7 +230,7 @@ def test_a_publishers_own_body_is_not_taken_for_an_object_of_a_source(
     assert violations(a_body_under_the_id_of_an_object) == []
     monkeypatch.setattr(Upload, "tag_publisher", property(lambda upload: upload.publisher))
     found = violations(a_body_under_the_id_of_an_object)
-    assert "what was not taken in is gone" in found
+    assert "an object that was not ingested is gone" in found
 
 
 def test_two_publishers_that_name_one_object_get_the_same_answer() -> None:

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.topology import PLAN_QUEUE
-from keyturn_workers.sweep.messages import SweepStep, encode
-from keyturn_workers.sweep.page import PageAttempt
-from keyturn_workers.sweep.paginator import Paginator
-from keyturn_workers.sweep.record import ProjectRecord, State
+from keyturn_workers.core.sweep_record import ProjectRecord, State
+from keyturn_workers.pipeline.sweep.messages import SweepStep, encode
+from keyturn_workers.pipeline.sweep.page import PageAttempt
+from keyturn_workers.pipeline.sweep.paginator import Paginator
 from tests.protocol.broker import QueuedMessage
 from tests.protocol.process import CACHE_S, LEASE_S, Options, Parts
 from tests.protocol.stories import (
@@ -28,7 +28,7 @@ from tests.protocol.wire import Wire
 if TYPE_CHECKING:
     import pytest
 
-    from keyturn_workers.sweep.record import Round
+    from keyturn_workers.core.sweep_record import Round
     from tests.protocol.world import World
     from tools.harness.memory_bucket import Stored
 
@@ -111,7 +111,7 @@ def test_pages_are_proven_by_their_results_not_by_their_number(
     assert violations(a_copy_that_arrives_behind_a_later_sweep) == []
     # Each page with any result counts as done.
     accept_early_proofs(monkeypatch)
-    monkeypatch.setattr("keyturn_workers.sweep.proof._next_attempt", lambda *_: None)
+    monkeypatch.setattr("keyturn_workers.core.sweep_proof._next_attempt", lambda *_: None)
     assert _set_back(violations(a_copy_that_arrives_behind_a_later_sweep))
 
 
@@ -265,11 +265,11 @@ def _whatever_the_range(record: Any, page: Any, result: Any) -> bool:
 
 def test_a_result_proves_no_other_range_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     story = a_record_that_was_rolled_back
-    monkeypatch.setattr("keyturn_workers.sweep.paginator.PAGES_PER_STEP", 1)
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.paginator.PAGES_PER_STEP", 1)
     assert violations(story, options=ONE_KEY_A_PAGE) == []
-    monkeypatch.setattr("keyturn_workers.sweep.proof._matches", _whatever_the_range)
+    monkeypatch.setattr("keyturn_workers.core.sweep_proof._matches", _whatever_the_range)
     as_created = lambda record, *_, **__: (replace(record, is_dated=True), False)  # noqa: E731
-    monkeypatch.setattr("keyturn_workers.sweep.reconciler.reconcile_clock", as_created)
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.reconciler.reconcile_clock", as_created)
     found = violations(story, options=ONE_KEY_A_PAGE)
     assert any("acme/c is wrapped under (1," in what and "at the end of" in what for what in found)
 
@@ -290,6 +290,6 @@ def test_plaintext_that_was_forbidden_meanwhile_is_encrypted_before_it_is_publis
 ) -> None:
     story = an_upload_of_plaintext_behind_the_attempt_at_its_page
     assert violations(story, options=ALL_PLAINTEXT) == []
-    monkeypatch.setattr("keyturn_workers.keyring.DesiredState.same_state", lambda *_: True)
+    monkeypatch.setattr("keyturn_workers.core.keyring.DesiredState.same_state", lambda *_: True)
     found = violations(story, options=ALL_PLAINTEXT)
     assert any("acme/b is plaintext once its upload was published" in what for what in found)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from keyturn.topology import ATTEMPT_HEADER
-from keyturn_workers.amqp.request_consumer import RequestConsumer
-from keyturn_workers.storage import Capabilities
-from keyturn_workers.sweep.handler import HintConsumer
-from keyturn_workers.sweep.store import record_path
-from keyturn_workers.upload import OpenedSessions, Uploader, UploadResult
-from keyturn_workers.upload.attempt import Upload
-from keyturn_workers.upload.body import open_transport_key
-from keyturn_workers.upload.existing import ExistingUpload
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.keys.sweep_records import record_path
+from keyturn_workers.pipeline.amqp.requests import RequestSettlement
+from keyturn_workers.pipeline.sweep.handler import HintSettlement
+from keyturn_workers.pipeline.upload.attempt import Upload
+from keyturn_workers.pipeline.upload.body import open_transport_key
+from keyturn_workers.pipeline.upload.existing import ExistingUpload
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
+from keyturn_workers.pipeline.upload.uploader import Uploader, UploadResult
 from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, hint, stop_at, stop_within, violations, without
 
 if TYPE_CHECKING:
     from keyturn.crypto import IntakeKey, Secret
-    from keyturn_workers.amqp.consumer import Settlement
     from tests.protocol.broker import Delivery, QueuedMessage
     from tests.protocol.wire import Call
     from tests.protocol.world import World
@@ -120,23 +120,27 @@ def an_upload_whose_worker_dies_at_its_put(world: World) -> None:
     world.crash(put.sender, arriving=lambda _: False)
 
 
-class _AcknowledgesFirst(RequestConsumer):
-    async def __call__(self, message: Any) -> Settlement:
-        await message.channel.basic_ack(message.delivery_tag)
-        await super().__call__(message)
+async def _acknowledge(message: Any) -> None:
+    await message.channel.basic_ack(message.delivery_tag)
+
+
+class _AcknowledgesFirst(RequestSettlement):
+    async def consume_scope(self, call_next: Any, msg: Any) -> None:
+        await _acknowledge(msg.raw_message)
+        await super().consume_scope(call_next, msg)
         raise asyncio.CancelledError  # a handler that is canceled settles nothing
 
 
-class _AcknowledgesHintsFirst(HintConsumer):
-    async def __call__(self, message: Any) -> Settlement:
-        await message.channel.basic_ack(message.delivery_tag)
-        await super().__call__(message)
+class _AcknowledgesHintsFirst(HintSettlement):
+    async def consume_scope(self, call_next: Any, msg: Any) -> None:
+        await _acknowledge(msg.raw_message)
+        await super().consume_scope(call_next, msg)
         raise asyncio.CancelledError
 
 
 def test_a_request_is_acknowledged_after_its_effect() -> None:
     assert violations(an_upload_whose_worker_dies_at_its_put) == []
-    broken = Parts(consumer=_AcknowledgesFirst)
+    broken = Parts(settlement=_AcknowledgesFirst)
     found = violations(an_upload_whose_worker_dies_at_its_put, broken)
     assert "the waiter of api's upload.requested waits forever" in found
 
@@ -159,7 +163,7 @@ def test_a_hint_is_acknowledged_after_its_effect(record: str) -> None:
             world.oracle.violated("the sweep stalls")
 
     assert violations(story) == []
-    found = violations(story, Parts(hint_consumer=_AcknowledgesHintsFirst))
+    found = violations(story, Parts(hint_settlement=_AcknowledgesHintsFirst))
     assert found == ["the sweep stalls"]
 
 
@@ -230,7 +234,9 @@ def a_rotation_whose_worker_dies_after_it_rotated_the_keyring(world: World) -> N
 
 def test_the_keyring_remembers_its_last_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(a_rotation_whose_worker_dies_after_it_rotated_the_keyring) == []
-    monkeypatch.setattr("keyturn_workers.control.rotation.find_generation", lambda *_: None)
+    monkeypatch.setattr(
+        "keyturn_workers.pipeline.control.rotation.find_generation", lambda *_: None
+    )
     found = violations(a_rotation_whose_worker_dies_after_it_rotated_the_keyring)
     assert any("rotation.rejected believed" in what and "had its effect" in what for what in found)
 

@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from keyturn.crypto import BODY_CONTEXT, kek_id, seal, to_base64, wrap_dek
-from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import SweepStore
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.pipeline.sweep.page import restore_noted_tags
 from tests.protocol.process import CACHE_S, Parts
-from tests.protocol.stories import BelievesAll, begin, hint, stop_at, violations
+from tests.protocol.stories import BelievesAll, begin, hint, is_page, stop_at, violations
 
 if TYPE_CHECKING:
     import pytest
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from tests.protocol.world import World
 
 # The package gives the function of the same name.
-DECIDE = import_module("keyturn_workers.objects.plan_action")
-UNWRAP = import_module("keyturn_workers.objects.wraps")
-RECONCILE = import_module("keyturn_workers.objects.apply")
+DECIDE = import_module("keyturn_workers.core.plan_action")
+UNWRAP = import_module("keyturn_workers.core.wraps")
+RECONCILE = import_module("keyturn_workers.pipeline.objects.apply")
 KEYRING = ".keyturn/keyrings/acme.json"
 TAGS = {"team": "legal"}
 
@@ -215,6 +216,78 @@ def test_a_clean_sweep_leaves_no_old_wrap_under_another_name(
     found = violations(story, settle=False)
     for key in "ab":
         assert f"an earlier KEK opens acme/{key} at the end of a sweep of acme" in found
+
+
+def old_wraps_in_what_a_rewrap_keeps(world: World) -> None:
+    """A bucket writer copies them before the rotation; an operator removes them after it."""
+    begin(world, "a", "b", "c", "d")
+    plain = world.server.current_objects()
+    wraps = {key: plain[f"acme/{key}"].headers.metadata["enc-dek-user"] for key in "abc"}
+    world.bucket_writer.relabel("acme/a", note=wraps["a"])
+    b = plain["acme/b"]
+    kept = replace(b.headers, restated={"cache-control": wraps["b"]})
+    world.server.plant("acme/b", b.body, kept)
+    world.server._bucket.change_tags("acme/c", {"note": wraps["c"]})
+    rotation = world.rotate("acme")
+    world.run()
+    [end] = [each for each in world.ended(rotation) if each.type == "rotation.completed"]
+    if (end.clean, end.counts.failed) != (False, 3):
+        world.oracle.violated("a rotation did not count the objects with hidden wraps as failed")
+    stored = world.server.current_objects()
+    metadata = {n: v for n, v in stored["acme/a"].headers.metadata.items() if n != "note"}
+    headers = replace(stored["acme/a"].headers, metadata=metadata)
+    world.server.plant("acme/a", stored["acme/a"].body, headers)
+    world.server.plant("acme/b", b.body, replace(stored["acme/b"].headers, restated={}))
+    world.server._bucket.change_tags("acme/c", {})
+    sweep = world.sweep("acme")
+    world.run()
+    if [getattr(end, "clean", False) for end in world.ended(sweep)] != [True]:
+        world.oracle.violated("the sweep after the removal is not clean")
+
+
+def test_a_clean_sweep_leaves_no_old_wrap_in_what_a_rewrap_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = old_wraps_in_what_a_rewrap_keeps
+    assert violations(story) == []
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.page.check_nothing_hidden", lambda *_: None)
+    found = violations(story, settle=False)
+    for key in "abc":
+        assert f"an earlier KEK opens acme/{key} at the end of a sweep of acme" in found
+
+
+def an_old_wrap_in_a_tag_that_a_replaced_round_noted(world: World) -> None:
+    """The worker dies before it puts the tag back, and another rotation replaces the round."""
+    begin(world, "a")
+    old = world.server.current_objects()["acme/a"].headers.metadata["enc-dek-user"]
+    world.server._bucket.change_tags("acme/a", {"note": old})
+    world.rotate("acme")
+    tags = stop_at(world, "write_tags")
+    world.crash(tags.sender, arriving=lambda _: False)
+    before = {hint(each)["round"] for each in world.queue if is_page(each)}
+    rotation = world.rotate("acme")
+    assert world.run(
+        until=lambda: {hint(each)["round"] for each in world.queue if is_page(each)} - before,
+        keep=is_page,
+    )
+    world.run()
+    if [getattr(end, "clean", None) for end in world.ended(rotation)] != [False]:
+        world.oracle.violated("a rotation did not count the object with the hidden wrap as failed")
+
+
+def test_a_clean_sweep_has_proven_the_objects_whose_tags_it_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = an_old_wrap_in_a_tag_that_a_replaced_round_noted
+    assert violations(story, settle=False) == []
+
+    async def forgets(*args: Any) -> list[str]:
+        await restore_noted_tags(*args)
+        return []
+
+    monkeypatch.setattr("keyturn_workers.pipeline.sweep.reconciler.restore_noted_tags", forgets)
+    found = violations(story, settle=False)
+    assert "an earlier KEK opens acme/a at the end of a sweep of acme" in found
 
 
 def an_upload_that_is_delivered_again_after_a_rotation(world: World) -> None:

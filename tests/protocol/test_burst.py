@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from keyturn_workers.sweep.transitions import open_origins
+from keyturn_workers.core.sweep_transitions import open_origins
 from tests.protocol.process import Options
 from tests.protocol.stories import establish_clock
 from tests.protocol.world import World
@@ -66,10 +66,11 @@ def test_a_round_for_each_request_would_multiply_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "keyturn_workers.sweep.transitions.choose_origins", lambda record: open_origins(record)[:1]
+        "keyturn_workers.core.sweep_transitions.choose_origins",
+        lambda record: open_origins(record)[:1],
     )
     monkeypatch.setattr(
-        "keyturn_workers.sweep.reconciler.served_origins",
+        "keyturn_workers.pipeline.sweep.reconciler.served_origins",
         lambda record, of, _: [each for each in open_origins(record) if each.name in of.origins],
     )
     assert _reads_in_a_burst(ROTATIONS) > ROTATIONS * OBJECTS

@@ -11,7 +11,7 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time
 from keyturn.messages import encode, parse_event
 from keyturn.topology import ATTEMPT_HEADER, CONTROL_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.errors import MissingError, RequestFailedError, StorageAnswerError
+from keyturn_workers.core.errors import MissingError, RequestFailedError, StorageResponseError
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.stories import begin, stop_within, without
 from tests.protocol.waiters import Record, signed, verified
@@ -131,7 +131,7 @@ def test_an_object_that_exists_is_answered_with_404(world: World, code: Any) -> 
     async def caught() -> str:
         try:
             await read("acme/a", 10)
-        except (StorageAnswerError, StorageUnavailableError) as exc:
+        except (StorageResponseError, StorageUnavailableError) as exc:
             return type(exc).__name__
         return "read"
 

@@ -36,8 +36,8 @@ from keyturn.topology import (
     UPLOAD_QUEUE,
     WORKER_HEADERS,
 )
-from keyturn_workers.storage import Capabilities
-from keyturn_workers.sweep.store import parse_record_path
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.keys.sweep_records import parse_record_path
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.marks import PUBLISH
 from tests.protocol.process import LEASE_S, Options

@@ -12,10 +12,9 @@ import pytest
 
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import SweepCompleted
-from keyturn_workers.keyring import with_master_key
-from keyturn_workers.keyring.model import next_serial
-from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.store import part_path, record_path, round_prefix
+from keyturn_workers.core.keyring import next_serial, with_master_key
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.keys.sweep_records import part_path, record_path, round_prefix
 from tests.protocol.process import MASTER_KEYS
 from tests.protocol.stories import hint
 from tests.protocol.world import World

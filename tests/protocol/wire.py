@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from datetime import datetime
 
-    from keyturn_workers.storage import (
+    from keyturn_workers.core.storage_port import ObjectStream
+    from keyturn_workers.core.storage_values import (
         Capabilities,
         Condition,
         Headers,
         Lease,
         MultipartUpload,
-        ObjectStream,
         ObjectSummary,
         ObjectVersion,
         WriteResult,

@@ -22,10 +22,9 @@ from keyturn.identifiers import format_time, keyring_s3_key, object_s3_key, stag
 from keyturn.messages import SourceObject, parse_audit
 from keyturn.publisher.sessions import SealingSession
 from keyturn.topology import CONTROL_QUEUE, UPLOAD_QUEUE, dead_letter_name
-from keyturn_workers.amqp.consumer import Settlement
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_proof import RESEND_AFTER_S
 from keyturn_workers.storage.clock import INTERVAL_S
-from keyturn_workers.sweep.proof import RESEND_AFTER_S
 from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
 from tests.protocol.hostile import BrokerWriter, BucketWriter
@@ -46,6 +45,7 @@ from tests.protocol.process import (
 from tests.protocol.source import PREFIX, SOURCE, Drop, id_of
 from tests.protocol.waiters import ENDS, Record, SentRequest, Waiter, verified
 from tests.protocol.wire import CURRENT, MID, SENT, Call, Network, Server
+from tests.support.routes import deliver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,6 +97,7 @@ class World:
         self.processes: list[Process] = []
         self.marks = Marks(self._patch, self._marked)
         self.queue: list[QueuedMessage] = []
+        self.nothing_confirmed_until = 0.0
         # Whether sweeps may need the periodic scan: a message was dropped, or a keyring or a
         # sweep's record was removed or set back. Otherwise every sweep ends without it.
         self.needs_scan = False
@@ -506,13 +507,12 @@ class World:
         self.keep_current()
         self.loop.run_until_idle()
         delivery = Delivery(queued, process, process.channel(queued.queue))
-        consume, acks = process.consumers[queued.queue], process.acks[queued.queue]
+        route, acks = process.routes[queued.queue], process.acks[queued.queue]
 
         async def consumed() -> None:
             CURRENT.set(delivery)
-            settlement = await consume(delivery)
             message: Any = delivery
-            if settlement is Settlement.DONE:
+            if await deliver(route, message):
                 acks.done(message)
             else:
                 acks.give_back(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import statistics
 import time
 from collections import Counter
@@ -34,10 +35,12 @@ _KIB = 1024
 _WRONG = "kt_" + "w" * 43
 _VICTIM: Final = "victim"
 _OBJECTS: Final = 51
-_LARGE_BYTES: Final = 32 * 1024 * 1024
+# More than the buffers on its way, and little for a storage that reads ahead.
+_LARGE_BYTES: Final = 4 * 1024 * 1024
 _SMALL_BYTES: Final = 4096
 # A larger body too: it needs an upload slot and space in staging.
 _STAGED_BYTES: Final = 300 * 1024
+_WINDOW_BYTES: Final = 64 * _KIB
 _BEGIN_S: Final = 2.0
 # Longer than the measurement, so that requests that wait for the attack's end are measured.
 _OUTLASTS_S: Final = 3.0
@@ -85,7 +88,7 @@ class Attack:
         """Send this, do not read the response, and send `trickle` now and then."""
         while self.is_running:
             try:
-                reader, writer = await asyncio.open_connection(self.host, self.port, limit=1024)
+                reader, writer = await self._connect()
             except OSError as exc:
                 self.statuses[type(exc).__name__] += 1
                 await asyncio.sleep(0.2)
@@ -107,6 +110,18 @@ class Attack:
             finally:
                 writer.transport.abort()
             await asyncio.sleep(random.uniform(1, 3))  # noqa: S311  # `Retry-After` is 1
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect with a small window: else the kernel takes megabytes that nobody reads."""
+        sock = socket.socket()
+        sock.settimeout(0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _WINDOW_BYTES)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (self.host, self.port))
+        except BaseException:
+            sock.close()
+            raise
+        return await asyncio.open_connection(sock=sock, limit=1024)
 
 
 async def _together(count: int, one: Callable[[int], Awaitable[None]]) -> None:

@@ -172,5 +172,5 @@ class FakeModule:
             return self
 
         monkeypatch.setattr(pkcs11, "lib", load)
-        monkeypatch.setattr("keyturn_workers.master_keys.pkcs11_module._modules", {})
-        monkeypatch.setattr("keyturn_workers.master_keys.pkcs11_module.Cryptoki", load)
+        monkeypatch.setattr("keyturn_workers.keys.master_keys.pkcs11_module._modules", {})
+        monkeypatch.setattr("keyturn_workers.keys.master_keys.pkcs11_module.Cryptoki", load)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from keyturn_workers.worker.metrics import WorkerMetrics
+    from keyturn_workers.process.metrics import WorkerMetrics
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 

@@ -15,7 +15,7 @@ from tests.support.public_apis import names_of_tree, violations
 
 _ROOT = Path(__file__).parents[2]
 # The one exception, which ADR 0013 explains.
-_PATCHES = "workers/keyturn_workers/amqp/property_tolerance.py"
+_PATCHES = "workers/keyturn_workers/process/property_tolerance.py"
 
 
 def _files() -> list[Path]:

@@ -52,6 +52,7 @@ class Part:
 _LAYERS: Final = "layers"
 _PARTS: Final = {
     "uploads": Part(uploads.measure, 3, {"count": _SMALL}),
+    "memory": Part(uploads.measure_memory, 1, {"count": (2000, 400)}),
     "plain": Part(against_plain.measure_drained, 3, {"count": _SMALL}),
     "latency": Part(against_plain.measure_latency, 3, {"seconds": (10, 4)}),
     "projects-1000": Part(

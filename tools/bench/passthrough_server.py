@@ -14,15 +14,18 @@ from urllib.parse import unquote
 import uvloop
 
 from keyturn_workers.gateway.server import serve
-from keyturn_workers.http_server.client_connection import run_while_connected, with_send_timeout
-from keyturn_workers.settings import GatewaySettings
+from keyturn_workers.process.http_server.client_connection import (
+    run_while_connected,
+    with_send_timeout,
+)
+from keyturn_workers.process.logging import configure
+from keyturn_workers.process.settings import GatewaySettings
 from keyturn_workers.storage.s3 import open_storage
-from keyturn_workers.worker.logging import configure
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from keyturn_workers.storage import Storage
+    from keyturn_workers.core.storage_port import Storage
 
 
 class Passing:

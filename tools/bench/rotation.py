@@ -24,9 +24,9 @@ import aio_pika
 
 from keyturn.counts import Counts
 from keyturn.topology import SWEEP_QUEUE
-from keyturn_workers.sweep.messages import SweepPage, encode
-from keyturn_workers.sweep.record import OpenPage, Round
-from keyturn_workers.sweep.store import record_path
+from keyturn_workers.core.sweep_record import OpenPage, Round
+from keyturn_workers.keys.sweep_records import record_path
+from keyturn_workers.pipeline.sweep.messages import SweepPage, encode
 from tools.bench.figures import Comparison, Rate, Row, Spread
 from tools.bench.processes import BenchError, Traffic, bare, worker
 from tools.chaos.fault_proxy import run_fault_proxy
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractChannel
 
-    from keyturn_workers.sweep import ProjectRecord
+    from keyturn_workers.core.sweep_record import ProjectRecord
     from tools.bench.processes import Running
     from tools.harness.deployment import Deployment
     from tools.harness.world import World

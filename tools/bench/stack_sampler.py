@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from keyturn_workers.gateway.server import run_gateway
-from keyturn_workers.settings import GatewaySettings, WorkerSettings
-from keyturn_workers.worker.logging import configure
-from keyturn_workers.worker.process import run_worker
+from keyturn_workers.pipeline.worker.process import run_worker
+from keyturn_workers.process.logging import configure
+from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 
 if TYPE_CHECKING:
     from types import FrameType

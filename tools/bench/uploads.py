@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +40,9 @@ CONCURRENCY: Final = 64
 PROJECT: Final = "bench"
 UPLOAD: Final = "upload.requested"
 BODY: Final = bytes(range(256)) * 16
+_LARGE_BODY: Final = bytes(250_000)
+_MIB: Final = 2**20
+_MEMORY_AIM_MIB: Final = 256
 _PUBLISHED_AT_ONCE: Final = 256
 _ENROLLED_AT_ONCE: Final = 64
 _SAMPLE_S: Final = 0.05
@@ -101,7 +104,11 @@ class Letter:
 
 
 def letters(
-    deployment: Deployment, prefix: str, count: int, projects: Sequence[str] = (PROJECT,)
+    deployment: Deployment,
+    prefix: str,
+    count: int,
+    projects: Sequence[str] = (PROJECT,),
+    body: bytes = BODY,
 ) -> list[Letter]:
     """`count` good requests, sealed under a session and signed; projects take turns."""
     found = []
@@ -109,10 +116,10 @@ def letters(
     for number in range(count):
         project = projects[number % len(projects)]
         key = f"{prefix}/{number}"
-        made = requests.upload(deployment, project, key, BODY, session=session)
-        body = requests.encode(made.document)
-        headers = requests.headers(body, deployment.publisher_key)
-        found.append(Letter(made.upload_id, body, headers))
+        made = requests.upload(deployment, project, key, body, session=session)
+        encoded = requests.encode(made.document)
+        headers = requests.headers(encoded, deployment.publisher_key)
+        found.append(Letter(made.upload_id, encoded, headers))
     return found
 
 
@@ -242,6 +249,45 @@ async def measure(deployment: Deployment, scratch: Path, *, count: int, rounds: 
         "4 KiB uploads", deployment.s3.kind, "bare aioboto3 put loop", found, puts
     )
     return [compared.throughput(_PUTS_RATE_AIM), compared.cpu(_PUTS_CPU_AIM)]
+
+
+async def measure_memory(
+    deployment: Deployment, scratch: Path, *, count: int, rounds: int
+) -> list[Row]:
+    """One worker's memory under large inline bodies: of uploads, and of unsigned messages."""
+    await enroll(deployment, scratch)
+    kinds = ("uploads", "unsigned messages")
+    peaks: dict[str, list[float]] = {kind: [] for kind in kinds}
+    resident: dict[str, list[float]] = {kind: [] for kind in kinds}
+    async with await aio_pika.connect(deployment.amqp_url) as connection:
+        wire = Wire(await connection.channel(on_return_raises=True), [])
+        exchange = await wire.channel.get_exchange(EXCHANGE, ensure=False)
+        for number in range(rounds):
+            for kind in kinds:
+                env, log = deployment.worker_env(), scratch / f"{kind}-{number}.log"
+                async with worker(env, log) as running:
+                    for first in range(0, count, _PUBLISHED_AT_ONCE):
+                        size = min(_PUBLISHED_AT_ONCE, count - first)
+                        name = f"memory-{kind}-{number}-{first}"
+                        made = letters(deployment, name, size, body=_LARGE_BODY)
+                        if kind != "uploads":
+                            made = [replace(each, headers={}) for each in made]
+                        await publish_all(exchange, made)
+                        await drain(wire, running)
+                    peaks[kind].append(running.peak_bytes() / _MIB)
+                    resident[kind].append(running.rss_bytes() / _MIB)
+    server = deployment.s3.kind
+    return [
+        Row(
+            f"{count:,} {kind} of 250 KB, {figure} memory of a worker",
+            server,
+            "MiB",
+            Spread(tuple(found[kind])),
+            at_most=_MEMORY_AIM_MIB,
+        )
+        for kind in kinds
+        for figure, found in (("peak", peaks), ("resident", resident))
+    ]
 
 
 def tenants(count: int) -> list[str]:

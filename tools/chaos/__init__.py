@@ -1,10 +1,10 @@
 """One driver that loads, breaks and measures a deployment on real servers: `python -m tools.chaos`.
 
-| profile | command | what it does |
+| profile | command | purpose |
 | --- | --- | --- |
 | `chaos` | `make chaos` | breaks and attacks everything on a schedule by a seed, then checks all |
 | `load` | `make load` | drains a long queue, in peace or while workers or the broker are stopped |
-| `capacity` | `make capacity` | says how many processes a load needs; measures a series of sizes |
+| `capacity` | `make capacity` | how many processes a load needs; measures a series of sizes |
 
 `plan` is the pure schedule; `run` performs it with `processes`, `fault_proxy`, `publisher`,
 `operator`, `gateway_readers`, `attackers` and `thief`; `evidence` is read from the broker, and

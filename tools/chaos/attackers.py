@@ -27,6 +27,7 @@ from keyturn.publisher import PublisherError
 from keyturn.publisher.requests import SignedRequest
 from tools.chaos.plan import FLAWS_WITHOUT_EVENT, HOSTILE, RIVAL, rng_for
 from tools.harness import requests as rq
+from tools.harness.amqp1 import POISONS, AMQP1Error, Parts, open_sender
 from tools.harness.wire import consume_stream
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ _READ_S = 1.0
 _PAUSE_S = 0.3
 _WAIT_S = 900.0
 _FORGED_ATTEMPT = 99
+_POISONED = (
+    topology.UPLOAD_QUEUE,
+    topology.CONTROL_QUEUE,
+    topology.SWEEP_QUEUE,
+    topology.PLAN_QUEUE,
+    topology.NOTIFICATIONS,
+)
 
 
 def digest(body: bytes) -> str:
@@ -74,7 +82,7 @@ class Attacks:
 
     `forged` were published as requests without a valid signature for their destination,
     `false_events` as events not signed by the deployment; `signed` are the hostile publisher's
-    own requests.
+    own requests. `poison` counts the poison messages sent to each queue.
     """
 
     signed: list[SignedRequest] = field(default_factory=list, repr=False)
@@ -83,6 +91,7 @@ class Attacks:
     false_events: set[str] = field(default_factory=set)
     waited: list[VictimOutcome] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
+    poison: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class Message:
     headers: Mapping[str, Any]
     message_id: str = ""
     to_queue: bool = False
+    amqp1: Parts | None = None  # if sent over AMQP 1.0: always to the queue itself
 
 
 def publishers_with_rival(deployment: Deployment, key: SigningKey) -> str:
@@ -233,6 +243,10 @@ class Attackers:
             ]
         if attack == "false event":
             return [self._false_event(victim)]
+        if attack == "poison":
+            queue, poison = rng.choice(_POISONED), POISONS[rng.choice(sorted(POISONS))]
+            self.attacks.poison[queue] += 1
+            return [Message(queue, os.urandom(60), {}, amqp1=poison)]
         return [self._changed(attack, victim)]
 
     def _copy(self, attack: str, victim: SignedRequest, rng: random.Random) -> Message:
@@ -326,13 +340,18 @@ async def publish(deployment: Deployment, message: Message) -> None:
     while True:
         try:
             await _publish_once(deployment, message)
-        except (AMQPException, OSError, TimeoutError, *CONNECTION_EXCEPTIONS):
+        except (AMQPException, AMQP1Error, EOFError, OSError, TimeoutError, *CONNECTION_EXCEPTIONS):
             await asyncio.sleep(_PAUSE_S)
         else:
             return
 
 
 async def _publish_once(deployment: Deployment, message: Message) -> None:
+    if message.amqp1 is not None:
+        address = f"/queues/{message.routing_key}"
+        async with open_sender(deployment.amqp_url, address) as sender:
+            await sender.send(message.body, message.amqp1)
+        return
     async with await aio_pika.connect(deployment.amqp_url, timeout=5) as connection:
         channel = await connection.channel()
         exchange: Any = channel.default_exchange

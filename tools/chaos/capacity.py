@@ -31,9 +31,9 @@ from rich.table import Table
 from keyturn.crypto import sealed_size, to_base64
 from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.topology import EVENTS_MAX_BYTES
-from keyturn_workers.keyring.reader import BETWEEN_READS_S
-from keyturn_workers.settings import GatewaySettings, WorkerSettings
-from keyturn_workers.sweep import paginator, reconciler
+from keyturn_workers.keys.keyring.reader import BETWEEN_READS_S
+from keyturn_workers.pipeline.sweep import paginator, reconciler
+from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 from tools.bench.figures import number
 from tools.chaos.drain import PROJECT, Uploads, drain, enroll
 from tools.chaos.drained import DrainError

@@ -70,8 +70,10 @@ CONSOLE = "the console shows the end of each rotation and sweep, although it was
 
 TRESPASSES = "no event in a project for which its publisher has no grant"
 UNREQUESTED = "each event names the publisher and digest of a request that was sent"
+ANSWERED = "each signed request has an event, of hostile publishers too"
 MISLED = "each caller under attack received the outcome of its own request"
 UNSIGNED = "unsigned messages caused no event, and are only among the unsigned dead letters"
+POISON = "poison is only among the dead letters of the queue that it was sent to"
 LETTERS = "every dead letter was sent, and keeps no body that cannot be replayed"
 
 SOURCES = "each object of a source is stored once with its bytes, or is there with its code"
@@ -99,8 +101,10 @@ def run_checks(evidence: Evidence) -> dict[str, list[str]]:
         CONSOLE: evidence.misreported,
         TRESPASSES: trespasses(evidence),
         UNREQUESTED: unrequested(evidence),
+        ANSWERED: unanswered(evidence),
         MISLED: misled_callers(evidence),
         UNSIGNED: unsigned(evidence),
+        POISON: poison(evidence),
         LETTERS: dead_letters(evidence),
         SOURCES: drops(evidence),
         STOLEN: thefts(evidence),
@@ -314,6 +318,27 @@ def _is_about(event: dict[str, Any], signed: SignedRequest | None) -> bool:
     return bool(project in {event["project"], ALL_PROJECTS})
 
 
+def unanswered(evidence: Evidence) -> list[str]:
+    """Signed requests without an event: of each confirmed id, at least one try must have one."""
+    answered = {str(event.get("request")) for event in evidence.broker.events}
+    forged = {
+        upload.upload_id
+        for upload in evidence.plan.load.uploads
+        if upload.flaw in FLAWS_WITHOUT_EVENT
+    }
+    own = [
+        tries
+        for request_id, tries in evidence.sent.items()
+        if request_id in evidence.confirmed and request_id not in forged
+    ]
+    each_sent = [[signed] for signed in evidence.attacks.signed]
+    return [
+        f"no event of this {tries[-1].type}: {tries[-1].request_id}"
+        for tries in (*own, *each_sent)
+        if answered.isdisjoint(digest(signed.body) for signed in tries)
+    ]
+
+
 def misled_callers(evidence: Evidence) -> list[str]:
     """Callers under attack who received no event, or one of another request."""
     sent = _sent(evidence)
@@ -357,6 +382,25 @@ def unsigned(evidence: Evidence) -> list[str]:
         if of_body in attacks.junk and present.keys() - expected:
             found.append(f"{named} {of_body}: in {sorted(present.keys() - expected)}")
     return found
+
+
+def poison(evidence: Evidence) -> list[str]:
+    """Poison messages missing from the dead letters of their queue, or among those of another.
+
+    Notifications have no dead letters: the broker drops those that cannot be delivered.
+    """
+    sent = {
+        topology.dead_letter_name(queue): count
+        for queue, count in evidence.attacks.poison.items()
+        if queue != topology.NOTIFICATIONS
+    }
+    # A message that was sent again, because its confirmation was lost, is there twice.
+    return [
+        f"{name}: {evidence.broker.poison[name]} letters cannot be read; {sent.get(name, 0)} sent"
+        for name in topology.DEAD_QUEUES
+        if evidence.broker.poison[name] < sent.get(name, 0)
+        or (evidence.broker.poison[name] and name not in sent)
+    ]
 
 
 def dead_letters(evidence: Evidence) -> list[str]:

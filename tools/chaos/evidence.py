@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS, AMQPException
 
 from keyturn import topology
 from keyturn.crypto import MarkVerifier, SignatureError, VerifyKey
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+    from aio_pika.abc import AbstractIncomingMessage
 
     from keyturn.messages import KeyringMarked
     from keyturn.publisher.requests import SignedRequest
@@ -57,7 +58,8 @@ class Letter:
 class OnBroker:
     """The broker's content: verified events, digests of others, dead letters, queue depths.
 
-    `marks` are the verified marks of keyrings, in their order.
+    `marks` are the verified marks of keyrings, in their order. `poison` counts the dead letters
+    of each queue that RabbitMQ cannot deliver to this client (poison messages).
     """
 
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -65,6 +67,7 @@ class OnBroker:
     letters: list[Letter] = field(default_factory=list)
     depths: dict[str, int] = field(default_factory=dict)
     marks: list[KeyringMarked] = field(default_factory=list)
+    poison: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -102,22 +105,32 @@ async def on_broker(deployment: Deployment) -> OnBroker:
         for queue in topology.queues():
             if not queue.is_stream:
                 found.depths[queue.name] = await wire.depth(queue.name)
-        for name in (queue.name for queue in topology.queues() if queue.name.endswith(".dead")):
-            found.letters += await _letters(wire.channel, name)
+        for name in topology.DEAD_QUEUES:
+            await _take_letters(deployment, name, found)
         await _read_events(wire, deployment, found)
         await _read_marks(wire, deployment, found)
     return found
 
 
-async def _letters(channel: AbstractChannel, name: str) -> list[Letter]:
-    queue = await channel.get_queue(name, ensure=False)
-    letters = []
-    while (message := await queue.get(no_ack=True, fail=False)) is not None:
-        code = str(message.headers.get(topology.CODE_HEADER))
-        dropped = message.headers.get(topology.BODY_DROPPED_HEADER)
-        of_body = digest(message.body) if dropped is None else str(dropped)
-        letters.append(Letter(name, str(message.message_id), code, of_body, dropped is None))
-    return letters
+async def _take_letters(deployment: Deployment, name: str, found: OnBroker) -> None:
+    """Take all dead letters of a queue; a poison message costs the connection, and is taken too."""
+    while True:
+        async with await aio_pika.connect(deployment.amqp_url) as connection:
+            queue = await (await connection.channel()).get_queue(name, ensure=False)
+            try:
+                while (message := await queue.get(no_ack=True, fail=False)) is not None:
+                    found.letters.append(_letter(name, message))
+            except (AMQPException, *CONNECTION_EXCEPTIONS):
+                found.poison[name] += 1
+            else:
+                return
+
+
+def _letter(name: str, message: AbstractIncomingMessage) -> Letter:
+    code = str(message.headers.get(topology.CODE_HEADER))
+    dropped = message.headers.get(topology.BODY_DROPPED_HEADER)
+    of_body = digest(message.body) if dropped is None else str(dropped)
+    return Letter(name, str(message.message_id), code, of_body, dropped is None)
 
 
 async def _read_events(wire: Wire, deployment: Deployment, found: OnBroker) -> None:

@@ -67,6 +67,7 @@ WRITER = (
     "request under another's name",
     "old events",
     "false event",
+    "poison",
 )
 """The messages of the broker writer, which has no key."""
 _VICTIMS = 3
@@ -104,7 +105,7 @@ PROJECTS = ("amber", "birch", "cedar")
 LATE_PROJECT = "dune"
 """Enrolled in the middle of the run, during the rotation of the master key."""
 SOURCED_PROJECT = "elm"
-"""Has only what is taken in from sources; see `tools.chaos.drops`."""
+"""Has only objects that were ingested from sources; see `tools.chaos.drops`."""
 UNKNOWN_PROJECT = "unknown"
 
 _KIB = 1024
@@ -291,7 +292,8 @@ class Action:
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enroll` (a project), `delete` (the key of an upload), `new master key`;
     `attack` (the attack `to`, on `times` requests); `steal keyring` (of the project `to`, as `kind`
-    says, after the `process` was killed); `sources away` (for `seconds`); or `storm`: the fault
+    says, after the `process` was killed); `sources away` or `refuse events` (for `seconds`); or
+    `storm`: the fault
     `to` for every `every`-th request of a `kind`, `times` in total, `until` that many publishes
     are confirmed.
     """
@@ -341,6 +343,7 @@ class Amounts:
     attacks: int
     thefts: int
     source_outages: int
+    event_refusal_s: float
 
     @classmethod
     def for_count(cls, count: int) -> Amounts:
@@ -357,6 +360,7 @@ class Amounts:
             attacks=1 + count // 200,
             thefts=1 + count // 1000,
             source_outages=2 + count // 1000,
+            event_refusal_s=min(150, 10 + count / 10),
         )
 
 
@@ -376,6 +380,8 @@ def make_plan(seed: int, count: int) -> Plan:
     actions += _attacks(rng_for(seed, "attacks"), total, amounts.attacks)
     actions += _thefts(rng_for(seed, "thefts"), total, rotations, amounts.thefts)
     actions += _of_sources(rng_for(seed, "sources"), total, amounts.source_outages)
+    at = int(total * rng_for(seed, "events").uniform(0.2, 0.8))
+    actions.append(Action(at, "refuse events", seconds=amounts.event_refusal_s))
     return Plan(seed, count, load, tuple(sorted(actions, key=lambda action: action.at)))
 
 

@@ -54,7 +54,9 @@ VIEWER = Account("vera", "view")
 """Who looks at the console."""
 _STARTED_S = 180
 """All processes start at once, on a machine that may be busy."""
-_END_S = 40
+# The grace period, four responses of a broker that is away (5 s each), and an attempt to connect
+# that ends by its timeout (20 s), on a machine that may be busy.
+_END_S = 75
 _SWEPT_UP_S = 5
 _SWEEPS = 4
 _METRICS_EVERY_S = 2

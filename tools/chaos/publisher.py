@@ -45,10 +45,10 @@ class RecordingPublisher(Publisher):
 
     sent: dict[str, list[SignedRequest]]
 
-    async def _send(self, signed: SignedRequest) -> None:
+    async def _publish(self, signed: SignedRequest) -> None:
         # Recorded before publishing: a message with unknown outcome may be on the broker's disk.
         self.__dict__.setdefault("sent", {}).setdefault(signed.request_id, []).append(signed)
-        await super()._send(signed)
+        await super()._publish(signed)
 
 
 @dataclass
@@ -179,11 +179,12 @@ class LoadSender:
             self._moved.notify_all()
 
     async def _once(self, upload: Upload) -> None:
-        if upload.flaw is not None:
-            await self.publisher._send(invalid_request(self.deployment, self.plan.seed, upload))
-            return
         if upload.project in self.enrolled:
+            # What refuses events holds an enrollment up, too, for longer than uploads wait for it.
             await self.enrolled[upload.project].wait()
+        if upload.flaw is not None:
+            await self.publisher._publish(invalid_request(self.deployment, self.plan.seed, upload))
+            return
         if upload.rewrites is not None:
             # The earlier one may be delivered again after its worker was killed, behind this one.
             await self.event_log.event(upload.rewrites, "upload.stored")
@@ -199,7 +200,7 @@ class LoadSender:
     async def _again(self, upload: Upload) -> None:
         """A second publish; a staged request unchanged, since its body is sealed only for it."""
         if upload.staged:
-            await self.publisher._send(self.publisher.sent[upload.upload_id][-1])
+            await self.publisher._publish(self.publisher.sent[upload.upload_id][-1])
         else:
             await self._once(upload)
 

@@ -16,6 +16,7 @@ from tools.chaos.attackers import Attackers, publishers_with_rival
 from tools.chaos.bucket_checks import leftovers
 from tools.chaos.drop_checks import DropState, read_state, summary, taken_in
 from tools.chaos.drops import DropWriter, SourceBuckets, make_drops
+from tools.chaos.event_refusal import refuse_events
 from tools.chaos.evidence import Evidence, on_broker
 from tools.chaos.fault_proxy import FaultProxy, run_fault_proxy
 from tools.chaos.gateway_readers import GatewayReaders
@@ -243,6 +244,7 @@ class Run:
             "enroll": lambda: operator.enroll(action.to),
             "delete": lambda: operator.delete(action.to),
             "sources away": lambda: self._keep_away(action.seconds),
+            "refuse events": lambda: refuse_events(self.deployment, action.seconds),
         }
         match action.what:
             case "storm":

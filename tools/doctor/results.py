@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from keyturn_workers.storage.probe.runner import Report
+    from keyturn_workers.storage.probe.runner import ProbeReport
 
 _ROOT = Path(__file__).parents[2]
 _MARKED = re.compile(r"(<!-- doctor: begin -->\n).*?(<!-- doctor: end -->)", re.DOTALL)
@@ -120,7 +120,7 @@ class ServerResults:
         return ServerResults(self.needed, columns)
 
 
-def with_decided_rows(report: Report, again: Report) -> Report:
+def with_decided_rows(report: ProbeReport, again: ProbeReport) -> ProbeReport:
     """The report, with rows from a second probe where only the second probe decided them."""
     rows = {row.name: row for row in again.rows}
     return replace(
@@ -132,12 +132,12 @@ def with_decided_rows(report: Report, again: Report) -> Report:
     )
 
 
-def cells(report: Report) -> Mapping[str, str]:
+def cells(report: ProbeReport) -> Mapping[str, str]:
     """A probe's rows as a column's: the same for every run on the same server."""
     return {row.name: HOLDS if row.ok else _shorter(row.detail) for row in report.rows}
 
 
-def needs(report: Report) -> Mapping[str, str]:
+def needs(report: ProbeReport) -> Mapping[str, str]:
     """How much each row of a probe is needed."""
     return {row.name: row.needed for row in report.rows}
 

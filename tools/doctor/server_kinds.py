@@ -26,7 +26,7 @@ from tools.servers.swift import Swift
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from keyturn_workers.storage.probe.runner import Report
+    from keyturn_workers.storage.probe.runner import ProbeReport
     from tools.doctor.results import Bucket
     from tools.servers import S3Server
 
@@ -127,7 +127,7 @@ def make_bucket(server: S3Server, kind: Bucket) -> str:
     return name
 
 
-async def probe_bucket(server: S3Server, bucket: Bucket) -> Report:
+async def probe_bucket(server: S3Server, bucket: Bucket) -> ProbeReport:
     """The whole probe on a fresh bucket of this kind."""
     settings = Deployment("", server, make_bucket(server, bucket)).s3_settings()
     async with open_storage(settings, max_connections=_CONNECTIONS) as storage:

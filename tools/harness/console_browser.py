@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 from tools.servers import chromium
 
@@ -137,6 +137,7 @@ def _axe() -> str:
 @asynccontextmanager
 async def launched() -> AsyncIterator[Browser]:
     """Debian's Chromium."""
+    expect.set_options(timeout=_TIMEOUT_MS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=chromium.path(), args=list(chromium.ARGUMENTS)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from keyturn.crypto import Secret, kek_id
 from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import Generation, Keyring, create_keyring
+from keyturn_workers.core.keyring import Generation, Keyring
+from keyturn_workers.keys.keyring.store import create_keyring
 from tools.harness.marks import mark_keyrings
 from tools.harness.requests import new_id
 from tools.harness.world import MASTER_KEY, open_world

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
-    from keyturn_workers.storage import Capabilities
+    from keyturn_workers.core.storage_values import Capabilities
 
 _ROOT: Final = Path(__file__).parents[2]
 _PRELOADED: Final = "tools.harness.preloaded"

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from unittest import mock
 
-from keyturn_workers.storage import Capabilities
-from keyturn_workers.worker import process
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.pipeline.worker import process
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from keyturn_workers.settings import WorkerSettings
+    from keyturn_workers.process.settings import WorkerSettings
     from tools.servers import S3Server
 
 # What `tests/integration/storage/test_probe.py` measures.

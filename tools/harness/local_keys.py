@@ -8,15 +8,15 @@ from keyturn import crypto
 from keyturn.crypto import Secret, admin_kek, record_kek
 from keyturn.errors import UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import keyring_from_json, keyring_to_json
-from keyturn_workers.master_keys.admin_keks import AdminKeks
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.master_keys.record_format import open_sealed_part, read_outer, seal
+from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.keyring import keyring_from_json, keyring_to_json
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.keys.master_keys.record_format import open_sealed_part, read_outer, seal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from keyturn_workers.keyring import DesiredState, Keyring
+    from keyturn_workers.core.keyring import DesiredState, Keyring
 
 
 def operator_keys(master_keys: Mapping[str, Any], v0_master_key: str | None = None) -> OperatorKeys:

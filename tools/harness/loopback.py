@@ -45,10 +45,13 @@ async def loopback_server(
     finally:
         server.close()
         await asyncio.sleep(0)  # lets connections that were just accepted become tasks
-        while tasks:
-            for task in tasks:
+        while ending := list(tasks):
+            for task in ending:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
+            # From Python 3.12 on, `gather` of tasks that are done does not let the event loop run,
+            # so their callbacks do not run either.
+            tasks.difference_update(ending)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from keyturn import topology
 from keyturn.crypto import Secret
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import KeyringMarked, encode_mark
-from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.pipeline.amqp.declarations import declare
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import parse_keyring
 

@@ -12,14 +12,15 @@ from itertools import count
 from typing import Final
 
 from keyturn.identifiers import Order, byte_order
-from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage.port import (
+from keyturn_workers.core.errors import ArchivedError, MissingError, PreconditionError, RefusedError
+from keyturn_workers.core.storage_values import (
     Condition,
     Headers,
     IfAbsent,
     IfMatch,
     ObjectHead,
     ObjectVersion,
+    Versioning,
 )
 from keyturn_workers.storage.s3_wire import is_archived, lock_state
 
@@ -74,10 +75,14 @@ class Bucket:
     Args:
         versioned: Whether a write keeps the earlier versions.
         order: The order of listings.
+
+    Attributes:
+        versioning: The status, which may change at any time. Where it is suspended, the versions
+            remain, and a write replaces the version `null`.
     """
 
     def __init__(self, *, versioned: bool, order: Order = byte_order) -> None:
-        self.versioned = versioned
+        self.versioning: Versioning = "Enabled" if versioned else ""
         self.order = order
         self._rows: dict[str, list[Stored]] = {}
         self._ids = count(1)
@@ -108,19 +113,20 @@ class Bucket:
                 raise PreconditionError("PreconditionFailed")
 
     def store(self, key: str, stored: Stored) -> None:
-        """Add a version; without versioning, replace the object."""
-        rows = self._rows.setdefault(key, [])
-        if self.versioned:
-            rows.append(replace(stored, version_id=f"v{next(self._ids):06}"))
-            return
-        for old in rows:
-            old.check_lock(stored.last_modified)
-        rows[:] = [replace(stored, version_id=NULL_VERSION)]
+        """Add a version; unless versioning is enabled, in place of the version `null`."""
+        version_id = f"v{next(self._ids):06}"
+        if self.versioning != "Enabled":
+            version_id = NULL_VERSION
+            for old in self._rows.get(key, ()):
+                if old.version_id == NULL_VERSION:
+                    old.check_lock(stored.last_modified)
+            self._remove_null(key)
+        self._rows.setdefault(key, []).append(replace(stored, version_id=version_id))
 
     def plant(self, key: str, stored: Stored) -> None:
         """Like `store`, ignoring locks."""
-        if not self.versioned:
-            self._rows.pop(key, None)
+        if self.versioning != "Enabled":
+            self._remove_null(key)
         self.store(key, stored)
 
     def change_tags(self, key: str, tags: Mapping[str, str]) -> None:
@@ -129,8 +135,8 @@ class Bucket:
         self._rows[key][-1] = changed
 
     def delete(self, key: str, now: datetime) -> str | None:
-        """Delete an object; a versioned bucket adds a delete marker, whose version is returned."""
-        if self.versioned:
+        """Delete an object; a bucket with versions adds a delete marker, and returns its id."""
+        if self.versioning:
             marker = Stored(b"", Headers({}), "", now, is_delete_marker=True)
             self.store(key, marker)
             return self._rows[key][-1].version_id
@@ -165,6 +171,11 @@ class Bucket:
                     etag=stored.etag,
                     last_modified=stored.last_modified,
                 )
+
+    def _remove_null(self, key: str) -> None:
+        kept = [old for old in self._rows.pop(key, ()) if old.version_id != NULL_VERSION]
+        if kept:
+            self._rows[key] = kept
 
     def purge(self, prefix: str) -> None:
         """Delete everything under a prefix, ignoring locks."""

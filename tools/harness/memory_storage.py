@@ -16,9 +16,9 @@ from itertools import count, islice
 from typing import Final
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage.clock import boottime_s
-from keyturn_workers.storage.port import (
+from keyturn_workers.core.errors import MissingError, PreconditionError, RefusedError
+from keyturn_workers.core.storage_port import ObjectStream
+from keyturn_workers.core.storage_values import (
     BASELINE,
     PAGE_KEYS,
     RECORD_MAX_BYTES,
@@ -31,13 +31,13 @@ from keyturn_workers.storage.port import (
     ListingPage,
     MultipartUpload,
     ObjectHead,
-    ObjectStream,
     ObjectSummary,
     ObjectVersion,
     Part,
     Versioning,
     WriteResult,
 )
+from keyturn_workers.storage.clock import boottime_s
 from keyturn_workers.storage.s3_wire import LEGAL_HOLD, lock_state
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from tools.harness.memory_bucket import Bucket, Stored, etag_of, new_version
@@ -77,7 +77,7 @@ class MemoryStream:
 
 
 class MemoryStorage:
-    """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises.
+    """One bucket. See `keyturn_workers.core.storage_port.Storage` for what each method promises.
 
     Args:
         capabilities: What this server honors beyond the requirements of SPEC 10.
@@ -96,7 +96,6 @@ class MemoryStorage:
         atomic_copies: bool = True,
     ) -> None:
         self.capabilities = capabilities
-        self.versioned = versioned
         self.atomic_copies = atomic_copies
         self.calls: Counter[str] = Counter()
         self.page_keys = PAGE_KEYS
@@ -134,6 +133,10 @@ class MemoryStorage:
         `mid_copy` is the moment within a self-copy that is not atomic.
         """
         self._hooks.setdefault(operation, []).append(hook)
+
+    def set_versioning(self, status: Versioning) -> None:
+        """Enable or suspend versioning, as the bucket's owner can at any time."""
+        self._bucket.versioning = status
 
     def plant(
         self,
@@ -384,7 +387,7 @@ class MemoryStorage:
     async def versioning(self) -> Versioning:
         """The bucket's versioning status."""
         async with self._acting("versioning"):
-            return "Enabled" if self.versioned else ""
+            return self._bucket.versioning
 
     # Operations that only the probe uses.
 

@@ -21,8 +21,8 @@ _IMPORTED: Final = (
     "keyturn_workers.cli.serve",
     "keyturn_workers.console.server",
     "keyturn_workers.gateway.server",
-    "keyturn_workers.worker.process",
-    "keyturn_workers.worker.wiring",
+    "keyturn_workers.pipeline.worker.process",
+    "keyturn_workers.pipeline.worker.wiring",
     "tools.harness.fork_server",
 )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 
 from keyturn import topology
-from keyturn_workers.amqp.failures import CODES_WITHOUT_BODY
+from keyturn_workers.process.message_copies import CODES_WITHOUT_BODY
 from tools.harness import requests, stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.process import WorkerProcess, worker

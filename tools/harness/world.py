@@ -25,21 +25,23 @@ from keyturn.crypto import (
 )
 from keyturn.identifiers import object_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import (
-    Generation,
-    Keyring,
-    KeyringReader,
-    create_keyring,
-    replace_keyring,
-    rotate,
+from keyturn_workers.core.body_stream import seal_stream
+from keyturn_workers.core.keyring import Generation, Keyring, rotate
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.core.sweep_record import (
+    KeyRange,
+    OpenPage,
+    ProjectRecord,
+    Round,
+    State,
 )
-from keyturn_workers.objects.body_stream import seal_stream
-from keyturn_workers.objects.wraps import build_object_metadata, wrap
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.wraps import build_object_metadata, wrap
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.keyring.store import create_keyring, replace_keyring
+from keyturn_workers.keys.sweep_records import SweepStore
 from keyturn_workers.storage.probe.runner import probe
 from keyturn_workers.storage.s3 import S3Storage, open_storage
-from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
-from keyturn_workers.sweep.record import KeyRange, OpenPage, Round, State
 from tools.harness.local_keys import operator_keys
 from tools.harness.marks import mark_keyrings
 from tools.harness.requests import new_id, now
@@ -53,8 +55,8 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-    from keyturn_workers.keyring import DesiredState
-    from keyturn_workers.master_keys.operator_keys import OperatorKeys
+    from keyturn_workers.core.keyring import DesiredState
+    from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
     from tools.harness.deployment import Deployment
 
 MASTER_KEY = "m1"
@@ -128,7 +130,9 @@ class World:
     ) -> tuple[ProjectRecord, Round]:
         """A record of the project's present state, with a round of these pages alone."""
         observed = await self.keyrings.read_fresh(project)
-        of = Round(new_id(), Options(), (), (KeyRange(planned=True),), pages, next_page=len(pages))
+        of = Round(
+            new_id(), SweepOptions(), (), (KeyRange(planned=True),), pages, next_page=len(pages)
+        )
         record = ProjectRecord(
             project,
             State.of(observed),

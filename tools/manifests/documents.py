@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import yaml
 
 from keyturn_workers.console.settings import ConsoleSettings
-from keyturn_workers.settings import GatewaySettings, WorkerSettings
+from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 from tools.servers import packages
 from tools.servers.process import free_port
 

@@ -1,6 +1,6 @@
 """`make release-check`: what a release publishes, built twice, installed and run; nothing is sent.
 
-| module | what it does |
+| module | purpose |
 | --- | --- |
 | `versions` | one version everywhere, and its entry in the changelog |
 | `build` | builds the last commit twice, compares every byte, and fills `dist/` |

@@ -263,7 +263,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "unsupported_media_type" | "wraps_disagree";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "hidden_wrap" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "unsupported_media_type" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -443,7 +443,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -479,7 +479,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -515,7 +515,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -524,7 +524,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -574,7 +574,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -601,7 +601,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -610,7 +610,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -718,7 +718,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -736,7 +736,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -790,7 +790,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -799,7 +799,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -869,7 +869,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -905,7 +905,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -959,7 +959,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -968,7 +968,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1027,7 +1027,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1054,7 +1054,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1090,7 +1090,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1099,7 +1099,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1171,7 +1171,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid */
+            /** @description No API key, not the project's current one, no such project, or an invalid link */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1185,7 +1185,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description The request conflicts with what exists */
+            /** @description The request conflicts with the current state */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1220,7 +1220,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1305,7 +1305,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1332,7 +1332,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1368,7 +1368,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1377,7 +1377,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1432,7 +1432,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1468,7 +1468,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description The request conflicts with what exists (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -1504,7 +1504,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1513,7 +1513,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1560,7 +1560,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description No API key was sent, it is not the project's current one, no such project, or a link that is not valid (unauthorized) */
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
             401: {
                 headers: {
                     [name: string]: unknown;
@@ -1596,7 +1596,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description What is stored cannot be opened: it was changed, or is not Keyturn's (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -1605,7 +1605,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;

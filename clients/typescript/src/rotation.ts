@@ -69,7 +69,7 @@ export async function readRotation(
   const document = (await readJson(connection, { url, signal })) as Partial<Document>;
   const { rotation_id, state, generation, counts, progress, code, detail } = document;
   if (rotation_id !== rotationId || typeof state !== "string" || !STATE.test(state)) {
-    const reason = "the response describes another rotation, or none";
+    const reason = "the response describes another rotation, or no rotation";
     throw new UnexpectedResponseError(reason, { status: 200 });
   }
   return { rotationId, state, generation, counts, progress, code, detail };

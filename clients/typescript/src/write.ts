@@ -64,7 +64,7 @@ export async function write(
     }
     throw error.unsent
       ? unavailable(error)
-      : new ResponseLostError(`no response came to what was sent (${error.reason})`);
+      : new ResponseLostError(`the request received no response (${error.reason})`);
   } finally {
     client?.close();
   }

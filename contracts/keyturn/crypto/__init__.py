@@ -1,6 +1,6 @@
 """The cryptography of Keyturn: pure, synchronous, without I/O (SPEC 2 to 6).
 
-| module | what it holds |
+| module | holds |
 | --- | --- |
 | `cobblestone` | the one AEAD format: whole messages, streams, single chunks (SPEC 3) |
 | `keys` | derivation of KEKs, and `Secret` (SPEC 2, 4.6, 5.1) |
@@ -9,80 +9,98 @@
 | `signatures` | Ed25519 on requests, events, marks and evidence (SPEC 5.5, 6.3, 6.7, 15.1) |
 | `links` | tokens of links to one object (SPEC 9.3) |
 | `retry_mac` | the MAC on a worker's note about a retry (SPEC 6.3) |
-| `labels`, `base64` | helpers of these |
+| `labels`, `base64` | helpers of the other modules |
 
 Its exceptions are the `SealError`s of `keyturn.errors`. It must never read a setting, a clock, a
 file or the network, and never log. Its only effect is to draw random bytes from the system.
 """
 
-from keyturn.crypto.base64 import from_base64, to_base64, validate_base64
-from keyturn.crypto.cobblestone import (
-    CHUNK_BYTES,
-    COMMITMENT_BYTES,
-    HEADER_BYTES,
-    MAX_CHUNKS,
-    SALT_BYTES,
-    SEALED_CHUNK_BYTES,
-    TAG_BYTES,
-    ChunkReader,
-    Opener,
-    Sealer,
-    commits_to,
-    open_sealed,
-    plaintext_size,
-    seal,
-    sealed_size,
-)
-from keyturn.crypto.intake import (
-    IntakeKey,
-    IntakePublicKey,
-    KekPurpose,
-    kek_info,
-    session_info,
-    upload_info,
-)
-from keyturn.crypto.keys import (
-    Kek,
-    Secret,
-    admin_kek,
-    admin_kek_info,
-    check_api_key,
-    expand_message,
-    expand_prk,
-    kek_id,
-    master_prk,
-    new_api_key,
-    new_dek,
-    record_kek,
-    record_kek_info,
-    user_kek,
-    v0_admin_kek,
-    v0_user_kek,
-)
-from keyturn.crypto.links import LinkClaims, UploadLinkClaims, is_link_token, link_token
-from keyturn.crypto.retry_mac import RetryKey, RetryNote
-from keyturn.crypto.signatures import EventVerifier, MarkVerifier, SigningKey, VerifyKey
-from keyturn.crypto.wraps import (
-    BODY_CONTEXT,
-    UPLOAD_TAG_BYTES,
-    V0_OVERHEAD_BYTES,
-    V0_WRAP_BYTES,
-    WRAP_BYTES,
-    Role,
-    V0Opener,
-    open_record,
-    open_tombstone,
-    seal_record,
-    seal_tombstone,
-    transport_context,
-    unwrap_dek,
-    upload_tag,
-    v0_open,
-    v0_seal,
-    v0_unwrap_dek,
-    wrap_dek,
-)
-from keyturn.errors import ChunkError, CommitmentError, SealError, SignatureError
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyturn.crypto.base64 import from_base64, to_base64, validate_base64
+    from keyturn.crypto.cobblestone import (
+        CHUNK_BYTES,
+        COMMITMENT_BYTES,
+        HEADER_BYTES,
+        MAX_CHUNKS,
+        SALT_BYTES,
+        SEALED_CHUNK_BYTES,
+        TAG_BYTES,
+        ChunkReader,
+        Opener,
+        Sealer,
+        commits_to,
+        open_sealed,
+        plaintext_size,
+        seal,
+        sealed_size,
+    )
+    from keyturn.crypto.intake import (
+        IntakeKey,
+        IntakePublicKey,
+        KekPurpose,
+        kek_info,
+        session_info,
+        upload_info,
+    )
+    from keyturn.crypto.keys import (
+        Kek,
+        Secret,
+        admin_kek,
+        admin_kek_info,
+        check_api_key,
+        expand_message,
+        expand_prk,
+        kek_id,
+        master_prk,
+        new_api_key,
+        new_dek,
+        record_kek,
+        record_kek_info,
+        user_kek,
+        v0_admin_kek,
+        v0_user_kek,
+    )
+    from keyturn.crypto.links import LinkClaims, UploadLinkClaims, is_link_token, link_token
+    from keyturn.crypto.retry_mac import RetryKey, RetryNote
+    from keyturn.crypto.signatures import EventVerifier, MarkVerifier, SigningKey, VerifyKey
+    from keyturn.crypto.wraps import (
+        BODY_CONTEXT,
+        UPLOAD_TAG_BYTES,
+        V0_OVERHEAD_BYTES,
+        V0_WRAP_BYTES,
+        WRAP_BYTES,
+        Role,
+        V0Opener,
+        open_record,
+        open_tombstone,
+        seal_record,
+        seal_tombstone,
+        transport_context,
+        unwrap_dek,
+        upload_tag,
+        v0_open,
+        v0_seal,
+        v0_unwrap_dek,
+        wrap_dek,
+    )
+    from keyturn.errors import ChunkError, CommitmentError, SealError, SignatureError
+else:
+    from keyturn.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        "keyturn.crypto.base64",
+        "keyturn.crypto.cobblestone",
+        "keyturn.crypto.intake",
+        "keyturn.crypto.keys",
+        "keyturn.crypto.links",
+        "keyturn.crypto.retry_mac",
+        "keyturn.crypto.signatures",
+        "keyturn.crypto.wraps",
+        "keyturn.errors",
+    )
 
 __all__ = [
     "BODY_CONTEXT",

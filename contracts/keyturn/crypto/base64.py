@@ -1,9 +1,8 @@
 """Standard base64 with padding, read strictly (SPEC, preamble and 6.3).
 
-Each byte string has exactly one spelling. A text that two readers could decode differently,
-or that decodes to the same bytes as another one, is refused. So a signed or
-remembered message has one encoding only.
-It must never put a refused text into an error, since it may be a sealed key.
+Each byte string has exactly one spelling. A text that two readers could decode differently, or that
+decodes to the same bytes as another one, is refused. So a signed or remembered message has only one
+encoding. It must never put a refused text into an error, since it may be a sealed key.
 """
 
 import binascii
@@ -33,11 +32,11 @@ def validate_base64(text: str) -> Base64Text:
 
 
 def from_base64(text: str) -> bytes:
-    """Return the bytes that `text` spells.
+    """Return the decoded bytes of `text`.
 
     Raises:
-        ValueError: `text` holds a character outside the standard alphabet (white space too),
-            is not padded to a multiple of four, or sets bits that no byte uses.
+        ValueError: `text` has a character outside the standard alphabet (white space, too), is not
+            padded to a multiple of four, or sets bits that no byte uses.
     """
     if isinstance(text, Base64Text):
         return text.data
@@ -45,7 +44,7 @@ def from_base64(text: str) -> bytes:
         data = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
         raise ValueError("not standard base64 with padding") from None  # its cause may quote
-    # Strict mode lets stray bits through in the last quantum: "QR==" reads as "QQ==" does.
+    # Strict mode allows stray bits in the last quantum: "QR==" reads as "QQ==" does.
     tail = data[len(data) - (len(data) % 3 or 3) :] if data else b""
     if binascii.b2a_base64(tail, newline=False) != text[-4:].encode("ascii"):
         raise ValueError("not standard base64 with padding")

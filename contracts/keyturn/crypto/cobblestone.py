@@ -3,17 +3,16 @@
 Cobblestone-256 is the name that the C2SP specification c2sp.org/chunked-encryption (version 1)
 gives to its construction with SHA-512 and AES-256-GCM.
 
-A sealed message is salt (24) ‖ commitment (32) ‖ chunks: 16 KiB of plaintext each,
-sealed with AES-256-GCM, 16 bytes longer when sealed, the last one always shorter and
-perhaps empty. Key, base nonce and commitment come from HKDF-Expand-SHA512 of the key
-over salt and context.
+A sealed message is salt (24) ‖ commitment (32) ‖ chunks: 16 KiB of plaintext each, sealed with
+AES-256-GCM, 16 bytes longer when sealed, the last one always shorter and perhaps empty. Key, base
+nonce and commitment come from HKDF-Expand-SHA512 of the key over salt and context.
 
-Three forms over the same bytes: whole messages (`seal`, `open_sealed`), streams
-(`Sealer`, `Opener`) and random access (`ChunkReader`). No object here may be used by
-two threads at once; the ciphers release the GIL while they work.
+Three forms over the same bytes: whole messages (`seal`, `open_sealed`), streams (`Sealer`,
+`Opener`) and random access (`ChunkReader`). Two threads must not use one object at once; the
+ciphers release the GIL while they work.
 
-It must never open a chunk before the commitment is checked, and never release a byte
-before the chunk that holds it is authenticated (SPEC 3.1).
+It must never open a chunk before the commitment is checked, and never release a byte before its
+chunk is authenticated (SPEC 3.1).
 """
 
 import hmac
@@ -40,7 +39,7 @@ COMMITMENT_BYTES: Final = 32
 HEADER_BYTES: Final = SALT_BYTES + COMMITMENT_BYTES
 
 MAX_CHUNKS: Final = 2**38
-"""The most chunks of one message (4 PiB), by c2sp.org/chunked-encryption."""
+"""The maximum number of chunks of a message (4 PiB), by c2sp.org/chunked-encryption."""
 
 _NONCE_BYTES: Final = 12
 _INFO: Final = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0"
@@ -55,7 +54,7 @@ def sealed_size(plaintext_bytes: int) -> int:
 
 
 def plaintext_size(sealed_bytes: int) -> int:
-    """Return how many bytes of plaintext a sealed message of `sealed_bytes` holds.
+    """Return the number of plaintext bytes in a sealed message of `sealed_bytes`.
 
     Raises:
         ChunkError: no plaintext has that sealed size.
@@ -110,7 +109,7 @@ def open_sealed(key: bytes, context: bytes, sealed: BytesLike) -> bytes:
 
 
 def commits_to(key: bytes, context: bytes, header: bytes) -> bool:
-    """Whether a 56-byte `header` commits to this key and context, in constant time."""
+    """Return whether a 56-byte `header` commits to this key and context, in constant time."""
     if len(key) != KEY_BYTES or len(header) != HEADER_BYTES:
         return False
     derived = _derive(key, context, header[:SALT_BYTES])
@@ -118,11 +117,11 @@ def commits_to(key: bytes, context: bytes, header: bytes) -> bool:
 
 
 class Sealer:
-    """Seals a stream. The caller emits `header` first, then what `update` and `finish` return.
+    """Seals a stream. The caller emits `header`, then the results of `update` and `finish`.
 
     Args:
         key: 32 bytes.
-        context: what the message is, and what it belongs to.
+        context: the message's kind, and what it belongs to.
         salt: 24 bytes, only for known-answer tests (see `seal`).
 
     Raises:
@@ -140,7 +139,7 @@ class Sealer:
         self._over = False
 
     def update(self, data: BytesLike) -> bytes:
-        """Take more plaintext; return the chunks that it fills, sealed (often none).
+        """Add plaintext; return the chunks that it fills, sealed (often none).
 
         Raises:
             ValueError: the stream is finished, or the message would exceed 4 PiB.
@@ -165,14 +164,14 @@ class Sealer:
 
 
 class Opener:
-    """Opens a stream: what comes out of `update` and `finish` is authentic, in order, from 0.
+    """Opens a stream: the output of `update` and `finish` is authentic, in order, from 0.
 
-    Only once `finish` has returned is the plaintext known to be complete. After a failure
-    every further call fails too.
+    Only once `finish` has returned is the plaintext known to be complete. After a failure every
+    further call fails, too.
 
     Args:
         key: 32 bytes.
-        context: what the message must be, and what it must belong to.
+        context: the message's required kind, and what it must belong to.
         header: the first 56 bytes of the sealed message.
 
     Raises:
@@ -187,7 +186,7 @@ class Opener:
         self._over = False
 
     def update(self, data: BytesLike) -> bytes:
-        """Take more sealed bytes; return the plaintext of the full chunks they complete.
+        """Add sealed bytes; return the plaintext of the full chunks that they complete.
 
         Raises:
             ChunkError: a chunk is not authentic, or the stream is over.
@@ -219,12 +218,12 @@ class Opener:
 class ChunkReader:
     """Opens single chunks of a message, in any order.
 
-    A chunk proves its own place and nothing about the length: that is known once the last
-    chunk has been opened with `last=True`.
+    A chunk proves its own position and nothing about the length: that is known once the last chunk
+    has been opened with `last=True`.
 
     Args:
         key: 32 bytes.
-        context: what the message must be, and what it must belong to.
+        context: the message's required kind, and what it must belong to.
         header: the first 56 bytes of the sealed message.
 
     Raises:
@@ -261,7 +260,7 @@ class ChunkReader:
 
         Raises:
             ChunkError: they are not the chunks of these numbers; none of their plaintext is
-                given out.
+                returned.
         """
         view = memoryview(sealed_chunks).cast("B")
         count, rest = divmod(len(view), SEALED_CHUNK_BYTES)
@@ -315,8 +314,8 @@ class _TooManyChunksError(ValueError):
 class _ChunkStream:
     """Cuts a stream into full chunks and ciphers each one, all through one small buffer.
 
-    That buffer stays in the processor's cache, and a BytesIO gives its bytes away without
-    a copy: so each byte of output is written to memory once, however large the pieces are.
+    That buffer stays in the processor's cache, and a BytesIO returns its bytes without a copy: so
+    each byte of output is written to memory once, however large the pieces are.
     """
 
     def __init__(
@@ -334,7 +333,7 @@ class _ChunkStream:
         self._chunk = memoryview(bytearray(out_bytes))
 
     def push(self, data: BytesLike, out: io.BytesIO) -> None:
-        """Take more input; write the output of the chunks that are now full.
+        """Add input; write the output of the chunks that are now full.
 
         Raises:
             InvalidTag: a chunk is not authentic. The chunks before it have been written.
@@ -397,13 +396,13 @@ def _checked(key: bytes, context: bytes, header: bytes) -> tuple[AESGCM, int]:
 
 
 def _split(derived: bytes) -> tuple[AESGCM, int]:
-    """Return cipher and base nonce from what was derived."""
+    """Return cipher and base nonce from the derived bytes."""
     nonce = int.from_bytes(derived[KEY_BYTES:-COMMITMENT_BYTES], "big")
     return AESGCM(derived[:KEY_BYTES]), nonce
 
 
 def _open_chunk(aead: AESGCM, nonce: bytes, sealed_chunk: BytesLike) -> bytes:
-    """Open one chunk, whose length fits its place. One without a tag is not authentic."""
+    """Open one chunk, whose length fits its position. One without a tag is not authentic."""
     try:
         return aead.decrypt(nonce, sealed_chunk, None)
     except InvalidTag as exc:

@@ -1,9 +1,9 @@
 """The intake key: publishers seal secrets to the workers with HPKE (SPEC 2.5, 3.2, 6.4, 6.5).
 
-HPKE base mode (RFC 9180) with MLKEM768-X25519 (0x647a), HKDF-SHA256 and AES-256-GCM.
-All context goes into `info`; `aad` is empty; the result is `enc ‖ ciphertext`. Base mode
-authenticates no sender: the signature does (`keyturn.crypto.signatures`).
-It must never raise anything but `SealError` for bytes from the broker.
+HPKE base mode (RFC 9180) with MLKEM768-X25519 (0x647a), HKDF-SHA256 and AES-256-GCM. All context
+goes into `info`; `aad` is empty; the result is `enc ‖ ciphertext`. Base mode authenticates no
+sender: the signature does (`keyturn.crypto.signatures`). It must raise only `SealError` for bytes
+from the broker.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from keyturn.crypto.labels import label
 from keyturn.errors import SealError
 
 KekPurpose: TypeAlias = Literal["enroll", "v0", "rotation"]
-"""What a sealed KEK is for."""
+"""The purpose of a sealed KEK."""
 
 INTAKE_SEED_BYTES: Final = 32
 INTAKE_PUBLIC_BYTES: Final = 1184 + 32
@@ -114,15 +114,15 @@ class IntakeKey:
         return self.public_key.public_bytes
 
     def open(self, ciphertext: bytes, info: bytes) -> bytes:
-        """Return what `IntakePublicKey.seal` was given, with the same `info`.
+        """Return the plaintext that `IntakePublicKey.seal` sealed with the same `info`.
 
         Raises:
             SealError: it does not open, whatever the bytes are.
         """
         try:
             return _suite().decrypt(ciphertext, self._key, info=info)
-        # Today every failure is InvalidTag; elsewhere, as in `seal`, the library reports bad
-        # shares by ValueError, and the sender of the bytes must not learn which one it is.
+        # Today every failure is InvalidTag; elsewhere, as in `seal`, the library reports bad shares
+        # by ValueError, and the sender of the bytes must not learn which one it is.
         except (InvalidTag, ValueError) as exc:
             raise SealError from exc
 

@@ -1,7 +1,7 @@
-"""Keys: what they are derived from, and a type that cannot print them (SPEC 2, 4.6, 5.1).
+"""Keys: their derivation, and a type that cannot print them (SPEC 2, 4.6, 5.1).
 
-Everything here is a function of its arguments, except `new_api_key` and `new_dek`.
-It must never show a key: not in a repr, not in an error, not in a pickle.
+Every function depends only on its arguments, except `new_api_key` and `new_dek`. A key must never
+show: not in a repr, not in an error, not in a pickle.
 """
 
 import hmac
@@ -28,10 +28,10 @@ _API_KEY_CHARACTERS: Final = 43
 
 
 class Secret:
-    """Bytes that neither `repr`, `str`, `format` nor `pickle` give away; only `reveal` does.
+    """Bytes that `repr`, `str`, `format` and `pickle` never show; only `reveal` does.
 
-    Equality takes constant time, and a secret is not hashable: the time of a
-    lookup in a set would reveal something about it.
+    Equality takes constant time, and a secret is not hashable: the time of a lookup in a set would
+    reveal something about it.
     """
 
     __slots__ = ("_value",)
@@ -60,7 +60,7 @@ class Secret:
         return self
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not pickled")
+        raise TypeError("a secret cannot be pickled")
 
 
 Kek: TypeAlias = Secret
@@ -101,7 +101,7 @@ def record_kek_info(project: str) -> bytes:
 def master_prk(master_key: bytes) -> Secret:
     """Return the PRK of a master key: HKDF-Extract with an empty salt (SPEC 2.2).
 
-    It is what an HSM or a KMS holds as an HMAC-SHA256 key: `expand_message` under it is a KEK.
+    An HSM or a KMS holds it as an HMAC-SHA256 key: `expand_message` under it is a KEK.
 
     Raises:
         ValueError: the master key is not 32 bytes long.
@@ -144,13 +144,13 @@ def kek_id(kek: Kek) -> str:
 
 
 def v0_admin_kek(master_key: str) -> Kek:
-    """Return the earlier system's admin KEK, the same for all projects (SPEC 4.6)."""
+    """Return the v0 admin KEK, the same for all projects (SPEC 4.6)."""
     info = b"acontext envelope encryption admin KEK"
     return _kek(_utf8(master_key), b"acontext-admin-kek", info)
 
 
 def v0_user_kek(api_key: str, pepper: str) -> Kek:
-    """Return the earlier system's user KEK; its API keys have no form to check (SPEC 4.6)."""
+    """Return the v0 user KEK; v0 API keys have no form to check (SPEC 4.6)."""
     info = b"acontext envelope encryption user KEK"
     return _kek(_utf8(api_key + pepper), b"acontext-user-kek", info)
 

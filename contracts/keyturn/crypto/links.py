@@ -1,8 +1,8 @@
 """The token of a link that opens one object without the API key (SPEC 9.3).
 
 It is a MAC under a key derived from the project's user KEK. So any gateway that reads the keyring
-can make and check one, nothing is stored, and a rotation ends every link. The MAC covers all that a
-link says. A link that reads an object and one that uploads it have MAC keys of their own, so that
+can make and check one, nothing is stored, and a rotation ends every link. The MAC covers all claims
+of a link. Links that read an object and links that upload it have separate MAC keys, so that
 neither can be turned into the other.
 """
 
@@ -27,8 +27,8 @@ class LinkClaims:
     Attributes:
         project: The project's id.
         object_key: The object's key, decoded.
-        expires: When it ends, in seconds since 1970.
-        inline: Whether a browser may show the object instead of saving it.
+        expires: The end of the link, in seconds since 1970.
+        inline: True if a browser may show the object instead of saving it.
     """
 
     purpose: ClassVar[str] = "keyturn/v1/link"
@@ -39,7 +39,7 @@ class LinkClaims:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """What the MAC covers after the expiry."""
+        """The terms that the MAC covers after the expiry."""
         return ("inline" if self.inline else "attachment",)
 
 
@@ -50,7 +50,7 @@ class UploadLinkClaims:
     Attributes:
         project: The project's id.
         object_key: The object's key, decoded.
-        expires: When it ends, in seconds since 1970.
+        expires: The end of the link, in seconds since 1970.
         max_bytes: The largest body.
         content_type: The body's only content type; None for any.
     """
@@ -64,7 +64,7 @@ class UploadLinkClaims:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """What the MAC covers after the expiry."""
+        """The terms that the MAC covers after the expiry."""
         return str(self.max_bytes), self.content_type or ""
 
 
@@ -74,10 +74,10 @@ def link_token(kek: Kek, deployment: str, claims: LinkClaims | UploadLinkClaims)
     Args:
         kek: The project's current user KEK.
         deployment: The name of the installation.
-        claims: What the link says.
+        claims: The claims of the link.
 
     Raises:
-        ValueError: a name holds a zero byte, or cannot be written as UTF-8.
+        ValueError: a name has a zero byte, or cannot be written as UTF-8.
     """
     message = label(claims.project, claims.object_key, str(claims.expires), *claims.terms)
     key = _link_key(kek, claims.purpose, deployment)
@@ -88,10 +88,10 @@ def link_token(kek: Kek, deployment: str, claims: LinkClaims | UploadLinkClaims)
 def is_link_token(
     token: str, kek: Kek, deployment: str, claims: LinkClaims | UploadLinkClaims
 ) -> bool:
-    """Whether this is the link's token, in constant time.
+    """Return whether this is the link's token, in constant time.
 
-    The encoded texts are compared: base64 has several encodings of the same bytes, and only one
-    of them is the token.
+    The encoded texts are compared: base64 has several encodings of the same bytes, and only one of
+    them is the token.
 
     Raises:
         ValueError: as `link_token`.

@@ -1,8 +1,8 @@
 """The MAC on a worker's note about a retry: no publisher can make one (SPEC 6.3).
 
-Its key is derived from the seed of an event key, which only workers hold. The MAC binds the
-note to one deployment, queue, publisher and body: on another publisher's identical bytes, or in
-another queue, it does not verify.
+Its key is derived from the seed of an event key, which only workers have. The MAC binds the note to
+one deployment, queue, publisher and body: on another publisher's identical bytes, or in another
+queue, it does not verify.
 """
 
 import hmac
@@ -16,13 +16,13 @@ from keyturn.errors import SignatureError
 
 @dataclass(frozen=True, slots=True)
 class RetryNote:
-    """What a worker notes on a message that waits for its next attempt.
+    """A worker's note on a message that waits for its next attempt.
 
     Attributes:
         queue: The queue that the message returns to.
-        publisher: Who signed the request; empty for the workers' own messages.
+        publisher: The publisher that signed the request; empty for the workers' own messages.
         request: SHA-256 of the body, 64 hex digits.
-        attempt: How many attempts in a row failed with `code`.
+        attempt: The number of attempts in a row that failed with `code`.
         code: The code of SPEC 12.
         not_before: The time (SPEC 1) before which the message is not served.
     """
@@ -45,7 +45,7 @@ class RetryKey:
         """Return the header `keyturn-retry-mac`, in base64.
 
         Raises:
-            ValueError: a part of the note holds a zero byte.
+            ValueError: a part of the note has a zero byte.
         """
         return to_base64(self._digest(deployment, note))
 
@@ -53,7 +53,7 @@ class RetryKey:
         """Verify in constant time that a holder of this key made the note.
 
         Raises:
-            SignatureError: it did not, or the MAC is not base64.
+            SignatureError: no holder did, or the MAC is not base64.
         """
         try:
             given, expected = from_base64(mac_b64), self._digest(deployment, note)

@@ -1,11 +1,10 @@
 """Signatures of requests, events, marks and evidence: Ed25519 (SPEC 5.5, 6.3, 6.7, 15.1).
 
-A request's signature covers the publisher's name, an event's does not; their labels differ, so
-that neither is ever valid as the other, as a batch of events, as a mark, or as the signature of a
-DSSE envelope. Requests, events and marks are bound to one deployment by their labels, evidence by
-its subject.
-Verification raises, and never returns a bool that a caller could forget to check.
-It must never parse a body: the bytes are verified before anything interprets them.
+A request's signature covers the publisher's name, an event's does not; their labels differ, so that
+neither is ever valid as the other, as a batch of events, as a mark, or as the signature of a DSSE
+envelope. Labels bind requests, events and marks to one deployment, the subject binds evidence.
+Verification raises, and never returns a bool that a caller could forget to check. It must never
+parse a body: the bytes are verified before anything interprets them.
 """
 
 import hashlib
@@ -50,7 +49,7 @@ class SigningKey:
 
     @property
     def id(self) -> str:
-        """What header `keyturn-event-key` names this key by: 16 hex digits (SPEC 6.10)."""
+        """The key's name in the header `keyturn-event-key`: 16 hex digits (SPEC 6.10)."""
         return _key_id(self.public_bytes)
 
     def sign_request(self, deployment: str, publisher: str, body: bytes) -> str:
@@ -105,7 +104,7 @@ class VerifyKey:
 
     @property
     def id(self) -> str:
-        """The id of the `SigningKey` that this is the public half of."""
+        """The id of the `SigningKey` whose public half this is."""
         return _key_id(self.public_bytes)
 
     def __eq__(self, other: object) -> bool:
@@ -126,7 +125,7 @@ class VerifyKey:
         """
         try:
             self._key.verify(from_base64(signature_b64), _request(deployment, publisher) + body)
-        # ValueError: no base64, or a publisher's name that no label can hold.
+        # ValueError: not base64, or a publisher's name that no label can contain.
         except (InvalidSignature, ValueError) as exc:
             raise SignatureError from exc
 
@@ -188,14 +187,14 @@ class EventVerifier:
         self._keys = tuple((key.id, key) for key in keys)
 
     def is_signed(self, body: bytes, signature_b64: str, key_id: str = "") -> bool:
-        """Whether one of the keys signed `body` as one event.
+        """Return whether one of the keys signed `body` as one event.
 
-        The key that `key_id` names is tried first.
+        The key named by `key_id` is tried first.
         """
         return self._any_key(VerifyKey.verify_event, body, signature_b64, key_id)
 
     def is_batch_signed(self, body: bytes, signature_b64: str, key_id: str = "") -> bool:
-        """Whether one of the keys signed `body` as a batch of events; as `is_signed`."""
+        """Return whether one of the keys signed `body` as a batch of events; as `is_signed`."""
         return self._any_key(VerifyKey.verify_events, body, signature_b64, key_id)
 
     def _any_key(
@@ -225,10 +224,7 @@ class MarkVerifier:
         self._keys = tuple((key.id, key) for key in keys)
 
     def signer(self, body: bytes, signature_b64: str, key_id: str = "") -> str | None:
-        """The id of the key that signed `body`; the one that `key_id` names is tried first.
-
-        None if no key did.
-        """
+        """Return the id of the key that signed `body`, or None; `key_id`'s key is tried first."""
         for name, key in sorted(self._keys, key=lambda item: item[0] != key_id):
             with suppress(SignatureError):
                 key.verify_mark(self._deployment, body, signature_b64)
@@ -237,7 +233,7 @@ class MarkVerifier:
 
 
 def _key_id(public_bytes: bytes) -> str:
-    # A hint of which key to try first, and no more: it is not signed.
+    # Only a hint of which key to try first: it is not signed.
     return hashlib.sha256(public_bytes).digest()[:_KEY_ID_BYTES].hex()
 
 

@@ -1,9 +1,9 @@
-"""What is sealed in the bucket besides bodies: wraps, records, tombstones (SPEC 4.3 to 5.1).
+"""Sealed data in the bucket besides bodies: wraps, records, tombstones (SPEC 4.3 to 5.1).
 
-Each is a small Cobblestone-256 message whose context names what it is and where it is stored,
-so that a copy elsewhere does not open. v0 wraps are bound to nothing: the caller checks the
-keyring before it opens one (SPEC 4.6).
-It must never decide which KEK to try, nor what a failure means: callers do.
+Each is a small Cobblestone-256 message whose context names its kind and its location, so that a
+copy elsewhere does not open. v0 wraps are bound to nothing: the caller checks the keyring before it
+opens one (SPEC 4.6). It must never decide which KEK to try, nor the meaning of a failure: callers
+do.
 """
 
 import hmac
@@ -22,7 +22,7 @@ from keyturn.crypto.labels import label
 from keyturn.errors import SealError
 
 Role: TypeAlias = Literal["user", "admin"]
-"""Whose KEK a wrap is under."""
+"""The owner of a wrap's KEK."""
 
 BODY_CONTEXT: Final = b"keyturn/v1/body"
 """The context of an object's body (SPEC 4.2). It needs no more: a DEK has one body."""
@@ -34,7 +34,7 @@ UPLOAD_TAG_BYTES: Final = 16
 
 _V0_NONCE_BYTES: Final = 12
 V0_OVERHEAD_BYTES: Final = _V0_NONCE_BYTES + TAG_BYTES
-"""How many bytes longer a v0 body is than its plaintext."""
+"""The number of bytes that a v0 body is longer than its plaintext."""
 V0_WRAP_BYTES: Final = V0_OVERHEAD_BYTES + DEK_BYTES
 """The length of a v0 wrap: 60."""
 
@@ -57,8 +57,8 @@ def wrap_dek(
     """Return `dek` (32 bytes) wrapped for the object `project`/`object_key` (SPEC 4.3).
 
     Args:
-        kek: the user KEK or the admin KEK, as `role` says.
-        role: whose wrap this is.
+        kek: the user KEK or the admin KEK, by `role`.
+        role: the owner of the wrap.
         algorithm: the object's `enc-algo`.
         project: the project's id.
         object_key: the object's key, without its project.
@@ -97,16 +97,16 @@ def upload_tag(
 ) -> bytes:
     """Return the 16 bytes by which an upload recognizes its own object (SPEC 4.3).
 
-    The DEK is the key: only the holder of one of the object's KEKs can make a tag, and an
-    object that is relabeled to another upload's id, publisher or size does not verify.
+    The DEK is the key: only a holder of one of the object's KEKs can make a tag, and an object
+    relabeled to another upload's id, publisher or size does not verify.
 
     Args:
         dek: the object's data key, 32 bytes.
-        publisher: who signed the upload's request.
+        publisher: the publisher that signed the upload's request.
         project: the project's id.
         object_key: the object's key, without its project.
-        upload_id: the upload's.
-        size_bytes: of the plaintext.
+        upload_id: the id of the upload.
+        size_bytes: the size of the plaintext.
     """
     message = label("keyturn/v1/upload", publisher, project, object_key, upload_id, str(size_bytes))
     return hmac.digest(dek, message, "sha256")[:UPLOAD_TAG_BYTES]
@@ -135,7 +135,7 @@ def open_tombstone(kek: Kek, project: str, object_key: str, sealed: bytes) -> st
     """Return the time at which `project`/`object_key` was deleted.
 
     Raises:
-        SealError: it does not open under this admin KEK, or is no tombstone of this object.
+        SealError: it does not open under this admin KEK, or is not a tombstone of this object.
     """
     time = open_sealed(kek.reveal(), label("keyturn/v1/tombstone", project, object_key), sealed)
     try:
@@ -145,7 +145,7 @@ def open_tombstone(kek: Kek, project: str, object_key: str, sealed: bytes) -> st
 
 
 def v0_seal(key: bytes, plaintext: bytes) -> bytes:
-    """Return nonce (12) ‖ AES-256-GCM of `plaintext`, as the earlier system wrote it (SPEC 4.6).
+    """Return nonce (12) ‖ AES-256-GCM of `plaintext`, as v0 wrote it (SPEC 4.6).
 
     Only for fixtures of a migration: Keyturn never writes it.
     """
@@ -169,7 +169,7 @@ def v0_open(key: bytes, sealed: bytes) -> bytes:
 
 
 class V0Opener:
-    """Checks whether a v0 body of any size opens under a key, in bounded memory (SPEC 4.6, 8.2).
+    """Checks that a v0 body of any size opens under a key, in bounded memory (SPEC 4.6, 8.2).
 
     AES-256-GCM authenticates a body by one tag at its end, and no byte of the plaintext may be
     trusted before that. So the plaintext is never returned: it is decrypted piece by piece and
@@ -187,11 +187,11 @@ class V0Opener:
             raise SealError
         self._cipher = AES(key)
         self._decryptor: AEADDecryptionContext | None = None
-        self._held = b""  # the nonce until it is complete; then what may yet be the tag
+        self._held = b""  # the nonce until it is complete; then bytes that may be the tag
         self._over = False
 
     def feed(self, data: BytesLike) -> None:
-        """Take more of the sealed body.
+        """Add bytes of the sealed body.
 
         Raises:
             SealError: the body is longer than GCM allows (64 GiB), or this is over.
@@ -209,7 +209,7 @@ class V0Opener:
         self._take(self._decryptor, view)
 
     def _take(self, decryptor: AEADDecryptionContext, view: memoryview) -> None:
-        # The last 16 bytes so far are held back, since they are the tag if nothing follows.
+        # The last 16 bytes so far are held back, since they are the tag if no more follow.
         if len(view) < TAG_BYTES:
             view = memoryview(self._held + view)
             self._held = b""
@@ -222,7 +222,7 @@ class V0Opener:
         self._held = bytes(view[-TAG_BYTES:])
 
     def finish(self) -> None:
-        """Return if all that was fed is one authentic body of this key.
+        """Return if the fed bytes are one authentic body of this key.
 
         Raises:
             SealError: it is not, it was cut short, or this is over.

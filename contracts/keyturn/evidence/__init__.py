@@ -8,38 +8,50 @@ so the files of a project form a chain that never forks.
     evidence = verify_chain(in_chain_order(files), keys, deployment="default", project="acme")
     evidence[-1].predicate.proven_to
 
-| module | what it holds |
+| module | holds |
 | --- | --- |
-| `statement` | `Statement` and `Predicate`: what a file says |
-| `envelope` | `sign`, `parse`, `digest`, and `Evidence`: a file as it was read |
-| `chain` | `verify_chain`, `in_chain_order`, and which keys signed before: `keys_before` |
+| `statement` | `Statement` and `Predicate`: the content of a file |
+| `envelope` | `sign`, `parse`, `digest`, and `Evidence`: a file as read |
+| `chain` | `verify_chain`, `in_chain_order`, and the earlier event keys: `keys_before` |
 
 All errors are `keyturn.errors.EvidenceError`s, one class for each `kind`.
 
-What a verified chain shows: everything up to its last file. That this is the newest evidence is
-shown by the keyring, or by the event of the end, which both name its digest: `verify_chain`
-takes it as `newest`. Without it, the last file must be signed by the current event key.
+A verified chain proves everything up to its last file. The keyring, or the event of the end, proves
+that this is the newest evidence: both name its digest, which `verify_chain` accepts as `newest`.
+Without it, the last file must be signed by the current event key.
 """
 
-from keyturn.evidence.chain import in_chain_order, keys_before, verify_chain
-from keyturn.evidence.envelope import (
-    MAX_EVIDENCE_BYTES,
-    PAYLOAD_TYPE,
-    Evidence,
-    digest,
-    parse,
-    sign,
-)
-from keyturn.evidence.statement import (
-    MAX_ORIGINS,
-    PREDICATE_TYPE,
-    STATEMENT_TYPE,
-    EventKeyUse,
-    EvidenceCounts,
-    EvidenceOrigin,
-    Predicate,
-    Statement,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyturn.evidence.chain import in_chain_order, keys_before, verify_chain
+    from keyturn.evidence.envelope import (
+        MAX_EVIDENCE_BYTES,
+        PAYLOAD_TYPE,
+        Evidence,
+        digest,
+        parse,
+        sign,
+    )
+    from keyturn.evidence.statement import (
+        MAX_ORIGINS,
+        PREDICATE_TYPE,
+        STATEMENT_TYPE,
+        EventKeyUse,
+        EvidenceCounts,
+        EvidenceOrigin,
+        Predicate,
+        Statement,
+    )
+else:
+    from keyturn.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        "keyturn.evidence.chain",
+        "keyturn.evidence.envelope",
+        "keyturn.evidence.statement",
+    )
 
 __all__ = [
     "MAX_EVIDENCE_BYTES",

@@ -1,18 +1,18 @@
 """The chain of a project's evidence (SPEC 15.1, 15.2). Pure.
 
-Each file names the digest of the one before. A chain begins with a file that names none, and
+Each file names the digest of the one before. A chain begins with a file that names no other, and
 never forks. An event key may be replaced: each file lists the other keys that signed before it,
 with the last digest of each, and which of them are retired. A retired key, which may have been
 stolen since, signs nothing after the file that retires it.
 
-A thief of a retired key can leave that file out, and continue the chain before it. So unless the
-newest digest is known from elsewhere, a chain must end with a file of the current event key.
+A thief of a retired key can omit that file, and continue the chain before it. So unless the newest
+digest is known from elsewhere, a chain must end with a file of the current event key.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from keyturn.crypto import VerifyKey
+from keyturn.crypto.signatures import VerifyKey
 from keyturn.errors import (
     CutEvidenceError,
     EvidenceError,
@@ -44,15 +44,14 @@ def verify_chain(
 
     Args:
         files: The bytes of all files in the order of the chain (`in_chain_order`).
-        keys: The public event keys of the deployment: first the current one, then all that were
-            retired.
-        deployment: The deployment that it must be of; by default that of the first file.
-        project: The project that it must be of; by default that of the first file.
+        keys: The public event keys of the deployment: first the current one, then all retired ones.
+        deployment: The required deployment; by default that of the first file.
+        project: The required project; by default that of the first file.
         newest: The digest of the newest evidence, by the keyring or the event of the end. Without
             it, the last file must be signed by the current event key.
 
     Returns:
-        What the files say, in the same order.
+        The contents of the files, in the same order.
 
     Raises:
         EvidenceError: the first reason why the chain proves nothing; `index` is the file's.
@@ -85,7 +84,7 @@ def _verify_file(index: int, envelope: bytes, keys: Collection[VerifyKey]) -> Ev
 
 
 def _verify_links(chain: Sequence[Evidence]) -> None:
-    """Verify that each file follows the one before, and the first one none."""
+    """Verify that each file follows the one before, and the first follows no other."""
     digests: set[str] = set()
     followed: set[str | None] = set()
     for index, evidence in enumerate(chain):
@@ -96,7 +95,7 @@ def _verify_links(chain: Sequence[Evidence]) -> None:
         digests.add(evidence.digest)
         followed.add(evidence.predicate.previous)
     for index, evidence in enumerate(chain):
-        # No digest can be part of a circle. So a set without a gap is one chain.
+        # A digest cannot be part of a circle. So a set without a gap is one chain.
         if evidence.predicate.previous not in (None, *digests):
             raise CutEvidenceError("the previous evidence is missing", index=index)
     before = None
@@ -107,7 +106,7 @@ def _verify_links(chain: Sequence[Evidence]) -> None:
 
 
 def _verify_history(chain: Sequence[Evidence]) -> None:
-    """Verify what each file says about those before it: generations, and who signed them."""
+    """Verify each file's statements about earlier ones: generations, and their signing keys."""
     before: Evidence | None = None
     for index, evidence in enumerate(chain):
         uses = [] if before is None else before.predicate.event_keys
@@ -115,16 +114,18 @@ def _verify_history(chain: Sequence[Evidence]) -> None:
             raise RetiredEventKeyError("signed by a retired event key", index=index)
         held = {use.keyid for use in evidence.predicate.event_keys if not use.retired}
         if keys_before(before, evidence.key_id, held) != evidence.predicate.event_keys:
-            raise MalformedEvidenceError("event_keys are not those that signed before", index=index)
+            raise MalformedEvidenceError(
+                "event_keys does not match the earlier signing keys", index=index
+            )
         if before and evidence.predicate.generation < before.predicate.generation:
             raise MalformedEvidenceError("the generation is lower than before", index=index)
         before = evidence
 
 
 def _verify_end(chain: Sequence[Evidence], current: str) -> None:
-    """Verify that the last file is signed by the current event key: by no thief of an earlier one.
+    """Verify that the current event key signed the last file, not a thief of an earlier one.
 
-    The error names the first of the files that no signature by the current key follows.
+    The error names the first file without a later signature by the current key.
     """
     others = 0
     for evidence in reversed(chain):
@@ -136,7 +137,7 @@ def _verify_end(chain: Sequence[Evidence], current: str) -> None:
 
 
 def keys_before(previous: Evidence | None, key_id: str, held: Collection[str]) -> list[EventKeyUse]:
-    """What the evidence after `previous` lists as its `event_keys`.
+    """Return the `event_keys` of the evidence after `previous`.
 
     Args:
         previous: The evidence before; None before the first one.
@@ -155,12 +156,13 @@ def keys_before(previous: Evidence | None, key_id: str, held: Collection[str]) -
 
 
 def in_chain_order(files: Iterable[bytes]) -> list[bytes]:
-    """The files in the order of their chain, as far as they form one; the rest behind them.
+    """Return the files in the order of their chain, as far as they form one, then the rest.
 
-    It verifies nothing: `verify_chain` does, and says what is wrong with the rest.
+    This verifies nothing: `verify_chain` does, and reports the problem of the rest. If several
+    files follow the same one, the first of them is used.
 
     Raises:
-        MalformedEvidenceError: one of them is not a file of evidence.
+        MalformedEvidenceError: a file is not evidence.
     """
     parsed = [parse(envelope) for envelope in files]
     by_previous: dict[str | None, Evidence] = {}

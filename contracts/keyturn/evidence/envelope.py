@@ -1,8 +1,8 @@
 """A file of evidence: a DSSE envelope with one signature (SPEC 15.1). Pure.
 
-The digest of a file covers all its bytes, so each statement and signature has exactly one
-encoding: the one that `sign` writes. Any other spelling of the same envelope is malformed. A
-bucket writer could otherwise make a second file from a signed one, with another digest.
+The digest of a file covers all its bytes, so each statement and signature has exactly one encoding:
+the one that `sign` writes. Any other spelling of the same envelope is malformed. A bucket writer
+could otherwise make a second file from a signed one, with another digest.
 """
 
 import hashlib
@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from keyturn.crypto import SigningKey, VerifyKey, from_base64, to_base64
+from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.signatures import SigningKey, VerifyKey
 from keyturn.errors import (
     ForgedEvidenceError,
     MalformedEvidenceError,
@@ -27,12 +28,12 @@ MAX_EVIDENCE_BYTES: Final = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A file of evidence as it was read; `verify` says whether it is genuine.
+    """A file of evidence as read; `verify` checks that it is genuine.
 
     Attributes:
-        statement: What it says.
-        key_id: The id of the event key that is said to have signed it.
-        digest: What the next evidence, the keyring and the event of the end name it by.
+        statement: The content.
+        key_id: The id of the event key that signed it, by its own claim.
+        digest: Its name in the next evidence, the keyring and the event of the end.
         envelope: The file's bytes.
         payload: The signed bytes.
         signature: The signature, 64 bytes.
@@ -47,11 +48,11 @@ class Evidence:
 
     @property
     def predicate(self) -> Predicate:
-        """What was proven."""
+        """The proof."""
         return self.statement.predicate
 
     def verify(self, keys: Iterable[VerifyKey]) -> None:
-        """Verify the signature. It says nothing about the place in a chain: see `verify_chain`.
+        """Verify the signature, but not the place in a chain: see `verify_chain`.
 
         Raises:
             UnknownEventKeyError: none of the keys has the id that the file names.
@@ -67,13 +68,13 @@ class Evidence:
 
 
 def sign(statement: Statement, key: SigningKey) -> bytes:
-    """The bytes of a file of evidence, signed by this event key."""
+    """Return the bytes of a file of evidence, signed by this event key."""
     payload = statement.to_payload()
     return _encode(payload, key.id, key.sign_dsse(PAYLOAD_TYPE, payload))
 
 
 def digest(envelope: bytes) -> str:
-    """The digest by which the chain, the keyring and events name a file: SHA-256 in hex."""
+    """Return a file's name in the chain, the keyring and events: SHA-256 in hex."""
     return hashlib.sha256(envelope).hexdigest()
 
 
@@ -81,7 +82,7 @@ def parse(envelope: bytes) -> Evidence:
     """Read a file of evidence, without verifying its signature.
 
     Raises:
-        MalformedEvidenceError: not a file that `sign` can have written.
+        MalformedEvidenceError: `sign` cannot have written this file.
     """
     if len(envelope) > MAX_EVIDENCE_BYTES:
         raise MalformedEvidenceError(f"larger than {MAX_EVIDENCE_BYTES} bytes")

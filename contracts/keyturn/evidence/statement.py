@@ -1,7 +1,7 @@
-"""What a file of evidence says: an in-toto Statement v1 about one project (SPEC 15.1). Pure.
+"""The content of a file of evidence: an in-toto Statement v1 about a project (SPEC 15.1). Pure.
 
-The subject is the project at its generation, and its digest is that of the desired state, so a
-reader can compare it with what a keyring or `keyturn status` shows.
+The subject is the project at its generation, and its digest is the desired state's, so a reader can
+compare it with a keyring or with `keyturn status`.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Digest = RequestDigest
 
 
 class _Model(BaseModel):
-    # in-toto: readers ignore what they do not know. All of it is signed.
+    # in-toto: readers ignore unknown fields. All fields are signed.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
@@ -54,7 +54,7 @@ class EventKeyUse(_Model):
     Attributes:
         keyid: The id of the key (SPEC 6.10).
         last: The digest of the last evidence that it signed.
-        retired: Whether it was replaced. It signs nothing after this evidence.
+        retired: True if it was replaced. It signs nothing after this evidence.
     """
 
     keyid: KeyId
@@ -66,9 +66,9 @@ class EvidenceOrigin(_Model):
     """A request that the proof answers.
 
     Attributes:
-        kind: Whether it was a rotation or a sweep. The part of a sweep of all is a sweep.
+        kind: Rotation or sweep. The part of a sweep of all is a sweep.
         id: The id of the rotation or the sweep.
-        publisher: Who requested it.
+        publisher: The publisher of the request.
         request: The SHA-256 of the request's body.
     """
 
@@ -79,29 +79,30 @@ class EvidenceOrigin(_Model):
 
 
 class Predicate(_Model):
-    """What was proven.
+    """The proof of one rotation or sweep.
 
     Attributes:
         sweep_id: The id of the round of pages that was the proof.
         kind: `rotation` if it answers one, `sweep` otherwise.
-        publisher: Who requested it first; None if its record does not say.
+        publisher: The publisher that requested it first; None if its record has none.
         request: The SHA-256 of that request's body; None with `publisher`.
-        origins: The requests that it answers, the oldest first: at most `MAX_ORIGINS`.
-        origin_count: How many there are.
+        origins: The requests that it answers, oldest first: at most `MAX_ORIGINS`.
+        origin_count: The number of requests that it answers.
         generation: The project's generation. Every object is wrapped under its KEK.
         kek_id: The id of that KEK.
-        master_key: The id of the master key. Every object is wrapped under it too.
+        master_key: The id of the master key. Every object is wrapped under it, too.
         turned_at: The storage's date of the first response that showed this state.
         proven_from: The storage's date of the first observation that counts as proof.
         proven_to: The storage's date of the last one.
         lease_s: The lease in seconds. Every observation of a page is later than two leases after
             `turned_at` (SPEC 8.4).
-        late_writes_refused: Whether the storage refuses writes that arrive after their lease.
-        counts: What was counted.
-        pages: In how many pages the project was observed; 0 if it has no object.
+        late_writes_refused: True if the storage refuses writes that arrive after their lease, and
+            no worker saw its clocks contradict each other.
+        counts: The counts of the sweep.
+        pages: The number of pages in which the project was observed; 0 if it has no object.
         version: The version of Keyturn that wrote this.
         event_keys: All other event keys that signed evidence of this project before, by id.
-        previous: The digest of the project's evidence before; None in the first one.
+        previous: The digest of the project's previous evidence; None in the first one.
     """
 
     sweep_id: RequestId
@@ -132,7 +133,7 @@ class Predicate(_Model):
         if self.pages and times[1] - times[0] <= timedelta(seconds=2 * self.lease_s):
             raise ValueError("proven_from must be later than two leases after turned_at")
         if (self.publisher is None) != (self.request is None):
-            raise ValueError("publisher and request go together")
+            raise ValueError("publisher and request must be set together")
         ids = [use.keyid for use in self.event_keys]
         if ids != sorted(set(ids)):
             raise ValueError("event_keys must be sorted by keyid, each once")
@@ -141,7 +142,7 @@ class Predicate(_Model):
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What one file of evidence says, about which project of which deployment."""
+    """The content of one file of evidence, with its project and deployment."""
 
     deployment: str
     project: str
@@ -154,7 +155,7 @@ class Statement:
         return hashlib.sha256(canonical_json(state)).hexdigest()
 
     def to_payload(self) -> bytes:
-        """The bytes that are signed: canonical JSON."""
+        """Return the signed bytes: canonical JSON."""
         return canonical_json(
             {
                 "_type": STATEMENT_TYPE,
@@ -170,7 +171,7 @@ class Statement:
 
     @classmethod
     def from_payload(cls, payload: bytes) -> "Statement":
-        """The statement in a payload.
+        """Return the statement in a payload.
 
         Raises:
             MalformedEvidenceError: another type of statement, or its fields are not as SPEC 15.1
@@ -195,7 +196,7 @@ class Statement:
 
 
 def _parse_name(subject: object) -> tuple[str, str]:
-    """The deployment and the project that the only subject names."""
+    """Return the deployment and the project that the only subject names."""
     match subject:
         case [{"name": str(name)}]:
             deployment, _, project = name.partition("/")
@@ -205,5 +206,5 @@ def _parse_name(subject: object) -> tuple[str, str]:
 
 
 def canonical_json(document: dict[str, Any]) -> bytes:
-    """JSON with sorted names and no spaces: RFC 8785 for the strings and integers used here."""
+    """Return JSON with sorted names and no spaces: RFC 8785 for the strings and integers here."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -12,38 +12,53 @@
 | `client` | `Client`: list, open, stat, upload, delete, link, rotate, rotation; an open object |
 | `listing` | pages of a listing, checked against what was requested; pure |
 | `links` | links that open, or upload, one object without the API key; pure |
-| `responses` | what a response's status, headers and problem document mean; pure |
-| `uploads` | `upload_to`: an upload by a link, without the API key; what all uploads share |
+| `responses` | the meaning of a response's status, headers and problem document; pure |
+| `uploads` | `upload_to`: an upload by a link, without the API key; common parts of uploads |
 | `transport` | one pool of connections; sends each request once; errors without secrets |
 
-Exceptions are in `keyturn.errors`: the class of its code for what the gateway refuses, and
+Exceptions are in `keyturn.errors`: the class of its code for a rejection by the gateway, and
 `GatewayError` for everything else.
 
-It needs aiohttp (`pip install 'keyturn[gateway]'`), imported when a client is opened, and no
-access to the bucket or the broker. It decrypts nothing: the gateway has authenticated what it
-sends, and TLS protects it on the way here. It must never import `keyturn_workers`.
+It needs aiohttp (`pip install 'keyturn[gateway]'`), imported when a client is opened, and no access
+to the bucket or the broker. It decrypts nothing: the gateway has authenticated its response, and
+TLS protects it in transit. It must never import `keyturn_workers`.
 """
 
-from keyturn.errors import (
-    GatewayError,
-    GatewayUnavailableError,
-    IncompleteBodyError,
-    ResponseLostError,
-    UnencryptedGatewayWarning,
-    UnexpectedResponseError,
-    UploadPendingError,
-)
-from keyturn.gateway.client import (
-    Client,
-    DeleteManyReceipt,
-    DeleteReceipt,
-    OpenObject,
-    RejectedKey,
-)
-from keyturn.gateway.links import CiphertextLink, Link, UploadLink
-from keyturn.gateway.listing import ListedObject, ListedPrefix
-from keyturn.gateway.responses import ObjectInfo
-from keyturn.gateway.uploads import UploadReceipt, upload_to
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyturn.errors import (
+        GatewayError,
+        GatewayUnavailableError,
+        IncompleteBodyError,
+        ResponseLostError,
+        UnencryptedGatewayWarning,
+        UnexpectedResponseError,
+        UploadPendingError,
+    )
+    from keyturn.gateway.client import (
+        Client,
+        DeleteManyReceipt,
+        DeleteReceipt,
+        OpenObject,
+        RejectedKey,
+    )
+    from keyturn.gateway.links import CiphertextLink, Link, UploadLink
+    from keyturn.gateway.listing import ListedObject, ListedPrefix
+    from keyturn.gateway.responses import ObjectInfo
+    from keyturn.gateway.uploads import UploadReceipt, upload_to
+else:
+    from keyturn.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        "keyturn.errors",
+        "keyturn.gateway.client",
+        "keyturn.gateway.links",
+        "keyturn.gateway.listing",
+        "keyturn.gateway.responses",
+        "keyturn.gateway.uploads",
+    )
 
 __all__ = [
     "CiphertextLink",

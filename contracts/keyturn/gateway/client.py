@@ -1,13 +1,12 @@
-"""`Client`: what a service imports to work with objects with only an API key (SPEC 9).
+"""`Client`: the client by which a service works with objects with only an API key (SPEC 9).
 
-It is the caller's half of SPEC 9. Names are checked before anything is sent. The API key is
-sent to the gateway's own address only, never to where that redirects: use https unless the
-gateway runs on the same machine. A body is yielded as it arrives and ends cleanly only if all of it
-arrived: the only sign of a chunk that does not authenticate is that the gateway ends the
-connection.
+It is the caller's half of SPEC 9. Names are checked before anything is sent. The API key is sent
+only to the gateway's own address, never to a redirect's target: use https unless the gateway runs
+on the same machine. A body is yielded as it arrives and ends cleanly only if all of it arrived: the
+only sign of a chunk that does not authenticate is that the gateway ends the connection.
 
-It must never log or raise an API key, a body or a link, and never send an upload, a delete
-or a rotation twice.
+It must never log or raise an API key, a body or a link, and never send an upload, a delete or a
+rotation twice.
 """
 
 import ssl
@@ -21,7 +20,8 @@ from urllib.parse import quote
 import orjson
 from pydantic import SecretStr
 
-from keyturn.crypto import check_api_key
+from keyturn.api_key import ApiKey
+from keyturn.crypto.keys import check_api_key
 from keyturn.errors import (
     IncompleteBodyError,
     MalformedRequestError,
@@ -76,16 +76,15 @@ from keyturn.gateway.uploads import (
     wait_preference,
 )
 from keyturn.identifiers import check_object_key, is_project, is_uuid
-from keyturn.messages import DELETED_KEYS
+from keyturn.messages.fields import DELETED_KEYS
 from keyturn.metadata import check_content_type, encode_caller_metadata
-from keyturn.publisher.requests import ApiKey
 from keyturn.publisher.staging import Body
 
 if TYPE_CHECKING:
     import aiohttp
 
 _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and contextlib's
-# Of 1,000 keys, each with the longest detail.
+# For 1,000 keys, each with the longest detail.
 DELETES_MAX_BYTES: Final = 4 * 1024 * 1024
 _WHOLE: Final = ByteRange(0, None)
 _UNRESERVED: Final = "/-_.~"
@@ -97,8 +96,8 @@ class DeleteReceipt:
     """A delete that the gateway has accepted.
 
     Attributes:
-        request_id: Its id, which its event names too. None if `deleted`: the response has no id.
-        deleted: Whether the object is deleted. If not, it will be, or an event says why not.
+        request_id: Its id, as in its event. None if `deleted`: the response has no id.
+        deleted: True if the object is deleted. If not, it will be, or an event has the reason.
     """
 
     request_id: str | None
@@ -111,7 +110,7 @@ class RejectedKey:
 
     Attributes:
         key: The object's key.
-        code: Why (SPEC 12), such as `not_found` or `locked_object`.
+        code: The reason (SPEC 12), such as `not_found` or `locked_object`.
         detail: One line for a person.
     """
 
@@ -125,11 +124,11 @@ class DeleteManyReceipt:
     """A delete of many keys that the gateway has accepted.
 
     Attributes:
-        request_id: Its id, which its events name too.
-        is_final: Whether each key has its outcome. If not, those that are in neither list will be
-            deleted, or an event says why not.
-        deleted: The keys that are deleted.
-        rejected: The keys that are not, and why.
+        request_id: Its id, as in its events.
+        is_final: True if each key has its outcome. If not, the keys in neither list will be
+            deleted, or an event has the reason.
+        deleted: The deleted keys.
+        rejected: The rejected keys, with the reasons.
     """
 
     request_id: str
@@ -139,11 +138,11 @@ class DeleteManyReceipt:
 
 
 class OpenObject(ObjectBody):
-    """An object, or a range of one, whose body is still to be read. Made by `Client.open`.
+    """An object, or a range of one, whose body is not read yet. Made by `Client.open`.
 
     Args:
         info: Its size and metadata.
-        length: Bytes of plaintext to come: of the whole object, or of the range.
+        length: Bytes of plaintext to come, of the whole object or the range.
         response: The open response; its owner closes it.
     """
 
@@ -153,7 +152,7 @@ class OpenObject(ObjectBody):
         self._left_bytes = length
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body in pieces of any size, once; a second call continues where the first stopped.
+        """Yield the body in pieces of any size, once; a second call continues after the first.
 
         Every piece is authentic when it is yielded. The pieces are the whole object, or range,
         only if the iteration ends without an error.
@@ -188,7 +187,7 @@ class Client:
         max_connections: int = MAX_CONNECTIONS,
         tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
-        """A client and its connections, open as long as the block lasts. Connects when needed.
+        """Yield a client; it connects when needed.
 
         Args:
             url: The gateway's address, such as `https://files.example.com`.
@@ -196,14 +195,13 @@ class Client:
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
-            tls: What the gateway's certificate is verified with; the system's authorities by
-                default.
+            tls: The authorities that verify the gateway's certificate; the system's by default.
 
         Warns:
             UnencryptedGatewayWarning: an `http://` address of another machine.
 
         Raises:
-            TypeError: the API key is not text, such as the None of a variable that is not set.
+            TypeError: the API key is not text, such as the None of an unset variable.
             MalformedRequestError: the API key does not have the form of SPEC 1.
             SettingsError: the URL cannot be a gateway's, or aiohttp is not installed.
         """
@@ -220,7 +218,7 @@ class Client:
             yield cls(transport, api_key)
 
     def with_api_key(self, api_key: ApiKey) -> Self:
-        """A client with another API key, on the connections of this one and as long as they last.
+        """Return a client with another API key, on this one's connections and with their life.
 
         Args:
             api_key: Another project's, or the new one after a rotation.
@@ -235,16 +233,16 @@ class Client:
     async def open(
         self, project: str, object_key: str, *, start: int = 0, length: int | None = None
     ) -> AsyncIterator[OpenObject]:
-        """Open an object, or a range of it, as long as the block lasts.
+        """Open an object, or a range of it, for the duration of the block.
 
-        What `OpenObject.chunks` yields is authentic, but it is complete only when the iteration
-        ends without an error.
+        The pieces of `OpenObject.chunks` are authentic, but complete only when the iteration ends
+        without an error.
 
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8.
             start: The first byte; a negative one counts from the object's end.
-            length: Bytes at most, or None for all from `start` on.
+            length: The maximum of bytes, or None for all from `start` on.
 
         Yields:
             The object: its length, its metadata, and its body as a stream.
@@ -254,7 +252,7 @@ class Client:
             UnauthorizedError: not the project's current API key, or no such project.
             NotFoundError: there is no object, or it was deleted.
             RangeNotSatisfiableError: the object ends before `start`.
-            CodedError: any other refusal of the gateway, such as `corrupt_object`.
+            CodedError: any other rejection by the gateway, such as `corrupt_object`.
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         try:
@@ -270,16 +268,16 @@ class Client:
             yield OpenObject(info, length_bytes, response)
 
     async def stat(self, project: str, object_key: str) -> ObjectInfo:
-        """An object's size and metadata, without its body.
+        """Return an object's size and metadata, without its body.
 
-        Of an encrypted object the gateway has authenticated the size, and nothing else.
+        For an encrypted object, the gateway has authenticated the size, and nothing else.
 
         Raises:
             MalformedRequestError: a name is not valid.
             UnauthorizedError: not the project's current API key, or no such project.
             NotFoundError: there is no object, or it was deleted.
-            GatewayError: the gateway cannot be reached, or refuses with a status that several
-                codes share: a response to HEAD has no body that would name the code.
+            GatewayError: the gateway cannot be reached, or rejects with a status that several codes
+                share: a response to HEAD has no body that would name the code.
         """
         path = _object_path(project, object_key)
         async with self._requests.object("HEAD", path, _WHOLE) as (response, by_storage):
@@ -321,17 +319,17 @@ class Client:
     ) -> AsyncGenerator[Any, None]:
         """List objects in the byte order of their keys, without deleted ones.
 
-        Where the storage lists by paths, as SeaweedFS does, in that order: `a/x` before `a-b`.
-        Pages are requested as the iteration reaches them. After an error, a new call with `after`
+        If the storage lists by paths, as SeaweedFS does, in that order: `a/x` before `a-b`. Pages
+        are requested as the iteration reaches them. After an error, a new call with `after`
         continues after the last entry.
 
         Args:
             project: The project's id (SPEC 1).
-            prefix: What the keys begin with.
+            prefix: The beginning of the keys.
             delimiter: `/` to list one level: all keys with the same text up to the first `/`
                 after the prefix are one `ListedPrefix`.
             after: The entry to continue after: a key or, with a delimiter, a prefix.
-            page_size: Entries per request at most, 1 to 1000.
+            page_size: The maximum of entries per request, 1 to 1000.
 
         Yields:
             The objects and, with a delimiter, the prefixes.
@@ -339,7 +337,7 @@ class Client:
         Raises:
             MalformedRequestError: a name or a number is not valid; raised by the call itself.
             UnauthorizedError: not the project's current API key, or no such project.
-            CodedError: any other refusal of the gateway.
+            CodedError: any other rejection by the gateway.
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         request = PageRequest(prefix, delimiter, after, page_size)
@@ -370,7 +368,7 @@ class Client:
     ) -> UploadReceipt:
         """Upload one object, and return once it is stored.
 
-        It is sent once: the gateway gives each request a new id.
+        The body is sent once: the gateway gives each request a new id.
 
         Args:
             project: The project's id (SPEC 1).
@@ -378,9 +376,10 @@ class Client:
             body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
             content_type: As in HTTP; not authenticated.
             metadata: The caller's own, at most 1 KiB of names and values; not authenticated.
-            wait: Whether to wait until the object is stored, or to return once the request is
-                on its queue. Then a later refusal is only in events.
-            wait_s: Seconds, 1 or more, to wait at most. The gateway may grant less (60 by default).
+            wait: True to wait until the object is stored, False to return once the request is on
+                its queue. Then a later rejection is only in events.
+            wait_s: The maximum wait in seconds, 1 or more. The gateway may grant less (60 by
+                default).
 
         Returns:
             The upload's id, and whether the object is stored.
@@ -389,11 +388,11 @@ class Client:
             MalformedRequestError: a name, the content type or the metadata is not allowed.
             UnauthorizedError: not the project's current API key, or no such project.
             AlreadyExistsError: the key holds another object.
-            CodedError: any other refusal of the gateway or, while waiting, of a worker.
+            CodedError: any other rejection by the gateway or, while waiting, by a worker.
             UploadPendingError: accepted, but the outcome is not known after `wait_s`.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
-            ResponseLostError: the object may be stored, or not; check with `stat`.
-            UnexpectedResponseError: likewise, if its status is 500 or more.
+            ResponseLostError: the object may be stored; check with `stat`.
+            UnexpectedResponseError: the same, if its status is 500 or more.
         """
         headers = wait_preference(wait_s if wait else None)
         if content_type:
@@ -420,12 +419,11 @@ class Client:
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8.
-            wait_s: Seconds, 1 or more, that the gateway may wait until the object is deleted,
-                which takes two leases (30 seconds by default); None responds once the request
-                is on its queue.
+            wait_s: Seconds, 1 or more, that the gateway may wait for the delete, which takes two
+                leases (30 seconds by default); None returns once the request is on its queue.
 
         Returns:
-            Whether the object is deleted already, and otherwise the request's id.
+            Whether the object is already deleted, and otherwise the request's id.
 
         Raises:
             MalformedRequestError: a name is not valid.
@@ -433,10 +431,10 @@ class Client:
             NotFoundError: there is no object, and the key was not deleted before.
             NotPermittedError: this gateway does not delete objects.
             TooManyRequestsError: the project has too many deletes pending.
-            CodedError: any other refusal of the gateway.
+            CodedError: any other rejection by the gateway.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
-            ResponseLostError: the object may be deleted, or not; delete it again.
-            UnexpectedResponseError: likewise, if its status is 500 or more.
+            ResponseLostError: the object may be deleted; delete it again.
+            UnexpectedResponseError: the same, if its status is 500 or more.
         """
         status, fields = await self._requests.send(
             "DELETE",
@@ -455,8 +453,8 @@ class Client:
     ) -> DeleteManyReceipt:
         """Delete up to 1,000 objects, which takes no longer than one. Errors as `delete`.
 
-        The request is sent once; a second one does no harm. A key that is refused does not keep
-        the others from being deleted.
+        The request is sent once; a second one does no harm. A rejected key does not prevent the
+        delete of the others.
 
         Args:
             project: The project's id (SPEC 1).
@@ -464,13 +462,13 @@ class Client:
             wait_s: As for `delete`.
 
         Returns:
-            The keys that are deleted, and those that are not, as far as known when the wait ends.
-            Without a wait, only those that have no object are known.
+            The deleted and the rejected keys, as far as known at the end of the wait. Without a
+            wait, only keys without an object are known.
 
         Raises:
             MalformedRequestError: a name is not valid, or occurs twice, or there are too many.
             NotFoundError: none of the keys has an object, or was deleted before.
-            TooManyRequestsError: the project has too many keys whose delete is pending.
+            TooManyRequestsError: the project has too many keys with a pending delete.
         """
         path = _project_path(project, "deletes")
         if not 1 <= len(object_keys) <= DELETED_KEYS or len(set(object_keys)) < len(object_keys):
@@ -495,7 +493,7 @@ class Client:
     async def link(
         self, project: str, object_key: str, *, expires_s: int = 3600, inline: bool = False
     ) -> Link:
-        """A URL that opens one object without the API key, for a browser or another person.
+        """Return a URL that opens one object without the API key, for a browser or another person.
 
         Anyone who has the URL can read the object. It ends when it expires, or with the next
         rotation of the project's key. The object need not exist yet.
@@ -503,13 +501,13 @@ class Client:
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8.
-            expires_s: Seconds that it is valid, 1 to 604800 (7 days).
-            inline: Whether a browser shows the object instead of saving it.
+            expires_s: The validity in seconds, 1 to 604800 (7 days).
+            inline: True to let a browser show the object instead of saving it.
 
         Raises:
             MalformedRequestError: a name or `expires_s` is not valid.
             UnauthorizedError: not the project's current API key, or no such project.
-            CodedError: any other refusal of the gateway.
+            CodedError: any other rejection by the gateway.
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         requesting = self._request_link(project, object_key, link_request(expires_s, inline=inline))
@@ -521,7 +519,7 @@ class Client:
     async def ciphertext_link(
         self, project: str, object_key: str, *, expires_s: int = CIPHERTEXT_LINK_MAX_S
     ) -> CiphertextLink:
-        """A URL of an encrypted object's stored bytes, for a reader that decrypts them itself.
+        """Return a URL of an encrypted object's stored bytes, for a reader that decrypts them.
 
         The reader needs the API key and the link's `metadata`. A rotation does not revoke the
         URL, so it is valid for 15 minutes at most.
@@ -529,14 +527,14 @@ class Client:
         Args:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8.
-            expires_s: Seconds that it is valid, 1 to 900.
+            expires_s: The validity in seconds, 1 to 900.
 
         Raises:
             MalformedRequestError: a name or `expires_s` is not valid, or the object is not
                 encrypted as Cobblestone-256.
             UnauthorizedError: not the project's current API key, or no such project.
             NotFoundError: there is no object, or it was deleted.
-            CodedError: any other refusal of the gateway.
+            CodedError: any other rejection by the gateway.
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         requesting = self._request_link(project, object_key, ciphertext_link_request(expires_s))
@@ -554,7 +552,7 @@ class Client:
         content_type: str | None = None,
         expires_s: int = 3600,
     ) -> UploadLink:
-        """A URL that takes one body for one object without the API key (`upload_to`).
+        """Return a URL that accepts one body for one object without the API key (`upload_to`).
 
         Anyone who has the URL can store the object once. It ends when it expires, or with the next
         rotation of the project's key.
@@ -563,14 +561,14 @@ class Client:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8.
             max_bytes: The largest body, 0 to the largest object of the gateway.
-            content_type: The content type that the object gets, and the only one that may be sent;
-                any by default.
+            content_type: The object's content type, and the only one that may be sent; any by
+                default.
             expires_s: Seconds in which the upload must begin, 1 to 604800 (7 days).
 
         Raises:
             MalformedRequestError: a name, a number or the content type is not valid.
             UnauthorizedError: not the project's current API key, or no such project.
-            CodedError: any other refusal of the gateway.
+            CodedError: any other rejection by the gateway.
             GatewayError: the gateway cannot be reached, or its response is not valid.
         """
         body = upload_link_request(expires_s, max_bytes, content_type)
@@ -592,15 +590,15 @@ class Client:
 
         Args:
             project: The project's id (SPEC 1).
-            new_api_key: Its new secret; save it before you call this.
+            new_api_key: Its new secret; save it before this call.
 
         Raises:
             MalformedRequestError: the project or the API key does not have the form of SPEC 1.
             UnauthorizedError: not the project's current API key, or no such project.
-            CodedError: any other refusal of the gateway.
+            CodedError: any other rejection by the gateway.
             GatewayUnavailableError: it cannot be reached; nothing was sent.
-            ResponseLostError: the new API key may become valid, or not: keep both.
-            UnexpectedResponseError: likewise, if its status is 500 or more.
+            ResponseLostError: the new API key may become valid: keep both.
+            UnexpectedResponseError: the same, if its status is 500 or more.
         """
         secret = _checked_api_key(new_api_key, "new_api_key")
         status, fields = await self._requests.send(
@@ -614,7 +612,7 @@ class Client:
         return required_id(status, fields, "rotation_id")
 
     async def rotation(self, project: str, rotation_id: str) -> dict[str, Any]:
-        """The state of a rotation (SPEC 9): a JSON object with `state`, `counts` and more.
+        """Return the state of a rotation (SPEC 9): a JSON object with `state`, `counts` and more.
 
         Args:
             project: The project's id (SPEC 1).
@@ -632,7 +630,7 @@ class Client:
         fields = await self._requests.read("GET", f"{path}/{rotation_id}")
         if fields.get("rotation_id") != rotation_id or not isinstance(fields.get("state"), str):
             raise UnexpectedResponseError(
-                "the response describes another rotation, or none", status=_OK
+                "the response describes another rotation, or no rotation", status=_OK
             )
         return fields
 
@@ -649,12 +647,12 @@ def _checked_api_key(api_key: ApiKey, name: str = "api_key") -> SecretStr:
 
 
 def _no_such_link() -> UnexpectedResponseError:
-    # Raised by callers that hold no variable with the response: it may be a link to another object.
+    # Raised by callers without a variable for the response: it may be a link to another object.
     return UnexpectedResponseError("the response has no such link", status=_CREATED)
 
 
 def _object_path(project: str, object_key: str) -> str:
-    """The path of one object.
+    """Return the path of one object.
 
     Raises:
         MalformedRequestError: the project or the key does not have the form of SPEC 1.
@@ -669,11 +667,11 @@ def _object_path(project: str, object_key: str) -> str:
 def outcomes_of_keys(
     status: int, fields: Mapping[str, Any], object_keys: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[RejectedKey, ...]]:
-    """The deleted and the rejected keys that a response names.
+    """Return the deleted and the rejected keys in a response.
 
     Raises:
-        UnexpectedResponseError: it is not of that form, names a key that was not sent, or is a
-            final one that leaves a key out.
+        UnexpectedResponseError: it has another form, names a key that was not sent, or is a final
+            one without one of the keys.
     """
     deleted, rejected = fields.get("deleted", []), fields.get("rejected")
     wrong = UnexpectedResponseError("the response does not name the keys", status=status)

@@ -1,4 +1,4 @@
-"""Links: what is requested, and what a response may hold (SPEC 9.3). Pure.
+"""Links: their requests, and the check of the responses (SPEC 9.3). Pure.
 
 A link is a secret: it opens its object, or stores it, without the API key. So it must never be in a
 repr, in an exception, or in the variables of a frame that an exception passes.
@@ -30,7 +30,7 @@ class Link:
 
     Attributes:
         url: The URL. Anyone who has it can read the object, so it is not in the repr.
-        expires_at: When it ends, in UTC; a rotation ends it earlier.
+        expires_at: Its end, in UTC; a rotation ends it earlier.
     """
 
     url: str = field(repr=False)
@@ -39,11 +39,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class CiphertextLink:
-    """A URL of an encrypted object's stored bytes, and the metadata that is needed to open them.
+    """A URL of an encrypted object's stored bytes, and the metadata needed to open them.
 
     Attributes:
         url: A presigned URL of the storage. Not in the repr.
-        expires_at: When it ends, in UTC; a rotation does not end it earlier.
+        expires_at: Its end, in UTC; a rotation does not end it earlier.
         metadata: The object's `enc-` metadata as stored, with its sealed keys. Not in the repr.
     """
 
@@ -54,11 +54,11 @@ class CiphertextLink:
 
 @dataclass(frozen=True, slots=True)
 class UploadLink:
-    """A URL that takes one body for one object, by PUT, without the API key (`upload_to`).
+    """A URL that accepts one body for one object, by PUT, without the API key (`upload_to`).
 
     Attributes:
         url: The URL. Anyone who has it can store the object, so it is not in the repr.
-        expires_at: When it ends, in UTC; a rotation ends it earlier.
+        expires_at: Its end, in UTC; a rotation ends it earlier.
     """
 
     url: str = field(repr=False)
@@ -66,7 +66,7 @@ class UploadLink:
 
 
 def link_request(expires_s: int, *, inline: bool) -> bytes:
-    """The body of a request for a link.
+    """Return the body of a request for a link.
 
     Raises:
         MalformedRequestError: it would not be valid for 1 second to 7 days.
@@ -76,7 +76,7 @@ def link_request(expires_s: int, *, inline: bool) -> bytes:
 
 
 def ciphertext_link_request(expires_s: int) -> bytes:
-    """The body of a request for a link to an object's stored bytes.
+    """Return the body of a request for a link to an object's stored bytes.
 
     Raises:
         MalformedRequestError: it would not be valid for 1 to 900 seconds.
@@ -86,7 +86,7 @@ def ciphertext_link_request(expires_s: int) -> bytes:
 
 
 def upload_link_request(expires_s: int, max_bytes: int, content_type: str | None) -> bytes:
-    """The body of a request for an upload link.
+    """Return the body of a request for an upload link.
 
     Raises:
         MalformedRequestError: it is not for 1 second to 7 days, or a bound is not valid.
@@ -110,7 +110,7 @@ def _check_expires(expires_s: int, max_s: int) -> None:
 def parse_link(
     document: Mapping[str, Any], project: str, object_key: str, *, inline: bool
 ) -> Link | None:
-    """The link in a response; None if there is none, or it is not the link that was requested.
+    """Return the link in a response; None if there is none, or it is not the requested link.
 
     The host is not compared: a gateway's public address may differ from the one in use.
     """
@@ -125,7 +125,7 @@ def parse_upload_link(
     max_bytes: int,
     content_type: str | None,
 ) -> UploadLink | None:
-    """The upload link in a response; None as of `parse_link`."""
+    """Return the upload link in a response; None as for `parse_link`."""
     bounds = {"max_bytes": str(max_bytes)}
     if content_type is not None:
         bounds["content_type"] = content_type
@@ -134,20 +134,20 @@ def parse_upload_link(
 
 
 def is_upload_link(url: str) -> bool:
-    """Whether this has the form of an upload link."""
+    """Return whether this has the form of an upload link."""
     names = {name for name, _ in parse_qsl(urlsplit(url).query)} if is_web_address(url) else set()
     return {"expires", "max_bytes", "token"} <= names and "#" not in url
 
 
 def content_type_of(url: str) -> str | None:
-    """The content type that an upload link takes; None for any."""
+    """Return the content type that an upload link accepts; None for any."""
     return dict(parse_qsl(urlsplit(url).query)).get("content_type")
 
 
 def _requested_url(
     document: Mapping[str, Any], project: str, object_key: str, terms: Mapping[str, str]
 ) -> tuple[str, datetime] | None:
-    """The URL and its end, if it is one of the object and has these parameters alone."""
+    """Return the URL and its end, if it is the object's and has only these parameters."""
     url, expires_at = _url(document), _expiry(document)
     if url is None or expires_at is None or expires_at.microsecond:
         return None
@@ -164,7 +164,7 @@ def _requested_url(
 
 
 def parse_ciphertext_link(document: Mapping[str, Any]) -> CiphertextLink | None:
-    """The ciphertext link in a response; None if there is none."""
+    """Return the ciphertext link in a response; None if there is none."""
     url, expires_at, metadata = _url(document), _expiry(document), document.get("metadata")
     if url is None or expires_at is None or not isinstance(metadata, dict):
         return None

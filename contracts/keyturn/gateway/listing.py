@@ -1,8 +1,8 @@
-"""Pages of a listing: what is requested, and what a response may hold (SPEC 9.3). Pure.
+"""Pages of a listing: their requests, and the check of the responses (SPEC 9.3). Pure.
 
-A page is accepted only if it fits the request: every entry lies under the prefix and after the
-last one, in the one order that the whole listing has. So a listing never yields an entry twice, and
-always advances.
+A page is accepted only if it fits the request: every entry is under the prefix and after the last
+one, in the one order of the whole listing. So a listing never yields an entry twice, and always
+advances.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ from keyturn.identifiers import (
 
 PAGE_MAX_ENTRIES: Final = 1000
 PAGE_MAX_BYTES: Final = 8 * 1024 * 1024
-"""More than 1000 keys of 900 bytes take, should every character be escaped in JSON."""
+"""More than the size of 1000 keys of 900 bytes with every character escaped in JSON."""
 DELIMITER: Final = "/"
-_S3_KEY_MAX_BYTES: Final = 1024  # of a `next`, which may be the key of another writer
+_S3_KEY_MAX_BYTES: Final = 1024  # of a `next`, which may be another writer's key
 _OK: Final = 200
 
 
@@ -39,7 +39,7 @@ class ListedObject:
         key: The object's key.
         size_bytes: Length of the plaintext, computed from the stored length; not authenticated.
             None if no read would open the object.
-        changed_at: When the storage last wrote the object; a rotation counts.
+        changed_at: The storage's last write of the object; a rotation counts.
     """
 
     key: str
@@ -49,7 +49,7 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class ListedPrefix:
-    """A folder in a listing by delimiter: what the keys of one or more objects begin with.
+    """A folder in a listing by delimiter: the common beginning of the keys of its objects.
 
     Attributes:
         prefix: The text up to and including the delimiter. Only deleted objects may be left.
@@ -63,17 +63,17 @@ Entry: TypeAlias = ListedObject | ListedPrefix
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """What a page is requested with.
+    """The parameters of a request for a page.
 
     Args:
-        prefix: What the keys begin with; may be empty.
+        prefix: The beginning of the keys; may be empty.
         delimiter: `/` to list one level, or None for all keys.
         after: The entry after which the page begins; empty for the first page.
-        limit: Entries at most, 1 to 1000.
+        limit: The maximum of entries, 1 to 1000.
         orders: The storage's order is one of these; pages show which.
 
     Raises:
-        MalformedRequestError: the gateway would refuse it.
+        MalformedRequestError: the gateway would reject it.
     """
 
     prefix: str
@@ -115,7 +115,7 @@ class Page:
 
     Attributes:
         entries: In the storage's order; there may be none on any page.
-        following: What the next page is requested with; None after the last one.
+        following: The request for the next page; None after the last one.
     """
 
     entries: Sequence[Entry]
@@ -123,7 +123,7 @@ class Page:
 
 
 def parse_page(document: Mapping[str, Any], request: PageRequest) -> Page:
-    """The page in a response.
+    """Return the page in a response.
 
     Raises:
         UnexpectedResponseError: it does not fit the request.
@@ -191,7 +191,7 @@ def _prefix(text: object, request: PageRequest) -> ListedPrefix:
 
 
 def _advances(next_after: object, request: PageRequest, ends: Sequence[str], order: Order) -> bool:
-    """Whether the listing advances: at most this page's last entry may be repeated."""
+    """Return whether the listing advances: at most this page's last entry may be repeated."""
     if not isinstance(next_after, str) or len(next_after.encode()) > _S3_KEY_MAX_BYTES:
         raise _unfit("has no valid `next`")
     is_after = not request.after or order(next_after) > order(request.after)

@@ -1,8 +1,8 @@
-"""What a response's status, headers and problem document mean (SPEC 9, 12). Pure.
+"""The meaning of a response's status, headers and problem document (SPEC 9, 12). Pure.
 
-A response is accepted only if it fits the request: it states a length, it is exactly the
-requested range, its code is one of SPEC 12. Anything else may be a proxy's.
-It must never put a part of a body, or a header that can hold a secret, into an error.
+A response is accepted only if it fits the request: it states a length, it is exactly the requested
+range, its code is one of SPEC 12. Anything else may be a proxy's. It must never put a part of a
+body, or a header that can contain a secret, into an error.
 """
 
 import re
@@ -41,7 +41,7 @@ _BY_STATUS: Final = {
     416: "range_not_satisfiable",
     429: "too_many_requests",
 }
-"""The statuses that one code alone can mean: to a reader no project is unknown (SPEC 9.1)."""
+"""The statuses with only one possible code: to a reader no project is unknown (SPEC 9.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ByteRange:
 
     Args:
         start: Its first byte; a negative one counts from the object's end.
-        length: How many bytes at most, or None for all up to the end.
+        length: The maximum of bytes, or None for all up to the end.
 
     Raises:
         ValueError: HTTP cannot express this range.
@@ -63,11 +63,11 @@ class ByteRange:
         if self.length is not None and self.length < 1:
             raise ValueError("a range has 1 byte or more")
         if self.start < 0 and self.length is not None:
-            raise ValueError("a range that counts from the end goes to the end")
+            raise ValueError("a range that counts from the end must reach the end")
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the whole object, which is requested without a range."""
+        """True for the whole object, which is requested without a range."""
         return self.start == 0 and self.length is None
 
     @property
@@ -79,7 +79,7 @@ class ByteRange:
         return f"bytes={self.start}-{last}"
 
     def bounds(self, size_bytes: int) -> tuple[int, int]:
-        """The first and the last byte that an object of this size has of it."""
+        """Return the range's first and last byte in an object of this size."""
         if self.start < 0:
             return max(0, size_bytes + self.start), size_bytes - 1
         if self.length is None:
@@ -89,14 +89,14 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the gateway states about an object. Only an encrypted object's size is authenticated.
+    """The gateway's statement about an object. Only an encrypted object's size is authenticated.
 
     Attributes:
         size_bytes: Length of the whole object's plaintext.
         content_type: As stored.
         metadata: The caller's own, decoded.
         etag: As sent, with its quotes; no rotation changes it.
-        last_modified: When its content was stored; no rotation changes it.
+        last_modified: The time at which its content was stored; no rotation changes it.
     """
 
     size_bytes: int
@@ -107,11 +107,11 @@ class ObjectInfo:
 
 
 class ObjectBody(ABC):
-    """An object, or a range of one, whose plaintext is still to be read.
+    """An object, or a range of one, whose plaintext is not read yet.
 
     Attributes:
         info: Its size and metadata.
-        length: Bytes of plaintext to come: of the whole object, or of the range.
+        length: Bytes of plaintext to come, of the whole object or the range.
     """
 
     def __init__(self, info: ObjectInfo, length: int) -> None:
@@ -125,30 +125,30 @@ class ObjectBody(ABC):
 
     @property
     def content_type(self) -> str | None:
-        """As stored; not authenticated."""
+        """The content type as stored; not authenticated."""
         return self.info.content_type
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The caller's own, decoded; not authenticated."""
+        """The caller's own metadata, decoded; not authenticated."""
         return self.info.metadata
 
     @property
     def etag(self) -> str | None:
-        """As the gateway sends it, with its quotes; no rotation changes it."""
+        """The ETag as the gateway sends it, with its quotes; no rotation changes it."""
         return self.info.etag
 
     @property
     def last_modified(self) -> datetime | None:
-        """When its content was stored; no rotation changes it. Not authenticated."""
+        """The time at which the content was stored; no rotation changes it. Not authenticated."""
         return self.info.last_modified
 
     @abstractmethod
     def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The plaintext in pieces of any size, once; a second call continues after the first."""
+        """Yield the plaintext in pieces of any size, once; a second call continues."""
 
     async def read(self) -> bytes:
-        """The rest of the plaintext, all of it in memory.
+        """Return the rest of the plaintext, all of it in memory.
 
         Raises:
             CodedError, GatewayError: as `chunks`; nothing is returned.
@@ -159,15 +159,15 @@ class ObjectBody(ABC):
 def content_lengths(
     status: int, headers: Mapping[str, str], span: ByteRange, *, by_storage: bool
 ) -> tuple[int, int]:
-    """The whole object's size and the length of what comes of it, both in bytes.
+    """Return the sizes of the whole object and of the response's part of it, in bytes.
 
     Raises:
         UnexpectedResponseError: not the response to this request, or it states no length.
     """
     if headers.get("Content-Encoding", "identity") != "identity" and not by_storage:
-        # Not the object's bytes any more, and not their length. The storage
-        # returns the encoding that a plaintext object was stored with, and encodes nothing.
-        raise UnexpectedResponseError("the response was encoded on its way", status=status)
+        # No longer the object's bytes, nor their length. The storage returns the encoding that a
+        # plaintext object was stored with, and encodes nothing.
+        raise UnexpectedResponseError("the response was encoded in transit", status=status)
     length = _CONTENT_LENGTH.fullmatch(headers.get("Content-Length", ""))
     if length is None:
         raise UnexpectedResponseError("the response states no length", status=status)
@@ -190,7 +190,7 @@ def content_lengths(
 
 
 def object_info(size_bytes: int, headers: Mapping[str, str], *, by_storage: bool) -> ObjectInfo:
-    """What the headers of an object's response state; for a plaintext object, the storage's own."""
+    """Return the statements of an object response's headers; for plaintext, the storage's own."""
     prefix = _STORAGE_META_PREFIX if by_storage else META_PREFIX
     lowered = {name.lower(): value for name, value in headers.items()}
     wire = {n.removeprefix(prefix): v for n, v in lowered.items() if n.startswith(prefix)}
@@ -212,7 +212,7 @@ def _http_date(text: str) -> datetime | None:
 
 
 def redirect_target(headers: Mapping[str, str]) -> str:
-    """Where a plaintext object is read instead: a whole http or https URL (SPEC 9.3).
+    """Return the address of a plaintext object: a whole http or https URL (SPEC 9.3).
 
     Raises:
         UnexpectedResponseError: anything else.
@@ -226,7 +226,7 @@ def redirect_target(headers: Mapping[str, str]) -> str:
 
 
 def is_web_address(url: str) -> bool:
-    """Whether this is a whole http or https URL, encoded, without a user."""
+    """Return whether this is a whole http or https URL, encoded, without a user."""
     try:
         parts = urlsplit(url)
         has_host = parts.hostname is not None and "@" not in parts.netloc
@@ -239,13 +239,13 @@ def is_web_address(url: str) -> bool:
 def response_error(
     status: int, headers: Mapping[str, str], body: bytes | None, *, secrets: tuple[str, ...]
 ) -> CodedError | GatewayError:
-    """The error that the gateway's response means.
+    """Return the error that the gateway's response means.
 
     Args:
         status: Its HTTP status; not one of success.
         headers: Its headers.
         body: Its body, or as much as was read; None for HEAD, whose responses have none.
-        secrets: What the error must not repeat, should the response do so.
+        secrets: Secrets that the error must not repeat, should the response do so.
     """
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     code: object
@@ -262,7 +262,7 @@ def response_error(
 
 
 def storage_response_error(status: int) -> CodedError | GatewayError:
-    """The error that the storage's response to a presigned request means."""
+    """Return the error that the storage's response to a presigned request means."""
     if status >= _SERVER_ERROR:
         return StorageUnavailableError(f"the storage responded with {status}")
     code = _BY_STATUS.get(status)
@@ -285,7 +285,7 @@ def _redacted(detail: object, secrets: tuple[str, ...]) -> str:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """A JSON object; an empty one where the body is something else."""
+    """Return a JSON object; an empty one if the body is something else."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -1,17 +1,17 @@
 """Requests to the gateway over one pool of connections, each sent once (SPEC 9, 12).
 
 `AuthorizedRequests` sends them with one API key, `send_by_link` with a link alone. A response with
-an unexpected status is raised as the error that it means, without the secrets of the request.
+an unexpected status is raised as its error, without the secrets of the request.
 
-No redirect is followed and nothing is sent again automatically, except that aiohttp repeats a
-GET or a HEAD if a kept-alive connection was dropped. aiohttp is imported only when a pool is
-opened: it is an optional dependency.
+No redirect is followed and nothing is sent again automatically, except that aiohttp repeats a GET
+or a HEAD if a kept-alive connection was dropped. aiohttp is imported only when a pool is opened: it
+is an optional dependency.
 
-aiohttp wraps what a body's source raises; the caller gets the original exception. The idle timeout
-must never run while the source is read: a slow source is the caller's business, a server that
-stops reading is not.
+aiohttp wraps errors of a body's source; the caller gets the original exception. The idle timeout
+must never run while the source is read: a slow source is the caller's business, a server that stops
+reading is not.
 
-It must never let an exception of aiohttp out, not even as a cause or a context: some hold the
+It must never let an exception of aiohttp out, not even as a cause or a context: some contain the
 request with its `Authorization`.
 """
 
@@ -55,7 +55,7 @@ _READ_BUFFER_BYTES: Final = 256 * 1024
 _AUTOMATIC_HEADERS: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _OWN_HEADERS: Final = {
     "User-Agent": "keyturn-reader",
-    "Accept-Encoding": "identity",  # lengths and ranges are those of the object itself
+    "Accept-Encoding": "identity",  # lengths and ranges are the object's own
 }
 _OK, _PARTIAL, _REDIRECT = 200, 206, 307
 _Result = TypeVar("_Result")
@@ -64,12 +64,12 @@ _LINK: Final = PeerSettings("the link", "https://", GATEWAY.ca)
 
 
 class _LostError(Exception):
-    """The connection failed under a request; one that aiohttp does not know and send again."""
+    """The connection failed under a request. aiohttp does not know this error, so never resends."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why there is no response, in words that hold nothing of the request."""
+    """The reason of a missing response, in words without any content of the request."""
 
     reason: str
     unsent: bool = False
@@ -88,7 +88,7 @@ class RequestBody:
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Content-Length` of bytes in memory; a file may grow while it is read."""
+        """`Content-Length` for bytes in memory; a file may grow while it is read."""
         if not isinstance(self._body, bytes | bytearray | memoryview):
             return {}
         return {"Content-Length": str(memoryview(self._body).nbytes)}
@@ -96,7 +96,7 @@ class RequestBody:
     async def blocks_with_timeout(
         self, idle: asyncio.Timeout, idle_s: float, wait_s: float
     ) -> AsyncIterator[memoryview]:
-        """The blocks in order; `idle` runs while one is sent, `wait_s` longer after the last."""
+        """Yield the blocks in order; `idle` runs during a send, `wait_s` longer after the last."""
         try:
             async with aclosing(blocks(self._body)) as source:
                 reset(idle, None)
@@ -113,7 +113,7 @@ class RequestBody:
 def reset(idle: asyncio.Timeout, seconds: float | None) -> None:
     """Let a timeout expire in `seconds`, or never."""
     when = None if seconds is None else asyncio.get_running_loop().time() + seconds
-    # It can have expired, or the response be there already: the last steps of a request.
+    # At a request's last steps, it may have expired, or the response may have arrived.
     with suppress(RuntimeError):
         idle.reschedule(when)
 
@@ -145,14 +145,14 @@ class Transport:
         max_connections: int,
         tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
-        """A pool for as long as the block lasts; connects to nothing yet.
+        """Yield a pool, which connects to nothing yet.
 
         Args:
             url: The gateway's address; None for `read_presigned` alone.
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
-            tls: What certificates are verified with; the system's authorities by default.
+            tls: The authorities that verify certificates; the system's by default.
 
         Raises:
             SettingsError: not the URL of a gateway, or aiohttp is not installed.
@@ -188,10 +188,10 @@ class Transport:
         api_key: SecretStr,
         body: bytes | None = None,
     ) -> "aiohttp.ClientResponse":
-        """The response to a request that changes nothing; its owner closes it.
+        """Return the response to a request that changes nothing; its owner closes it.
 
         Raises:
-            GatewayUnavailableError: there is none.
+            GatewayUnavailableError: there is no response.
         """
         response = await self._get(method, self.base_url + path, headers, api_key, body)
         if isinstance(response, _Failure):
@@ -201,7 +201,7 @@ class Transport:
     async def read_presigned(
         self, method: str, url: SecretStr, headers: Mapping[str, str]
     ) -> "aiohttp.ClientResponse":
-        """The response at a presigned address of the storage; its owner closes it.
+        """Return the response at a presigned address of the storage; its owner closes it.
 
         Raises:
             StorageUnavailableError: nothing responds there.
@@ -221,15 +221,15 @@ class Transport:
         *,
         wait_s: float = 0,
     ) -> "aiohttp.ClientResponse":
-        """The response to a request that is sent once; its owner closes it.
+        """Send a request once, and return its response; its owner closes it.
 
-        A body goes out only when the gateway asks for it (100 Continue), so that a refused
-        one is not sent.
+        A body is sent only when the gateway asks for it (100 Continue), so that a rejected one is
+        not sent.
 
         Raises:
             GatewayUnavailableError: not even a connection was made.
             ResponseLostError: there is no response.
-            Exception: whatever the body's source raised, unchanged; nothing was stored.
+            Exception: an error of the body's source, unchanged; nothing was stored.
         """
         response = await self._send_once(method, url, headers, api_key, request_body, wait_s)
         if request_body is not None and request_body.failure is not None:
@@ -241,12 +241,12 @@ class Transport:
             return response
         if response.unsent:
             raise GatewayUnavailableError(f"the gateway cannot be reached ({response.reason})")
-        raise ResponseLostError(f"no response came to what was sent ({response.reason})")
+        raise ResponseLostError(f"the request received no response ({response.reason})")
 
     async def body_of(
         self, response: "aiohttp.ClientResponse", *, max_bytes: int = RESPONSE_MAX_BYTES
     ) -> bytes | None:
-        """A small response's body, cut at `max_bytes`; None where the connection failed."""
+        """Return a small response's body, cut at `max_bytes`; None if the connection failed."""
         body = bytearray()
 
         async def read() -> bytes:
@@ -341,7 +341,7 @@ class AuthorizedRequests:
         done: int = _OK,
         max_bytes: int = RESPONSE_MAX_BYTES,
     ) -> dict[str, Any]:
-        """The document of a response to a request that changes nothing.
+        """Return the document of a response to a request that changes nothing.
 
         Args:
             method: Its method.
@@ -351,7 +351,7 @@ class AuthorizedRequests:
             max_bytes: The longest document; a longer one counts as empty.
 
         Raises:
-            GatewayUnavailableError: there is no response, or a part of one.
+            GatewayUnavailableError: there is no complete response.
             CodedError, UnexpectedResponseError: the response has another status.
         """
         headers = {} if body is None else {"Content-Type": "application/json"}
@@ -381,7 +381,7 @@ class AuthorizedRequests:
         secret: SecretStr | None = None,
         max_bytes: int = RESPONSE_MAX_BYTES,
     ) -> tuple[int, dict[str, Any]]:
-        """Send a request once; return status and document of a response of success.
+        """Send a request once; return status and document of a successful response.
 
         Args:
             method: Its method.
@@ -390,12 +390,12 @@ class AuthorizedRequests:
             request_body: Its body, or None.
             done: The statuses of success.
             wait_s: Seconds that the gateway was asked to wait.
-            secret: What of the body no error may repeat.
+            secret: The part of the body that no error may repeat.
             max_bytes: The longest document; a longer one counts as empty.
 
         Raises:
             GatewayUnavailableError: nothing was sent.
-            ResponseLostError: there is no response, or a part of one.
+            ResponseLostError: there is no complete response.
             CodedError, UnexpectedResponseError: the response has another status.
         """
         url = SecretStr(self._transport.base_url + path)
@@ -413,7 +413,7 @@ class AuthorizedRequests:
     async def object(
         self, method: str, path: str, span: ByteRange
     ) -> "AsyncIterator[tuple[aiohttp.ClientResponse, bool]]":
-        """The response about an object, and whether it came from the storage (SPEC 9.3)."""
+        """Yield the response about an object, and whether it came from the storage (SPEC 9.3)."""
         headers = {} if span.is_whole else {"Range": span.header}
         response = await self._transport.read(method, path, headers, self._api_key)
         try:
@@ -428,7 +428,7 @@ class AuthorizedRequests:
                 raise await self._object_error(response)
             yield response, by_storage
         finally:
-            # If the body was read to its end, the connection is in the pool already.
+            # If the body was read to its end, the connection is already in the pool.
             response.close()
 
     async def _object_error(self, response: "aiohttp.ClientResponse") -> Exception:
@@ -449,7 +449,7 @@ async def send_by_link(
     *,
     wait_s: int = 0,
 ) -> tuple[int, dict[str, Any]]:
-    """Send a body once to an upload link; return as `AuthorizedRequests.send`, errors likewise."""
+    """Send a body once to an upload link; result and errors as for `AuthorizedRequests.send`."""
     token = SecretStr(dict(parse_qsl(urlsplit(url.get_secret_value()).query)).get("token", ""))
     sending = transport.send("PUT", url, headers, None, request_body, wait_s=wait_s)
     # No variable for the response: its repr shows the link.
@@ -466,7 +466,7 @@ async def _written(
     held: Sequence[SecretStr | None],
     max_bytes: int = RESPONSE_MAX_BYTES,
 ) -> tuple[int, dict[str, Any]] | Exception:
-    """Status and document of the response to a write, which this closes; or the error it means."""
+    """Return status and document of the response to a write, which this closes; or its error."""
     try:
         received = await transport.body_of(response, max_bytes=max_bytes)
         if received is None:
@@ -486,7 +486,7 @@ def _error(
 
 
 def _authorized(headers: Mapping[str, str], api_key: SecretStr | None) -> Mapping[str, str]:
-    # Here and no earlier: reporters of errors show the variables of every frame that one
+    # Here and no earlier: reporters of errors show the variables of every frame that an error
     # passes, and none passes the callers of this.
     if api_key is None:
         return headers
@@ -494,20 +494,20 @@ def _authorized(headers: Mapping[str, str], api_key: SecretStr | None) -> Mappin
 
 
 def _base(url: str) -> str:
-    """A gateway's URL, encoded, without a slash at its end.
+    """Return a gateway's URL, encoded, without a slash at its end.
 
     Raises:
-        SettingsError: it is not one, or holds parts that would be lost or logged.
+        SettingsError: it is not a gateway's, or has parts that would be lost or logged.
     """
     if not is_gateway_url(url):
         raise SettingsError(
-            "the gateway's URL reads http://host or https://host, without user, query or fragment"
+            "the gateway's URL must be http://host or https://host, without user, query or fragment"
         )
     return url.rstrip("/")
 
 
 def is_gateway_url(url: str) -> bool:
-    """Whether this can be a gateway's address: http or https, and nothing that could be secret."""
+    """Return whether this can be a gateway's address: http or https, without secret parts."""
     try:
         parts = urlsplit(url)
         has_host = parts.hostname is not None and parts.port != 0
@@ -518,7 +518,7 @@ def is_gateway_url(url: str) -> bool:
 
 
 def is_unencrypted(url: str) -> bool:
-    """Whether an API key sent to this gateway's address can be read on the way there."""
+    """Return whether an API key sent to this gateway's address can be read in transit."""
     parts = urlsplit(url)
     host = (parts.hostname or "").removesuffix(".")
     if parts.scheme == "https" or host == "localhost" or host.endswith(".localhost"):
@@ -530,7 +530,7 @@ def is_unencrypted(url: str) -> bool:
 
 
 async def next_piece(response: "aiohttp.ClientResponse") -> bytes:
-    """The next bytes of a body, as they came; none at its end.
+    """Return the next bytes of a body, as they came; none at its end.
 
     Raises:
         IncompleteBodyError: the connection ended too early, or stalled.
@@ -542,7 +542,7 @@ async def next_piece(response: "aiohttp.ClientResponse") -> bytes:
 
 
 def _idle_clock_trace() -> "aiohttp.TraceConfig":
-    """Counts a send's idle time from its headers on: waiting for a connection does not count."""
+    """Count a send's idle time from its headers on, without the wait for a connection."""
     import aiohttp  # noqa: PLC0415  # an optional extra
 
     async def begun(_: object, context: SimpleNamespace, __: object) -> None:
@@ -559,7 +559,7 @@ async def _raise_loss(
 ) -> "aiohttp.ClientResponse":
     """Turn a loss into an error that aiohttp does not know, so that it does not resend.
 
-    It would send a PUT or a DELETE twice, and a second PUT be refused by the first.
+    It would send a PUT or a DELETE twice, and the gateway would reject the second PUT.
     """
     import aiohttp  # noqa: PLC0415  # an optional extra
 
@@ -572,7 +572,7 @@ async def _raise_loss(
 
 
 async def _outcome(call: Awaitable[_Result], server: PeerSettings = GATEWAY) -> _Result | _Failure:
-    """What a call of aiohttp gives, or why it failed; its error ends here."""
+    """Return the result of a call of aiohttp, or the reason of its failure; its error ends here."""
     import aiohttp  # noqa: PLC0415  # an optional extra
 
     try:
@@ -586,7 +586,7 @@ async def _outcome(call: Awaitable[_Result], server: PeerSettings = GATEWAY) -> 
 
 
 def _reason(exc: Exception, server: PeerSettings = GATEWAY) -> str:
-    """Why there is no response; never the text of an error."""
+    """Return why there is no response; never the text of an error."""
     import aiohttp  # noqa: PLC0415  # an optional extra
 
     if (problem := describe_connection_failure(exc, server)) is not None:

@@ -35,9 +35,9 @@ class UploadReceipt:
     """An upload that the gateway has accepted.
 
     Attributes:
-        upload_id: Its id, which its event names too.
-        stored: Whether the object is stored. If the call did not wait, it is not known: the
-            object will be stored, or an event says why not.
+        upload_id: Its id, as in its event.
+        stored: True if the object is stored. If the call did not wait, that is unknown: the object
+            will be stored, or an event has the reason.
     """
 
     upload_id: str
@@ -61,12 +61,12 @@ async def upload_to(
         link: As `Client.upload_link` returned it, or its URL.
         body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
         content_type: As in HTTP; the link's own by default.
-        wait: Whether to wait until the object is stored, or to return once the request is on its
+        wait: True to wait until the object is stored, False to return once the request is on its
             queue.
-        wait_s: Seconds, 1 or more, to wait at most. The gateway may grant less (60 by default).
+        wait_s: The maximum wait in seconds, 1 or more. The gateway may grant less (60 by default).
         connect_timeout_s: Seconds to make the connection.
         idle_timeout_s: Seconds without progress after which the request fails.
-        tls: What the gateway's certificate is verified with; the system's authorities by default.
+        tls: The authorities that verify the gateway's certificate; the system's by default.
 
     Raises:
         MalformedRequestError: this is not an upload link, or the content type is not allowed.
@@ -99,7 +99,7 @@ async def upload_to(
 
 
 def receipt_of(status: int, fields: Mapping[str, Any], *, wait: bool) -> UploadReceipt:
-    """The receipt in a response to an upload.
+    """Return the receipt in a response to an upload.
 
     Raises:
         UploadPendingError: the outcome is not known, although the caller waited for it.
@@ -112,7 +112,7 @@ def receipt_of(status: int, fields: Mapping[str, Any], *, wait: bool) -> UploadR
 
 
 def wait_preference(wait_s: int | None) -> dict[str, str]:
-    """The headers that ask the gateway to wait for the outcome.
+    """Return the headers that ask the gateway to wait for the outcome.
 
     Raises:
         MalformedRequestError: the time is not 1 or more seconds.
@@ -125,7 +125,7 @@ def wait_preference(wait_s: int | None) -> dict[str, str]:
 
 
 def required_id(status: int, fields: Mapping[str, Any], name: str) -> str:
-    """The id of this name in a response.
+    """Return the id of this name in a response.
 
     Raises:
         UnexpectedResponseError: there is none.

@@ -4,153 +4,179 @@
 | --- | --- |
 | `requests` | `UploadRequested` and all other requests; `Request` |
 | `events` | `UploadStored`, `RotationCompleted` and all others; `Event`, `Rejected`, `Failed` |
-| `status` | what `StatusReported` holds |
+| `status` | the content of `StatusReported` |
 | `audit` | `AuditRecorded`, which no publisher reads, and its bytes |
 | `marks` | `KeyringMarked`, which no publisher reads, and its bytes |
 | `worker_reports` | `WorkerReported`, which no publisher reads, and its bytes |
 | `fields` | the types of fields, and `RequestOrigin` |
-| `codec` | `encode`, `parse_request`, `parse_event`, and the refusal that answers a request |
+| `codec` | `encode`, `parse_request`, `parse_event`, and the rejection of a request |
 | `json_text` | strict JSON |
 
-`parse_request` turns the bytes of a delivery into a request, or raises one clear refusal. Its
-errors name fields and rules and never repeat a value: a value may be a secret that was put into
-the wrong field.
+`parse_request` turns the bytes of a delivery into a request, or raises one clear error. Its errors
+name fields and rules and never repeat a value: a value may be a secret in the wrong field.
 """
 
-from keyturn.counts import COUNT_FIELDS, Counts
-from keyturn.messages.audit import (
-    AUDIT_MODELS,
-    DONE,
-    STARTED,
-    AuditAction,
-    AuditLink,
-    AuditRecorded,
-    body_digest,
-    encode_audit,
-    parse_audit,
-    parse_audit_link,
-)
-from keyturn.messages.codec import (
-    EVENT_BATCH_MAX,
-    EVENT_BATCH_MAX_BYTES,
-    TracedEvent,
-    claimed_type,
-    encode,
-    encode_batch,
-    id_field,
-    identity,
-    parse_batch,
-    parse_event,
-    parse_request,
-    parse_traced_event,
-    rejection,
-    request_id,
-    with_origin,
-)
-from keyturn.messages.events import (
-    EVENT_MODELS,
-    CountedEvent,
-    DeadLettersMoved,
-    DeadLettersRejected,
-    DeleteRejected,
-    EnrollRejected,
-    Event,
-    Failed,
-    ObjectDeleted,
-    ProjectEnrolled,
-    ProjectRecovered,
-    RecoverRejected,
-    Rejected,
-    RotationAccepted,
-    RotationCompleted,
-    RotationFailed,
-    RotationRejected,
-    StatusRejected,
-    StatusReported,
-    SweepCompleted,
-    SweepFailed,
-    SweepProgressed,
-    SweepRejected,
-    UploadRejected,
-    UploadStored,
-)
-from keyturn.messages.fields import (
-    CODE_PATTERN,
-    DELETED_KEYS,
-    REASON_MAX_CHARACTERS,
-    Base64,
-    CallerMetadata,
-    ContentType,
-    Count,
-    DeadLettersAction,
-    DeletedKeys,
-    Generation,
-    Key,
-    Project,
-    RequestDigest,
-    RequestId,
-    RequestOrigin,
-    ShortName,
-    Time,
-)
-from keyturn.messages.json_text import load_json, problems
-from keyturn.messages.marks import MARK_MODELS, KeyringMarked, encode_mark, parse_mark
-from keyturn.messages.requests import (
-    INLINE_MAX_BYTES,
-    NAMED_LETTERS,
-    REQUEST_MODELS,
-    UNKNOWN_CODE,
-    DeadLettersRequested,
-    DeleteRequested,
-    EnrollRequested,
-    InlineBody,
-    RecoverRequested,
-    Request,
-    RotationRequested,
-    SealedKey,
-    SealedSecret,
-    SourceBody,
-    SourceObject,
-    Staged,
-    StagedBody,
-    StatusRequested,
-    SweepRequested,
-    UploadRequested,
-)
-from keyturn.messages.status import (
-    ALL_ONLY_VIEWS,
-    PROJECT_STATES,
-    STATUS_FILTERS,
-    STATUS_LIMIT,
-    STATUS_MAX_LIMIT,
-    STATUS_ORDERS,
-    SWEEP_STATES,
-    AttentionLink,
-    AttentionStatus,
-    AuditStatus,
-    CodeCount,
-    DeadLetterStatus,
-    DeadQueueStatus,
-    EvidenceStatus,
-    FailureStatus,
-    MasterKeyStatus,
-    ObjectGroupStatus,
-    ProjectStatus,
-    QueueReport,
-    QueueStatus,
-    StatusFilter,
-    StatusView,
-    SweepStatus,
-    TotalsStatus,
-    WorkerStatus,
-)
-from keyturn.messages.worker_reports import (
-    WORKER_REPORT_MODELS,
-    WorkerReported,
-    encode_worker_report,
-    parse_worker_report,
-)
-from keyturn.progress import Phase, Progress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyturn.counts import COUNT_FIELDS, Counts
+    from keyturn.identifiers import MARK_LIMIT
+    from keyturn.messages.audit import (
+        AUDIT_MODELS,
+        DONE,
+        STARTED,
+        AuditAction,
+        AuditLink,
+        AuditRecorded,
+        body_digest,
+        encode_audit,
+        parse_audit,
+        parse_audit_link,
+    )
+    from keyturn.messages.codec import (
+        EVENT_BATCH_MAX,
+        EVENT_BATCH_MAX_BYTES,
+        TracedEvent,
+        claimed_type,
+        encode,
+        encode_batch,
+        id_field,
+        identity,
+        parse_batch,
+        parse_event,
+        parse_request,
+        parse_traced_event,
+        rejection,
+        request_id,
+        with_origin,
+    )
+    from keyturn.messages.events import (
+        EVENT_MODELS,
+        CountedEvent,
+        DeadLettersMoved,
+        DeadLettersRejected,
+        DeleteRejected,
+        EnrollRejected,
+        Event,
+        Failed,
+        ObjectDeleted,
+        ProjectEnrolled,
+        ProjectRecovered,
+        RecoverRejected,
+        Rejected,
+        RotationAccepted,
+        RotationCompleted,
+        RotationFailed,
+        RotationRejected,
+        StatusRejected,
+        StatusReported,
+        SweepCompleted,
+        SweepFailed,
+        SweepProgressed,
+        SweepRejected,
+        UploadRejected,
+        UploadStored,
+    )
+    from keyturn.messages.fields import (
+        CODE_PATTERN,
+        DELETED_KEYS,
+        REASON_MAX_CHARACTERS,
+        Base64,
+        CallerMetadata,
+        ContentType,
+        Count,
+        DeadLettersAction,
+        DeletedKeys,
+        Generation,
+        Key,
+        Project,
+        RequestDigest,
+        RequestId,
+        ShortName,
+        Time,
+    )
+    from keyturn.messages.json_text import load_json, problems
+    from keyturn.messages.marks import (
+        MARK_MODELS,
+        InvalidMarkError,
+        KeyringMarked,
+        encode_mark,
+        parse_mark,
+    )
+    from keyturn.messages.queue_report import QueueReport
+    from keyturn.messages.requests import (
+        INLINE_MAX_BYTES,
+        NAMED_LETTERS,
+        REQUEST_MODELS,
+        UNKNOWN_CODE,
+        DeadLettersRequested,
+        DeleteRequested,
+        EnrollRequested,
+        InlineBody,
+        RecoverRequested,
+        Request,
+        RotationRequested,
+        SealedKey,
+        SealedSecret,
+        SourceBody,
+        SourceObject,
+        Staged,
+        StagedBody,
+        StatusRequested,
+        SweepRequested,
+        UploadRequested,
+    )
+    from keyturn.messages.status import (
+        ALL_ONLY_VIEWS,
+        PROJECT_STATES,
+        STATUS_FILTERS,
+        STATUS_LIMIT,
+        STATUS_MAX_LIMIT,
+        STATUS_ORDERS,
+        SWEEP_STATES,
+        AttentionLink,
+        AttentionStatus,
+        AuditStatus,
+        CodeCount,
+        DeadLetterStatus,
+        DeadQueueStatus,
+        EvidenceStatus,
+        FailureStatus,
+        MasterKeyStatus,
+        ObjectGroupStatus,
+        ProjectStatus,
+        QueueStatus,
+        StatusFilter,
+        StatusView,
+        SweepStatus,
+        TotalsStatus,
+        WorkerStatus,
+    )
+    from keyturn.messages.worker_reports import (
+        WORKER_REPORT_MODELS,
+        WorkerReported,
+        encode_worker_report,
+        parse_worker_report,
+    )
+    from keyturn.progress import Phase, Progress
+    from keyturn.request_origin import RequestOrigin
+else:
+    from keyturn.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        "keyturn.messages.fields",
+        "keyturn.messages.requests",
+        "keyturn.messages.events",
+        "keyturn.messages.status",
+        "keyturn.messages.marks",
+        "keyturn.messages.worker_reports",
+        "keyturn.messages.audit",
+        "keyturn.messages.json_text",
+        "keyturn.counts",
+        "keyturn.progress",
+        "keyturn.messages.codec",
+    )
 
 __all__ = [
     "ALL_ONLY_VIEWS",
@@ -163,6 +189,7 @@ __all__ = [
     "EVENT_BATCH_MAX_BYTES",
     "EVENT_MODELS",
     "INLINE_MAX_BYTES",
+    "MARK_LIMIT",
     "MARK_MODELS",
     "NAMED_LETTERS",
     "PROJECT_STATES",
@@ -206,6 +233,7 @@ __all__ = [
     "FailureStatus",
     "Generation",
     "InlineBody",
+    "InvalidMarkError",
     "Key",
     "KeyringMarked",
     "MasterKeyStatus",

@@ -1,10 +1,10 @@
 """Records of the audit trail, as processes sign and publish them (SPEC 15.3). Pure.
 
-Each process numbers its records from 1, and each record holds the SHA-256 of the one before. What
-is missing, changed or moved is found by `keyturn.audit`.
+Each process numbers its records from 1, and each record holds the SHA-256 of the one before.
+`keyturn.audit` finds missing, changed and moved records.
 
 A record says who did what, when and why. It must never hold a key, a plaintext, a body, or a
-credential: its fields are ids, names, digests and one line that a person wrote.
+credential: its fields are ids, names, digests and one line written by a person.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ import orjson
 from pydantic import Field, ValidationError, model_validator
 
 from keyturn.errors import MalformedRequestError
-from keyturn.messages.events import EventModel
 from keyturn.messages.fields import (
     Actor,
     Code,
     Count,
+    EventModel,
     Key,
     Project,
     QueueName,
@@ -41,22 +41,22 @@ AuditAction = Literal[
     "project_kek.exported",
     "master_key.imported",
 ]
-"""What a record can be about."""
+"""The actions that a record can be about."""
 
 DONE: Final = "done"
-"""The outcome of what was done before it was recorded: a worker records before it acknowledges."""
+"""The outcome of an act that precedes its record: a worker records before it acknowledges."""
 
 STARTED: Final = "started"
-"""The outcome of what is recorded before it is done: nothing repeats a command that dies."""
+"""The outcome of an act that follows its record: a command that dies is not repeated."""
 
 
 class AuditLink(EventModel):
-    """What links a record to its chain: all that a reader needs to check it.
+    """The link of a record to its chain: all that a reader needs to check it.
 
     Attributes:
         process: The id of one run of one process.
         counter: The number of the record among those of the process, from 1.
-        previous: Hex SHA-256 of the body of the record before; None of the first.
+        previous: Hex SHA-256 of the body of the record before; None for the first.
     """
 
     type: Literal["audit.recorded"] = "audit.recorded"
@@ -125,18 +125,18 @@ AUDIT_MODELS: Final[dict[str, type[AuditRecorded]]] = {AUDIT_RECORDED: AuditReco
 
 
 def body_digest(body: bytes) -> str:
-    """What the next record names this one by."""
+    """Return the digest by which the next record names this one."""
     return hashlib.sha256(body).hexdigest()
 
 
 def encode_audit(record: AuditRecorded) -> bytes:
-    """The bytes that are signed and published. Fields that are not set are left out."""
+    """Return the bytes to sign and publish, without unset fields."""
     document = record.model_dump(mode="json", exclude_none=True)
     return orjson.dumps(document | {"previous": record.previous})
 
 
 def parse_audit_link(body: bytes) -> AuditLink:
-    """Parse what links a record to its chain, also of a record with an action of the future.
+    """Parse a record's link to its chain, also if a later version knows more actions.
 
     Raises:
         MalformedRequestError: not a record of an audit trail.

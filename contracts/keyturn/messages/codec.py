@@ -1,4 +1,4 @@
-"""Messages to bytes and back, and the refusal that answers a request (SPEC 6.3, 6.7). Pure."""
+"""Messages to bytes and back, and the rejection of a request (SPEC 6.3, 6.7). Pure."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -10,21 +10,22 @@ from pydantic import ValidationError
 
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_uuid
-from keyturn.messages.events import EVENT_MODELS, Event, EventModel, Rejected, RejectedModel
-from keyturn.messages.fields import RequestOrigin
+from keyturn.messages.events import EVENT_MODELS, Event, Rejected, RejectedModel
+from keyturn.messages.fields import EventModel
 from keyturn.messages.json_text import as_text, load_json, problems, readable_fields
 from keyturn.messages.requests import REQUEST_MODELS, Request
+from keyturn.request_origin import RequestOrigin
 from keyturn.topology import REQUEST_ID_FIELDS, REQUESTS
 
 EVENT_BATCH_MAX: Final = 64
-"""Events in one batch at most."""
+"""The maximum number of events in a batch."""
 EVENT_BATCH_MAX_BYTES: Final = 256 * 1024
-"""Bytes of a batch at most."""
+"""The maximum size of a batch."""
 _MAX_PROJECT_CHARACTERS: Final = 256
 
 
 def id_field(message_type: str) -> str:
-    """The field that holds the request's id, in a request or an event of this type."""
+    """Return the field with the request's id, in a request or an event of this type."""
     if message_type in REQUEST_ID_FIELDS:
         return REQUEST_ID_FIELDS[message_type]
     return next(name for name in EVENT_MODELS[message_type].model_fields if name in _ID_FIELDS)
@@ -34,7 +35,7 @@ _ID_FIELDS: Final = frozenset(REQUEST_ID_FIELDS.values())
 
 
 def request_id(message: Request | Event) -> str:
-    """The id of a request, or of the request that an event answers."""
+    """Return the id of a request, or of the request that an event answers."""
     value: str = getattr(message, id_field(message.type))
     return value
 
@@ -43,14 +44,14 @@ _EventT = TypeVar("_EventT", bound=EventModel)
 
 
 def with_origin(event: _EventT, origin: RequestOrigin | None) -> _EventT:
-    """A copy of the event that names the request it belongs to; the event itself without one."""
+    """Return a copy of the event that names its request; the event itself without an origin."""
     if origin is None:
         return event
     return event.model_copy(update={"publisher": origin.publisher, "request": origin.request})
 
 
 def encode(message: Request | Event, *, traceparent: str = "") -> bytes:
-    """The bytes that are signed and sent. Optional fields that are not set are left out.
+    """Return the bytes to sign and send, without unset optional fields.
 
     `traceparent` links an event to the trace of its request (SPEC 6.11).
     """
@@ -63,7 +64,7 @@ def encode(message: Request | Event, *, traceparent: str = "") -> bytes:
 
 
 def encode_batch(event_type: str, events: Sequence[bytes]) -> bytes:
-    """The bytes of a batch (SPEC 6.7): events of one type and publisher, each as `encode` gave."""
+    """Return a batch's bytes (SPEC 6.7): encoded events of one type and publisher."""
     return b'{"type":%b,"events":[%b]}' % (orjson.dumps(event_type), b",".join(events))
 
 
@@ -94,20 +95,20 @@ def parse_event(body: bytes) -> Event:
 
 @dataclass(frozen=True, slots=True)
 class TracedEvent:
-    """An event, and the `traceparent` that it carries beside its own fields; empty without one."""
+    """An event, and its `traceparent`, outside its own fields; empty without one."""
 
     event: Event
     traceparent: str
 
 
 def parse_traced_event(body: bytes) -> TracedEvent:
-    """An event with its `traceparent`; as `parse_event`."""
+    """Return an event with its `traceparent`; errors as `parse_event`."""
     document = load_json(body)
     return TracedEvent(_event_of(document), as_text(document.get("traceparent")) or "")
 
 
 def parse_batch(body: bytes) -> tuple[TracedEvent, ...]:
-    """Parse a batch of events (SPEC 6.7): those that this version can read, in their order.
+    """Parse a batch of events (SPEC 6.7), and return those that this version can read, in order.
 
     Raises:
         MalformedRequestError: not a batch.
@@ -142,11 +143,11 @@ def _event_of(document: Mapping[str, Any]) -> Event:
 
 
 def identity(body: bytes) -> tuple[str, str, str | None] | None:
-    """The type, the id and the project that a malformed request claims, if they can be read.
+    """Return the type, the id and the project that a malformed request claims, if readable.
 
-    A request whose type and id can be read is answered by a refusal; `project` is as sent, or
-    None. Only the signed bytes are read: anyone with write access to the broker can choose
-    the routing key, and so make a refusal look like another type's (SPEC 6.3).
+    A request with a readable type and id is answered by a rejection; `project` is as sent, or None.
+    Only the signed bytes are read: anyone with write access to the broker can choose the routing
+    key, and so make a rejection look like another type's (SPEC 6.3).
     """
     document = readable_fields(body)
     if document is None:
@@ -166,7 +167,7 @@ def identity(body: bytes) -> tuple[str, str, str | None] | None:
 
 
 def claimed_type(body: bytes) -> str | None:
-    """The `type` that a request claims, well-formed or not; None if it cannot be read."""
+    """Return the `type` that a request claims, well-formed or not; None if it is unreadable."""
     return as_text((readable_fields(body) or {}).get("type"))
 
 
@@ -189,15 +190,15 @@ def rejection(
     at: str,
     origin: RequestOrigin,
 ) -> Rejected:
-    """The event that refuses a request.
+    """Return the event that rejects a request.
 
     Args:
         message_type: The request's type.
         claimed_id: The request's id.
-        project: The project as sent, or None if it is not to be repeated.
-        error: Why; its code and detail become the event's.
+        project: The project as sent, or None if it must not be repeated.
+        error: The reason; its code and detail become the event's.
         at: The time of the event (SPEC 1).
-        origin: Who signed the request, and which bytes.
+        origin: The publisher that signed the request, and the digest of its bytes.
     """
     model: Any = EVENT_MODELS[message_type.replace(".requested", ".rejected")]
     fields = {"project": project, "at": at, "code": error.code, "detail": error.detail}

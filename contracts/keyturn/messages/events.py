@@ -1,4 +1,4 @@
-"""Events, as workers publish them and publishers read them (SPEC 6.7). Pure."""
+"""Events, published by workers and read by publishers (SPEC 6.7). Pure."""
 
 from typing import Annotated, Final, Literal
 
@@ -10,16 +10,13 @@ from keyturn.messages.fields import (
     Count,
     DeadLetterQueue,
     DeadLettersAction,
-    ExtensibleModel,
+    EventModel,
     Generation,
     Key,
     Project,
     RequestDigest,
     RequestId,
-    RequestOrigin,
     Rows,
-    ShortName,
-    Time,
 )
 from keyturn.messages.status import (
     AttentionStatus,
@@ -42,26 +39,10 @@ from keyturn.messages.status import (
 from keyturn.progress import Progress
 
 
-class EventModel(ExtensibleModel):
-    """What all events have in common."""
-
-    at: Time
-    # The request's origin; absent where no request began it.
-    publisher: ShortName | None = None
-    request: RequestDigest | None = None
-
-    @property
-    def origin(self) -> RequestOrigin | None:
-        """Who signed the request that this event belongs to, and which bytes."""
-        if self.publisher is None or self.request is None:
-            return None
-        return RequestOrigin(self.publisher, self.request)
-
-
 class RejectedModel(EventModel):
-    """What all refusals have in common."""
+    """The common fields of all rejections."""
 
-    # As sent: what was refused may not even have a well-formed project.
+    # As sent: a rejected request may not even have a well-formed project.
     project: str | None
     code: Code
     detail: str
@@ -74,7 +55,8 @@ class _Failed(EventModel):
 
 
 class _Completed(EventModel):
-    # What the proof rests on: whether this storage refuses writes after their lease (SPEC 8.4).
+    # A premise of the proof: this storage refuses writes after their lease, and no worker saw its
+    # clocks contradict each other (SPEC 8.4).
     late_writes_refused: bool | None = None
     # The digest of the evidence of a clean end (SPEC 15.1). The end of a sweep of `*` has none:
     # each project's part leaves its own.

@@ -1,15 +1,13 @@
 """The types of fields that requests and events share (SPEC 1, 6). Pure."""
 
-import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import validate_base64
+from keyturn.crypto.base64 import validate_base64
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import (
     PROJECT_PATTERN,
@@ -19,6 +17,7 @@ from keyturn.identifiers import (
     check_object_key,
     parse_time,
 )
+from keyturn.request_origin import RequestOrigin
 from keyturn.topology import DEAD_QUEUES
 
 
@@ -56,11 +55,13 @@ RequestId = Annotated[str, Field(pattern=UUID_PATTERN)]
 Time = Annotated[str, Field(pattern=TIME_PATTERN), AfterValidator(_check_time)]
 Key = Annotated[
     str,
-    Field(min_length=1, description="1-900 bytes of UTF-8; see SPEC 1 for what it must not hold"),
+    Field(
+        min_length=1, description="1-900 bytes of UTF-8; see SPEC 1 for names that are not allowed"
+    ),
     AfterValidator(check_object_key),
 ]
 DELETED_KEYS = 1000
-"""Keys that one request deletes at most."""
+"""The maximum number of keys that one request deletes."""
 DeletedKeys = Annotated[
     tuple[Key, ...],
     Field(
@@ -89,7 +90,7 @@ REASON_MAX_CHARACTERS = 500
 _NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+$"
 # A person, or a process that acts for one: a name, never a secret (SPEC 15.3).
 Actor = Annotated[str, Field(max_length=200, pattern=_NO_CONTROLS)]
-# What a person gives as the reason, in one line.
+# A person's reason, in one line.
 Reason = Annotated[str, Field(max_length=REASON_MAX_CHARACTERS, pattern=_NO_CONTROLS)]
 CODE_PATTERN = r"^[a-z0-9_]{1,64}$"
 Code = Annotated[str, Field(pattern=CODE_PATTERN)]
@@ -98,11 +99,11 @@ DeadLetterQueue = Annotated[str, Field(pattern=f"^({'|'.join(map(re.escape, DEAD
 QueueName = Annotated[str, Field(pattern=r"^[a-z.-]{1,64}$")]
 Generation = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-# JSON has no infinity, but its readers take 1e999 for one.
+# JSON has no infinity, but its readers parse 1e999 as one.
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _T = TypeVar("_T")
-# A list in JSON, which strict models would not take for a tuple.
+# A list in JSON, which strict models do not accept as a tuple.
 Rows = Annotated[tuple[_T, ...], Field(strict=False)]
 
 
@@ -113,25 +114,22 @@ class StrictModel(BaseModel):
 
 
 class ExtensibleModel(BaseModel):
-    """As `StrictModel`, but readers ignore fields that they do not know (SPEC 6.7)."""
+    """As `StrictModel`, but readers ignore unknown fields (SPEC 6.7)."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOrigin:
-    """Who signed a request, and which bytes: what its events name (SPEC 6.7).
+class EventModel(ExtensibleModel):
+    """The common fields of all events."""
 
-    `request` is the SHA-256 of the request's body as signed, in 64 hex digits. `actor` is the
-    person whom the request names, if any (SPEC 15.3). The bytes contain it, so it takes no part in
-    comparisons, and events do not name it.
-    """
+    at: Time
+    # The publisher of the request; absent if no request began it.
+    publisher: ShortName | None = None
+    request: RequestDigest | None = None
 
-    publisher: str
-    request: str
-    actor: str | None = field(default=None, compare=False)
-
-    @classmethod
-    def of(cls, publisher: str, body: bytes, actor: str | None = None) -> "RequestOrigin":
-        """The origin of a request with these bytes."""
-        return cls(publisher, hashlib.sha256(body).hexdigest(), actor)
+    @property
+    def origin(self) -> RequestOrigin | None:
+        """The publisher that signed the event's request, and the digest of its bytes."""
+        if self.publisher is None or self.request is None:
+            return None
+        return RequestOrigin(self.publisher, self.request)

@@ -1,7 +1,6 @@
-"""JSON as strict as the specification requires, and what can be read of malformed JSON. Pure.
+"""JSON as strict as the specification requires, and the readable part of malformed JSON. Pure.
 
-Errors name fields and rules and never repeat a value: a value may be a secret that was put
-into the wrong field.
+Errors name fields and rules and never repeat a value: a value may be a secret in the wrong field.
 """
 
 import json
@@ -16,7 +15,7 @@ _MAX_PROBLEMS: Final = 3
 
 
 def load_json(body: bytes) -> dict[str, Any]:
-    """One JSON object, as strict as SPEC's opening requires: UTF-8, no duplicate name, no NaN.
+    """Return one JSON object, as strict as SPEC's opening requires: UTF-8, unique names, no NaN.
 
     Raises:
         MalformedRequestError: anything else.
@@ -32,7 +31,7 @@ def load_json(body: bytes) -> dict[str, Any]:
 
 
 class _JsonError(ValueError):
-    """A rule of ours that JSON itself does not have."""
+    """A rule that JSON itself does not have."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,10 +45,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_text(value: object) -> None:
-    """Check the strings of a value, lists within lists included; an object has checked its own."""
+    """Check the strings of a value, also in nested lists; an object has checked its own."""
     if isinstance(value, str):
         if not value.isascii():
-            value.encode()  # a lone surrogate is no text: it raises a ValueError
+            value.encode()  # a lone surrogate is not text: it raises a ValueError
     elif isinstance(value, list):
         for each in value:
             _check_text(each)
@@ -64,14 +63,14 @@ _STRICT_JSON: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant
 
 
 def as_text(value: object) -> str | None:
-    """The value if it is a string."""
+    """Return the value if it is a string, else None."""
     return value if isinstance(value, str) else None
 
 
 def readable_fields(body: bytes) -> dict[str, Any] | None:
-    """The fields of a JSON object whose names occur once, whatever else is wrong with it."""
+    """Return the fields of a JSON object whose names occur once, whatever else is wrong with it."""
     try:
-        # No field that is read here is a number, and one of thousands of digits does not convert.
+        # None of these fields is a number, and a number of thousands of digits does not convert.
         document = json.loads(
             body.decode(), object_pairs_hook=_unambiguous, parse_int=_unread, parse_float=_unread
         )
@@ -81,7 +80,7 @@ def readable_fields(body: bytes) -> dict[str, Any] | None:
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # A name that occurs twice cannot be read.
+    # A name that occurs twice is ambiguous.
     names = Counter(name for name, _ in pairs)
     return {name: value for name, value in pairs if names[name] == 1}
 
@@ -94,10 +93,10 @@ _LAST: Final = {"extra_forbidden": 1, "missing": 2}
 
 
 def problems(error: ValidationError) -> str:
-    """The fields and rules that fail, in one line and without a value.
+    """Return the fields and rules that fail, in one line and without a value.
 
-    Wrong values come first, since of a union each other alternative has fields that are unknown or
-    missing; then unknown fields, since one is often why another is missing.
+    Wrong values come first, since in a union each other alternative reports fields as unknown or
+    missing; then unknown fields, since one often explains a missing one.
     """
     found = error.errors(include_url=False, include_input=False, include_context=False)
     found.sort(key=lambda problem: _LAST.get(problem["type"], 0))
@@ -110,5 +109,5 @@ def problems(error: ValidationError) -> str:
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    # A name of the sender's own (a metadata name, an unknown field) is cut short.
+    # The sender's own names (a metadata name, an unknown field) are cut short.
     return ".".join(ascii(str(part))[1:-1][:40] for part in loc)

@@ -1,18 +1,18 @@
-"""Marks: what the broker remembers of each project's keyring (SPEC 5.5). Pure.
+"""Marks: the broker's memory of each project's keyring (SPEC 5.5). Pure.
 
-A bucket writer can put an earlier state of a keyring back. So each change of a keyring
-leaves a mark on the stream `keyturn.marks`, signed by an event key under a label of its own.
+A bucket writer can restore an earlier state of a keyring. So each change of a keyring leaves a mark
+on the stream `keyturn.marks`, signed by an event key under a separate label.
 """
 
 from typing import Annotated, Final, Literal
 
 import orjson
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from keyturn.errors import MalformedRequestError
-from keyturn.messages.events import EventModel
+from keyturn.identifiers import MARK_LIMIT, parse_time
 from keyturn.messages.fields import (
-    Generation,
+    EventModel,
     Project,
     RequestDigest,
     ShortName,
@@ -22,6 +22,19 @@ from keyturn.messages.json_text import load_json, problems
 from keyturn.topology import KEYRING_MARKED
 
 KekId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+_FIRST_YEAR: Final = 1970
+
+
+def _check_year(text: str) -> str:
+    if parse_time(text).year < _FIRST_YEAR:
+        raise ValueError(f"must not be before {_FIRST_YEAR}")
+    return text
+
+
+class InvalidMarkError(MalformedRequestError):
+    """A field of the mark has a value that no worker writes."""
 
 
 class KeyringMarked(EventModel):
@@ -39,19 +52,19 @@ class KeyringMarked(EventModel):
 
     type: Literal["keyring.marked"] = "keyring.marked"
     project: Project
-    serial: Annotated[int, Field(ge=0, lt=2**63)]
+    serial: Annotated[int, Field(ge=0, lt=MARK_LIMIT)]
     digest: RequestDigest
-    generation: Generation
+    generation: Annotated[int, Field(ge=1, lt=MARK_LIMIT)]
     kek_id: KekId
     master_key: ShortName
-    at: Time
+    at: Annotated[Time, AfterValidator(_check_year)]
 
 
 MARK_MODELS: Final[dict[str, type[KeyringMarked]]] = {KEYRING_MARKED: KeyringMarked}
 
 
 def encode_mark(mark: KeyringMarked) -> bytes:
-    """The bytes that are signed and published."""
+    """Return the bytes to sign and publish."""
     return orjson.dumps(mark.model_dump(mode="json", exclude_none=True))
 
 
@@ -59,7 +72,8 @@ def parse_mark(body: bytes) -> KeyringMarked:
     """Parse a mark. Unknown fields are ignored (SPEC 6.7).
 
     Raises:
-        MalformedRequestError: not a mark that this version knows.
+        InvalidMarkError: a field is malformed or out of its bounds.
+        MalformedRequestError: the message is not a mark.
     """
     document = load_json(body)
     if document.get("type") != KEYRING_MARKED:
@@ -67,4 +81,4 @@ def parse_mark(body: bytes) -> KeyringMarked:
     try:
         return KeyringMarked.model_validate(document)
     except ValidationError as exc:
-        raise MalformedRequestError(problems(exc)) from None
+        raise InvalidMarkError(problems(exc)) from None

@@ -41,12 +41,12 @@ from keyturn.messages.status import (
 INLINE_MAX_BYTES: Final = 256 * 1024
 """Plaintext bytes above which a body is staged in the bucket."""
 NAMED_LETTERS: Final = 500
-"""Dead letters that one request names at most. By code, it moves any number."""
+"""The maximum of single dead letters in a request. By code, it moves any number."""
 UNKNOWN_CODE: Final = "unknown"
-"""The code of dead letters that name none, or none that is a code."""
-_STAGED_MAX_BYTES: Final = 2**53 - 1  # what every JSON implementation can count to
+"""The code for dead letters without a valid code."""
+_STAGED_MAX_BYTES: Final = 2**53 - 1  # the largest integer of every JSON implementation
 _S3_KEY_MAX_BYTES: Final = 1024
-# What a header can carry back to the source.
+# Values that a header can carry back to the source.
 _ETAG_PATTERN: Final = r"^[\x21\x23-\x7e]{1,256}$"
 _VERSION_PATTERN: Final = r"^[\x21-\x7e]{1,1024}$"
 
@@ -110,7 +110,7 @@ class SourceObject(StrictModel):
     size: Annotated[int, Field(ge=0, le=_STAGED_MAX_BYTES)]
 
     def upload_id(self, deployment: str) -> str:
-        """The id of this object's upload (SPEC 17.2)."""
+        """Return the id of this object's upload (SPEC 17.2)."""
         return source_upload_id(deployment, self.name, self.key, self.etag, self.version or "")
 
 
@@ -121,7 +121,7 @@ class SourceBody(StrictModel):
 
 
 class RequestModel(StrictModel):
-    """What all requests have in common."""
+    """The common fields of all requests."""
 
     requested_at: Time
 
@@ -132,9 +132,9 @@ class RequestModel(StrictModel):
 
 
 class ControlRequestModel(RequestModel):
-    """What requests to the control workers have in common.
+    """The common fields of requests to the control workers.
 
-    `actor` is the person for whom the publisher asks, as the publisher claims (SPEC 15.3).
+    `actor` is the person for whom the publisher asks, by the publisher's claim (SPEC 15.3).
     """
 
     actor: Actor | None = None
@@ -253,13 +253,15 @@ class StatusRequested(ControlRequestModel):
     @model_validator(mode="after")
     def _check_sweep(self) -> Self:
         if (self.view in ("sweep", "failures")) != (self.sweep_id is not None):
-            raise ValueError("sweep_id is named for the views sweep and failures, and no other")
+            raise ValueError(
+                "the views sweep and failures need a sweep_id, and no other view has one"
+            )
         if self.view == "evidence" and self.project == ALL_PROJECTS:
-            raise ValueError("evidence is that of one project")
+            raise ValueError("the view evidence needs one project")
         if self.view in ALL_ONLY_VIEWS and self.project != ALL_PROJECTS:
-            raise ValueError(f"the view {self.view} is that of all projects")
+            raise ValueError(f"the view {self.view} covers all projects")
         if self.after is not None and self.view != "objects":
-            raise ValueError("only the view objects is paged by after")
+            raise ValueError("only the view objects accepts after")
         return self
 
     @model_validator(mode="after")
@@ -311,7 +313,7 @@ class DeadLettersRequested(ControlRequestModel):
     @model_validator(mode="after")
     def _check_selection(self) -> Self:
         if (self.code is None) == (self.letters is None):
-            raise ValueError("either code or letters is named")
+            raise ValueError("either code or letters is required, not both")
         return self
 
 
@@ -338,7 +340,7 @@ class RecoverRequested(ControlRequestModel):
     @model_validator(mode="after")
     def _check_mark(self) -> Self:
         if (self.serial is None) != (self.mark is None):
-            raise ValueError("serial and mark are named together")
+            raise ValueError("serial and mark must be given together")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Reports of status: what `status.requested` may ask and `status.reported` holds (SPEC 16.1). Pure.
+"""Reports of status: queries (`status.requested`) and rows (`status.reported`), SPEC 16.1. Pure.
 
 A report never holds a key, a wrap, a DEK, or anything of an object but its key and its state.
 """
@@ -25,6 +25,7 @@ from keyturn.messages.fields import (
     StrictModel,
     Time,
 )
+from keyturn.messages.queue_report import QueueReport
 from keyturn.progress import Progress
 
 StatusView = Literal[
@@ -42,21 +43,21 @@ StatusView = Literal[
     "audit",
     "dead_letters",
 ]
-"""What a report is about.
+"""The subject of a report.
 
 | view | rows |
 | --- | --- |
-| `projects` | keyrings, with what the records of sweeps say about each project |
+| `projects` | keyrings, with each project's sweeps from their records |
 | `sweeps` | sweeps and rotations that left records |
-| `sweep` | one sweep; of a sweep of `*` also the parts that run or did not end clean |
+| `sweep` | one sweep; for a sweep of `*` also the parts that run or did not end clean |
 | `failures` | the objects that one sweep could not bring to the desired state |
 | `evidence` | evidence of one project, with its envelopes |
-| `master_keys` | the master keys of the worker that answers |
+| `master_keys` | the master keys of the answering worker |
 | `objects` | how many objects and records depend on which key, a range of S3 keys a page |
 | `workers` | worker processes, by their last reports |
 | `queues` | the queues of requests |
-| `totals` | what workers did in each minute of the last hour |
-| `attention` | what needs a person |
+| `totals` | the workers' totals in each minute of the last hour |
+| `attention` | problems that need a person |
 | `audit` | records of the audit trail |
 | `dead_letters` | the oldest dead letters of each queue |
 """
@@ -71,7 +72,7 @@ ALL_ONLY_VIEWS: Final = frozenset(
         "dead_letters",
     }
 )
-"""Views of the whole installation: they are requested for `*` only."""
+"""Views of the whole installation: they are requested only for `*`."""
 
 PROJECT_STATES: Final = (
     "ok",
@@ -82,7 +83,7 @@ PROJECT_STATES: Final = (
     "old_key",
     "plaintext",
 )
-"""What the view `projects` can be filtered by.
+"""The filters of the view `projects`.
 
 | state | the projects |
 | --- | --- |
@@ -114,7 +115,7 @@ STATUS_FILTERS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "dead_letters": ("queue", "code", "text"),
 }
-"""By view, the fields of its filter."""
+"""The fields of each view's filter."""
 STATUS_STATES: Final = {"projects": PROJECT_STATES, "sweeps": SWEEP_STATES}
 STATUS_ORDERS: Final[dict[str, tuple[str, ...]]] = {
     "projects": (
@@ -126,10 +127,10 @@ STATUS_ORDERS: Final[dict[str, tuple[str, ...]]] = {
         "enrolled_at",
     ),
 }
-"""By view, the columns that it can be ordered by, the default first. Others have one order."""
+"""The columns that each view can be ordered by, the default first. Others have one order."""
 
 STATUS_LIMIT: Final = 200
-"""Rows of a page where the request names no limit; for `objects`, S3 keys inspected."""
+"""The default number of rows of a page; for `objects`, of S3 keys inspected."""
 STATUS_MAX_LIMIT: Final = 1000
 CURSOR_MAX_CHARACTERS: Final = 2048
 
@@ -170,7 +171,7 @@ class StatusFilter(StrictModel):
 
 
 KeyringMark = Literal["current", "unmarked", "rolled_back", "removed", "unknown"]
-"""How a keyring compares with its mark: of the last three, no worker uses the keyring."""
+"""The result of a keyring's comparison with its mark: no worker uses one in the last three."""
 
 
 class ProjectStatus(ExtensibleModel):
@@ -346,29 +347,6 @@ class ObjectGroupStatus(ExtensibleModel):
     project: Project | None = None
     record: str | None = None
     detail: str | None = None
-
-
-class QueueReport(ExtensibleModel):
-    """What one process did with one queue since it began.
-
-    Attributes:
-        served: Messages that were served.
-        refused: Messages that were refused for good.
-        retried: Attempts that ended with a transient error.
-        in_flight: Messages that it handles now.
-        oldest_s: The age of the oldest of them, by its `requested_at`.
-        waited_s: The age of the request that it received last: how far behind the queue is.
-        is_consuming: Whether the broker delivers to it.
-    """
-
-    queue: QueueName
-    served: Count
-    refused: Count
-    retried: Count
-    in_flight: Count
-    oldest_s: Seconds | None = None
-    waited_s: Seconds | None = None
-    is_consuming: bool = True
 
 
 class WorkerStatus(ExtensibleModel):

@@ -1,4 +1,4 @@
-"""What workers report about themselves, for consoles (SPEC 16.2). Pure.
+"""Workers' reports about themselves, for consoles (SPEC 16.2). Pure.
 
 A process reports every few seconds on the stream `keyturn.workers`, signed like an event. No
 request begins it, and publishers do not read it.
@@ -10,10 +10,9 @@ import orjson
 from pydantic import Field, ValidationError
 
 from keyturn.errors import MalformedRequestError
-from keyturn.messages.events import EventModel
-from keyturn.messages.fields import Actor, RequestId, Rows, Seconds, ShortName, Time
+from keyturn.messages.fields import Actor, EventModel, RequestId, Rows, Seconds, ShortName, Time
 from keyturn.messages.json_text import load_json, problems
-from keyturn.messages.status import QueueReport
+from keyturn.messages.queue_report import QueueReport
 from keyturn.topology import WORKER_REPORTED
 
 
@@ -57,7 +56,7 @@ WORKER_REPORT_MODELS: Final[dict[str, type[WorkerReported]]] = {WORKER_REPORTED:
 
 
 def encode_worker_report(report: WorkerReported) -> bytes:
-    """The bytes that are signed and published. Fields that are not set are left out."""
+    """Return the bytes to sign and publish, without unset fields."""
     return orjson.dumps(report.model_dump(mode="json", exclude_none=True))
 
 

@@ -19,19 +19,31 @@ a whole object takes one request to the storage.
 | module | holds |
 | --- | --- |
 | `reader` | `Reader` and `open_object` |
-| `stored_body` | the stored bytes by their presigned URL, over as many requests as it takes |
+| `stored_body` | the stored bytes by their presigned URL, over several requests if needed |
 | `plaintext` | one object while it is read: the plaintext of stored bytes, whole or a range |
 | `unwrap` | the DEK that an API key opens; pure |
 
-Only Cobblestone-256 objects are opened here. The gateway serves plaintext objects and those of
-the earlier system. Exceptions are in `keyturn.errors`. It needs aiohttp
-(`pip install 'keyturn[gateway]'`). It must never import `keyturn_workers`, and never put the
-presigned URL, which is a secret, into an error or a repr.
+Only Cobblestone-256 objects are opened here. The gateway serves plaintext and v0 objects.
+Exceptions are in `keyturn.errors`. It needs aiohttp (`pip install 'keyturn[gateway]'`). It must
+never import `keyturn_workers`, and never put the presigned URL, which is a secret, into an error or
+a repr.
 """
 
-from keyturn.errors import IncompleteBodyError, LinkExpiredError
-from keyturn.open.plaintext import DecryptedObject
-from keyturn.open.reader import Reader, open_object
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyturn.errors import IncompleteBodyError, LinkExpiredError
+    from keyturn.open.plaintext import DecryptedObject
+    from keyturn.open.reader import Reader, open_object
+else:
+    from keyturn.lazy import lazy_names
+
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        "keyturn.errors",
+        "keyturn.open.plaintext",
+        "keyturn.open.reader",
+    )
 
 __all__ = [
     "DecryptedObject",

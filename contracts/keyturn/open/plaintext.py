@@ -1,31 +1,30 @@
 """From the stored bytes of an object to its plaintext, whole or in part (SPEC 3.1, 4.2, 9.2).
 
 No byte is released before its chunk is authenticated, and the last piece of a whole object not
-before its end is. A range is opened only once the object's last chunk has proven its length.
-All chunks open under the header that was checked first: those of another body do not.
+before its end is. A range is opened only once the object's last chunk has proven its length. All
+chunks open under the header that was checked first: chunks of another body do not.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from keyturn.crypto import (
-    BODY_CONTEXT,
+from keyturn.crypto.cobblestone import (
     CHUNK_BYTES,
     HEADER_BYTES,
     SALT_BYTES,
     SEALED_CHUNK_BYTES,
     ChunkReader,
     Opener,
-    SealError,
     plaintext_size,
 )
-from keyturn.errors import CorruptObjectError, RangeNotSatisfiableError
+from keyturn.crypto.wraps import BODY_CONTEXT
+from keyturn.errors import CorruptObjectError, RangeNotSatisfiableError, SealError
 from keyturn.gateway.responses import ByteRange, ObjectBody, ObjectInfo, object_info
 from keyturn.metadata import stored_at
 from keyturn.open.stored_body import StoredBody, StoredStream
+from keyturn.tasks import task_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +35,7 @@ _START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An object's stored bytes, its metadata, and the DEK that its user wrap opened to."""
+    """An object's stored bytes, its metadata, and the DEK from its user wrap."""
 
     body: StoredBody
     metadata: Mapping[str, str]
@@ -44,14 +43,14 @@ class Source:
 
 
 class DecryptedObject(ObjectBody):
-    """An object, or a range of one, whose plaintext is still to be read. Made by `Reader.open`.
+    """An object, or a range of one, whose plaintext is not read yet. Made by `Reader.open`.
 
     Its size is proven if a range is read. If the whole object is read, it is proven at the end:
-    until then it is what the storage states.
+    until then it is the storage's statement.
 
     Args:
         info: Its size and metadata.
-        length: Bytes of plaintext to come: of the whole object, or of the range.
+        length: Bytes of plaintext to come, of the whole object or the range.
         plaintext: These bytes, in authentic pieces.
     """
 
@@ -62,7 +61,7 @@ class DecryptedObject(ObjectBody):
         self._pieces = plaintext
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The plaintext in pieces of any size, once; a second call continues after the first.
+        """Yield the plaintext in pieces of any size, once; a second call continues after the first.
 
         Every piece is authentic when it is yielded. The pieces are the whole object, or range,
         only if the iteration ends without an error.
@@ -118,8 +117,8 @@ async def _decrypt_all(
         ended = not piece
     with _seal_errors_as_corrupt():
         last = opener.finish()
-    # Held back until now: the bytes before the end are as many as the storage stated, whether
-    # or not the end is authentic.
+    # Held back until now: the bytes before the end are as many as the storage stated, even if the
+    # end is not authentic.
     for opened in (held, last):
         if opened:
             yield opened
@@ -147,8 +146,8 @@ async def open_range(source: Source, span: ByteRange) -> AsyncIterator[Decrypted
         with _seal_errors_as_corrupt():
             sealed_last = await _last_chunk(source.body, start, beginning.whole_bytes, stream)
             last_chunk = reader.open_chunk(part.last_chunk, sealed_last, last=True)
-        # A refusal states the length too, so it comes after the proof. The end of an empty
-        # object is that object, as RFC 9110 has it.
+        # A rejection states the length, too, so it comes after the proof. The end of an empty
+        # object is that object, by RFC 9110.
         if part.is_empty and not (span.start < 0 and size_bytes == 0):
             raise RangeNotSatisfiableError("the object ends before the range")
         info = _info(source, beginning, size_bytes, start[:HEADER_BYTES])
@@ -177,7 +176,7 @@ class _Part:
 
     @property
     def full_chunks(self) -> tuple[int, int]:
-        """The first full chunk that it needs, and the one after the last."""
+        """The first full chunk that the part needs, and the one after the last."""
         first = min(self.first // CHUNK_BYTES, self.last_chunk)
         end = min((self.end - 1) // CHUNK_BYTES + 1, self.last_chunk)
         return first, max(first, end)
@@ -189,7 +188,7 @@ def _bounds(span: ByteRange, size_bytes: int) -> tuple[int, int]:
 
 
 async def _start_of(source: Source, beginning: StoredStream) -> bytes:
-    """The header and the first chunk."""
+    """Return the header and the first chunk."""
     try:
         return await beginning.read()
     except RangeNotSatisfiableError:
@@ -207,17 +206,15 @@ async def _start_of(source: Source, beginning: StoredStream) -> bytes:
 async def _last_chunk(
     body: StoredBody, start: bytes, stored_bytes: int, stream: StoredStream
 ) -> bytes:
-    """The last chunk, still sealed; meanwhile the stream of the range is started."""
+    """Return the last chunk, still sealed; meanwhile the stream of the range is started."""
     offset = _offset(plaintext_size(stored_bytes) // CHUNK_BYTES)
     if stored_bytes <= len(start):
         return start[offset:]
     last = StoredStream(body, offset, stored_bytes)
     try:
-        async with asyncio.TaskGroup() as group:
+        async with task_group() as group:
             group.create_task(stream.start())
             read = group.create_task(last.read())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
     finally:
         last.close()
     return read.result()

@@ -1,7 +1,7 @@
 """`Reader` and `open_object`: open objects without the gateway (SPEC 9.3, 15.2).
 
-An API key never leaves this process: it only derives the user KEK. The storage sees a presigned
-URL, and nothing else.
+An API key never leaves this process: it only derives the user KEK. The storage sees only a
+presigned URL.
 """
 
 import ssl
@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from pydantic import SecretStr
 
-from keyturn.crypto import Kek, user_kek
+from keyturn.api_key import ApiKey, secret_text
+from keyturn.crypto.keys import Kek, user_kek
 from keyturn.errors import MalformedRequestError
 from keyturn.gateway.links import CiphertextLink
 from keyturn.gateway.responses import ByteRange, is_web_address
@@ -25,13 +26,12 @@ from keyturn.identifiers import check_object_key, is_project
 from keyturn.open.plaintext import DecryptedObject, Source, open_range, open_whole
 from keyturn.open.stored_body import StoredBody
 from keyturn.open.unwrap import user_dek
-from keyturn.publisher.requests import ApiKey, secret_text
 
 
 class Reader:
     """Opens the objects of one project by ciphertext links. Made by `connect`.
 
-    Safe for concurrent use. It holds the project's user KEK, not the API key.
+    Safe for concurrent use. It keeps the project's user KEK, not the API key.
     """
 
     def __init__(self, transport: Transport, project: str, kek: Kek) -> None:
@@ -52,7 +52,7 @@ class Reader:
         max_connections: int = MAX_CONNECTIONS,
         tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
-        """A reader and its connections to the storage, open as long as the block lasts.
+        """Yield a reader and its connections to the storage.
 
         Args:
             project: The project's id (SPEC 1).
@@ -61,8 +61,7 @@ class Reader:
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
-            tls: What the storage's certificate is verified with; the system's authorities by
-                default.
+            tls: The authorities that verify the storage's certificate; the system's by default.
 
         Raises:
             MalformedRequestError: the project or the API key does not have the form of SPEC 1.
@@ -87,16 +86,16 @@ class Reader:
         start: int = 0,
         length: int | None = None,
     ) -> AsyncIterator[DecryptedObject]:
-        """Open an object, or a range of it, as long as the block lasts.
+        """Open an object, or a range of it, for the duration of the block.
 
-        What `DecryptedObject.chunks` yields is authentic, but it is complete only when the
-        iteration ends without an error.
+        The pieces of `DecryptedObject.chunks` are authentic, but complete only when the iteration
+        ends without an error.
 
         Args:
             link: A ciphertext link of this object, or the gateway's JSON of one.
             object_key: The object's key, 1 to 900 bytes of UTF-8. The wrap is bound to it.
             start: The first byte; a negative one counts from the object's end.
-            length: Bytes at most, or None for all from `start` on.
+            length: The maximum of bytes, or None for all from `start` on.
 
         Yields:
             The object: its length, its metadata, and its plaintext as a stream.
@@ -104,7 +103,7 @@ class Reader:
         Raises:
             MalformedRequestError: the key, the range or the link is not valid.
             NoUsableWrapError: the API key, the pepper or the object key does not match the link's
-                metadata, or the object is of the earlier system.
+                metadata, or it is a v0 object.
             CorruptObjectError: the stored bytes or the metadata do not authenticate.
             UnknownAlgorithmError: the object is of a later version.
             NotFoundError: the object was deleted.
@@ -149,7 +148,7 @@ async def open_object(
         api_key: The API key that the link's metadata was written under.
         pepper: The deployment's `KEYTURN_PEPPER`.
         start: The first byte; a negative one counts from the object's end.
-        length: Bytes at most, or None for all from `start` on.
+        length: The maximum of bytes, or None for all from `start` on.
 
     Yields:
         The object: its length, its metadata, and its plaintext as a stream.
@@ -182,5 +181,7 @@ def _parts(link: CiphertextLink | Mapping[str, Any]) -> tuple[SecretStr, Mapping
     if not isinstance(metadata, Mapping) or not all(
         isinstance(part, str) for item in metadata.items() for part in item
     ):
-        raise MalformedRequestError("a ciphertext link has the object's metadata: text by name")
+        raise MalformedRequestError(
+            "a ciphertext link needs the object's metadata, as text by name"
+        )
     return SecretStr(url), metadata

@@ -1,9 +1,8 @@
 """The stored bytes of one object, read by a presigned URL (SPEC 9.3).
 
 One read may take several requests: a broken connection is resumed where it broke. The object's
-header binds them together: chunks of another body at the same key do not decrypt.
-No redirect is followed.
-It must never put the URL, or a part of a response's body, into an error.
+header binds them together: chunks of another body at the same key do not decrypt. No redirect is
+followed. It must never put the URL, or a part of a response's body, into an error.
 """
 
 import asyncio
@@ -40,7 +39,7 @@ _STORAGE_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 @dataclass(frozen=True, slots=True)
 class StoredBody:
-    """Where the stored bytes of one object are.
+    """The location of one object's stored bytes.
 
     Args:
         transport: The connections to the storage.
@@ -51,7 +50,7 @@ class StoredBody:
     url: SecretStr = field(repr=False)
 
     async def request(self, span: ByteRange) -> "tuple[aiohttp.ClientResponse, int]":
-        """The response with a range of the body, and the length of the whole body.
+        """Return the response with a range of the body, and the length of the whole body.
 
         Its owner closes the response.
 
@@ -89,10 +88,10 @@ class StoredBody:
 
 
 class StoredStream:
-    """Stored bytes from `offset` to `end`, in order, over as many requests as it takes.
+    """Stored bytes from `offset` to `end`, in order, over several requests if needed.
 
     Args:
-        body: Where they are.
+        body: Their location.
         offset: The first byte.
         end: The byte after the last one; None for the end of the body.
     """
@@ -105,20 +104,20 @@ class StoredStream:
         self._response: aiohttp.ClientResponse | None = None
         self._whole_bytes: int | None = None
         self.headers: Mapping[str, str] = {}
-        """Of the first response."""
+        """The headers of the first response."""
 
     @property
     def whole_bytes(self) -> int:
-        """The length of the whole stored body, as the storage states it."""
+        """The length of the whole stored body, by the storage's statement."""
         if self._whole_bytes is None:
             raise RuntimeError("the length is known only after start()")
         return self._whole_bytes
 
     async def start(self) -> None:
-        """Make the first request, so that the length is known; none for a stream of nothing.
+        """Make the first request, so that the length is known; none for an empty stream.
 
         Raises:
-            Exception: as `StoredBody.request`; a storage that fails is asked four times.
+            Exception: as `StoredBody.request`; a failing storage is asked four times.
         """
         while self._response is None and not self._is_over:
             try:
@@ -127,7 +126,7 @@ class StoredStream:
                 await self._pause(exc)
 
     async def next_piece(self) -> bytes:
-        """The next bytes, as they came; none at the end.
+        """Return the next bytes, as they came; none at the end.
 
         Raises:
             IncompleteBodyError: connections keep breaking.
@@ -140,8 +139,8 @@ class StoredStream:
                 self.close()
                 await self._pause(exc)
             else:
-                # Only failures without progress count: a long read meets more broken
-                # connections than a short one.
+                # Only failures without progress count: a long read meets more broken connections
+                # than a short one.
                 self._offset += len(piece)
                 self._failures = 0
                 return piece
@@ -149,14 +148,14 @@ class StoredStream:
         return b""
 
     async def read(self) -> bytes:
-        """All bytes up to the end, in memory. Errors as `next_piece`."""
+        """Return all bytes up to the end, in memory. Errors as `next_piece`."""
         pieces = []
         while piece := await self.next_piece():
             pieces.append(piece)
         return b"".join(pieces)
 
     def close(self) -> None:
-        """End the connection; one whose response was read to its end is in the pool already."""
+        """End the connection; one whose response was read to its end is already in the pool."""
         if self._response is not None:
             self._response.close()
             self._response = None
@@ -187,7 +186,7 @@ class StoredStream:
             self._end = whole_bytes if self._end is None else min(self._end, whole_bytes)
         elif whole_bytes != self._whole_bytes:
             response.close()
-            raise CorruptObjectError("another body is in the object's place")
+            raise CorruptObjectError("the object was replaced by another body")
         return response
 
     async def _pause(self, lost: Exception) -> None:

@@ -1,13 +1,14 @@
 """The DEK that a project's API key opens, from an object's metadata alone (SPEC 4). Pure.
 
-A reader without the operator's keys and without the keyring has the user wrap alone. So it
-opens no plaintext object, which only the keyring can allow, and none of the earlier system,
-whose wraps are bound to nothing or must both open (SPEC 4.5, 4.6).
+A reader without the operator's keys and without the keyring has only the user wrap. So it opens no
+plaintext object, which only the keyring can allow, and no v0 object, whose wraps are bound to
+nothing or must both open (SPEC 4.5, 4.6).
 """
 
 from collections.abc import Mapping
 
-from keyturn.crypto import Kek, kek_id, unwrap_dek
+from keyturn.crypto.keys import Kek, kek_id
+from keyturn.crypto.wraps import unwrap_dek
 from keyturn.errors import (
     CorruptObjectError,
     NotFoundError,
@@ -27,8 +28,8 @@ def user_dek(metadata: Mapping[str, str], kek: Kek, *, project: str, object_key:
         object_key: The object's key, without its project.
 
     Raises:
-        NoUsableWrapError: the user wrap does not open under this KEK for this object, or the
-            object is of the earlier system.
+        NoUsableWrapError: the user wrap does not open under this KEK for this object, or it is a v0
+            object.
         CorruptObjectError: the metadata is not an encrypted object's.
         UnknownAlgorithmError: `enc-algo` is not one of SPEC 4.
         NotFoundError: the object was deleted.

@@ -1,9 +1,9 @@
-"""`Publisher`: what another service imports to give its files to Keyturn (SPEC 6).
+"""`Publisher`: the client by which a service gives its files to Keyturn (SPEC 6).
 
-It is the publisher's half of SPEC 6. It checks a request with the same models as the workers,
-seals what is secret, signs, publishes with confirms, and accepts only events that the
-deployment has signed. It never sends anything twice on its own.
-It must never log or raise a secret, a plaintext or a sealed body.
+It is the publisher's half of SPEC 6. It checks a request with the same models as the workers, seals
+its secrets, signs, publishes with confirms, and accepts only events signed by the deployment. It
+never sends a message twice on its own. It must never log or raise a secret, a plaintext or a sealed
+body.
 """
 
 import asyncio
@@ -13,45 +13,43 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Self
 
-from keyturn.crypto import Sealer, seal, to_base64
+from keyturn.api_key import ApiKey
+from keyturn.crypto.base64 import to_base64
+from keyturn.crypto.cobblestone import Sealer, seal
 from keyturn.errors import BodyTooLargeError, NotDeliveredError, OutcomeUnknownError, SettingsError
 from keyturn.identifiers import ALL_PROJECTS, staging_s3_key
-from keyturn.messages import (
+from keyturn.messages.events import DeleteRejected, Event, ObjectDeleted
+from keyturn.messages.fields import DeadLettersAction
+from keyturn.messages.requests import (
     INLINE_MAX_BYTES,
-    STATUS_LIMIT,
-    DeadLettersAction,
     DeadLettersRequested,
-    DeleteRejected,
     DeleteRequested,
-    Event,
     InlineBody,
-    ObjectDeleted,
     RecoverRequested,
     Request,
+    SourceBody,
     SourceObject,
     Staged,
     StagedBody,
-    StatusFilter,
     StatusRequested,
-    StatusView,
     SweepRequested,
     UploadRequested,
-    WorkerReported,
 )
+from keyturn.messages.status import STATUS_LIMIT, StatusFilter, StatusView
+from keyturn.messages.worker_reports import WorkerReported
 from keyturn.publisher.connection import BrokerAddress, BrokerConnection, persistent_json
 from keyturn.publisher.event_matcher import RequestType
 from keyturn.publisher.event_stream import Verifier, follow
 from keyturn.publisher.event_waiter import EventWaiter
 from keyturn.publisher.requests import (
-    ApiKey,
     SignedRequest,
     UploadDraft,
     build,
     build_enroll,
     build_rotation,
-    build_source_upload,
     draft_upload,
     new_id,
+    now,
     sign,
     signed_now,
 )
@@ -65,14 +63,14 @@ if TYPE_CHECKING:
 
 PUBLISH_TIMEOUT_S: Final = 30.0
 ALARM_TIMEOUT_S: Final = 5.0
-_STAGING_ATTEMPTS: Final = 3  # a staged body may be put twice without harm
+_STAGING_ATTEMPTS: Final = 3  # a repeated put of a staged body does no harm
 
 
 class Publisher:
     """A client of one deployment of Keyturn. Made by `open`; safe for concurrent use.
 
-    It publishes on one connection to the broker and reads events on another, which it makes
-    with the first wait. It changes nothing else in its process.
+    It publishes on one connection to the broker and reads events on another, opened by the first
+    wait. It changes nothing else in its process.
     """
 
     def __init__(
@@ -109,16 +107,16 @@ class Publisher:
         alarm_timeout_s: float = ALARM_TIMEOUT_S,
         connect: bool = True,
     ) -> AsyncIterator[Self]:
-        """A publisher, connected for the duration of the block.
+        """Yield a connected publisher.
 
         Args:
-            settings: `PublisherSettings.read()`, or made by hand.
-            s3: The bucket where bodies above 256 KiB are staged; without it they are refused.
+            settings: `PublisherSettings.read()`, or constructed by the caller.
+            s3: The bucket for staging bodies above 256 KiB; without it they are rejected.
             publish_timeout_s: Seconds for one publish, reconnecting and confirmation included.
-            alarm_timeout_s: How many of them a publish waits while the broker is at its memory or
-                disk alarm.
-            connect: Whether to connect now, so that a wrong address fails here, or at the
-                first use.
+            alarm_timeout_s: Seconds of these that a publish waits while the broker is at its memory
+                or disk alarm.
+            connect: True to connect now, so that a wrong address fails here; False at the first
+                use.
 
         Raises:
             BrokerTlsError: TLS with the broker failed.
@@ -151,8 +149,8 @@ class Publisher:
             stack.push_async_callback(connection.close)
             if connect:
                 await connection.connect()
-            # Made with the first wait. Not the one that publishes: a message on the stream that
-            # cannot be decoded breaks the connection that reads it.
+            # Made with the first wait, and separate: a message on the stream that cannot be decoded
+            # breaks the connection that reads it.
             events_connection = connection.separate()
             stack.push_async_callback(events_connection.close)
             publisher = cls(settings, connection, events_connection, staging, tracing)
@@ -169,8 +167,31 @@ class Publisher:
 
     @property
     def unverified_events(self) -> int:
-        """How many events were ignored because the deployment had not signed them."""
+        """The number of events ignored because the deployment had not signed them."""
         return self._verifier.refused
+
+    async def send(self, request: Request) -> str:
+        """Sign and publish a request; return its id, for `wait`.
+
+        The other methods make their requests and send them like this. Use it for a request that
+        your program made itself or kept, as by `keyturn.messages.encode` and `parse_request`.
+        An equal request, sent again, gets the same answer.
+
+        Args:
+            request: One of the models in `keyturn.messages`. A staged body must be in the bucket.
+
+        Raises:
+            NotDeliveredError: no worker serves such requests, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; send the same request again.
+        """
+        signed = sign(self._settings, request)
+        with self._waiter.sending(request, signed.body):
+            if self._tracing is None:
+                await self._publish(signed)
+            else:
+                with self._tracing.sending(request, len(signed.body)) as more:
+                    await self._publish(replace(signed, headers={**signed.headers, **more}))
+        return signed.request_id
 
     async def enroll(
         self,
@@ -190,8 +211,8 @@ class Publisher:
             project: The project's id (SPEC 1).
             api_key: Its secret. Only a key derived from it is sent, sealed to the workers.
             plaintext: Whether the project may hold unencrypted objects.
-            v0: Whether it may hold objects of the earlier system; `v0_api_key` implies it.
-            v0_api_key: The API key under which the earlier system wrapped its objects.
+            v0: Whether it may hold v0 objects; `v0_api_key` implies it.
+            v0_api_key: The API key under which v0 wrapped its objects.
             adopt: Enroll although objects already exist under the project's prefix.
             actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
@@ -201,7 +222,7 @@ class Publisher:
             NotDeliveredError: no worker serves enrollments, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        return await self._publish(
+        return await self.send(
             build_enroll(
                 self._settings,
                 project,
@@ -255,8 +276,8 @@ class Publisher:
             upload_id=upload_id,
         )
         if (earlier := self._pending_uploads.earlier(draft.request)) is not None:
-            # Signed again: each attempt has its own answer, so that the refusal of an earlier
-            # one is never taken for the answer to this one.
+            # Signed again: each attempt has its own answer, so that the rejection of an earlier one
+            # is never taken for the answer to this one.
             await self._publish_staged(signed_now(earlier), fresh=False)
             return upload_id
         if isinstance(body, bytes) and len(body) <= INLINE_MAX_BYTES:
@@ -282,14 +303,14 @@ class Publisher:
     ) -> str:
         """Upload an object that is in S3 already; return the upload's id, for `wait`.
 
-        The worker reads the object from the bucket of the source. No byte of it passes through
+        The worker reads the object from the bucket of the source; its bytes do not pass through
         this process. The same object always has the same id: published again, it is stored once.
 
         Args:
             project: The project to which the source maps the object (SPEC 17).
-            object_key: The object key to which it maps it.
-            source_object: The source's name, and the S3 key, ETag, version and size that a HEAD
-                gives. An object that has changed since is refused with `source_changed`.
+            object_key: The object key to which the source maps it.
+            source_object: The source's name, and the S3 key, ETag, version and size from a HEAD. An
+                object that has changed since is rejected with `source_changed`.
             content_type: In place of the object's own.
             metadata: In place of the object's own.
 
@@ -298,14 +319,16 @@ class Publisher:
             NotDeliveredError: no worker serves uploads, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it.
         """
-        return await self._publish(
-            build_source_upload(
-                self._settings,
-                project,
-                object_key,
-                source_object,
+        return await self.send(
+            build(
+                UploadRequested,
+                requested_at=now(),
+                upload_id=source_object.upload_id(self._settings.deployment),
+                project=project,
+                key=object_key,
                 content_type=content_type,
-                metadata=metadata,
+                metadata=dict(metadata) if metadata else None,
+                body=SourceBody(source=source_object),
             )
         )
 
@@ -320,13 +343,13 @@ class Publisher:
     ) -> str:
         """Request a rotation of a project's key; return the rotation's id.
 
-        `wait` returns once it is accepted: from then on the new API key opens the project and
-        the old one does not. `wait_completed` returns once its sweep has ended; if the event is
+        `wait` returns once it is accepted: from then on the new API key opens the project and the
+        old one does not. `wait_completed` returns once its sweep has ended; if the event is
         `clean`, no object is left under the old key.
 
         Args:
             project: The project's id (SPEC 1).
-            api_key: Its new secret; save it before you call this.
+            api_key: Its new secret; save it before this call.
             expected_generation: Refuse unless this is the project's current generation.
             actor: The person for whom this is requested; the audit trail names them.
             rotation_id: The id of an earlier attempt to repeat; a new one by default.
@@ -336,7 +359,7 @@ class Publisher:
             NotDeliveredError: no worker serves rotations, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `rotation_id`.
         """
-        return await self._publish(
+        return await self.send(
             build_rotation(
                 self._settings,
                 project,
@@ -373,9 +396,10 @@ class Publisher:
             NotDeliveredError: no worker serves sweeps, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `sweep_id`.
         """
-        return await self._publish(
+        return await self.send(
             build(
                 SweepRequested,
+                requested_at=now(),
                 project=project,
                 master_key=master_key,
                 encrypt_plaintext=encrypt_plaintext,
@@ -393,7 +417,7 @@ class Publisher:
         actor: str | None = None,
         request_id: str | None = None,
     ) -> str:
-        """Request that an object be deleted for good; return the request's id, for `wait`.
+        """Request that an object be deleted permanently; return the request's id, for `wait`.
 
         A tombstone takes its place: the object key never takes another body (SPEC 8.7).
 
@@ -408,9 +432,10 @@ class Publisher:
             NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        return await self._publish(
+        return await self.send(
             build(
                 DeleteRequested,
+                requested_at=now(),
                 project=project,
                 key=object_key,
                 actor=actor,
@@ -426,10 +451,10 @@ class Publisher:
         actor: str | None = None,
         request_id: str | None = None,
     ) -> str:
-        """Request that up to 1,000 objects be deleted for good; return the request's id.
+        """Request that up to 1,000 objects be deleted permanently; return the request's id.
 
         It takes about as long as one delete. `wait` returns once each object key has an outcome,
-        and `delete_outcomes` returns those: one key may be refused while others are deleted.
+        and `delete_outcomes` returns these: one key may be rejected while others are deleted.
 
         Args:
             project: The project's id (SPEC 1).
@@ -442,9 +467,10 @@ class Publisher:
             NotDeliveredError: no worker serves deletes, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        return await self._publish(
+        return await self.send(
             build(
                 DeleteRequested,
+                requested_at=now(),
                 project=project,
                 keys=tuple(object_keys),
                 actor=actor,
@@ -453,10 +479,10 @@ class Publisher:
         )
 
     def delete_outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
-        """The outcomes of a delete that this publisher sent, by object key, as far as known.
+        """Return the outcomes of a delete that this publisher sent, by object key, as far as known.
 
         They come with a `wait` for the request: all of them once it returns, some if it times out.
-        A refusal of the whole request is the outcome of each of its keys.
+        A rejection of the whole request is the outcome of each of its keys.
 
         Raises:
             NotSentHereError: not sent by this publisher, or forgotten: 100,000 keys are remembered.
@@ -477,21 +503,21 @@ class Publisher:
         actor: str | None = None,
         request_id: str | None = None,
     ) -> str:
-        """Request one page of what records and objects say (SPEC 16.1); return the request's id.
+        """Request one page of a report (SPEC 16.1); return the request's id.
 
         `wait` returns the `StatusReported`, or a `StatusRejected`. The report goes to the stream
         of this publisher alone, and is remembered only until the first wait for it ends. Many
         requests may be under way at once.
 
         Args:
-            view: What to report, such as `projects`; see `keyturn.messages.status`.
+            view: The subject, such as `projects`; see `keyturn.messages.status`.
             project: The project's id, or `*` for all, which needs the grant for all.
             sweep_id: The sweep; for the views `sweep` and `failures`.
-            filter: Which rows; the view decides which fields it may have.
+            filter: The rows; the view decides which fields it may have.
             order: A column of the view, descending with a leading `-`.
-            page: Which page, from 1.
-            limit: Rows of a page at most; of the view `objects`, S3 keys inspected.
-            after: Of the view `objects`: `next` of the page before.
+            page: The page, from 1.
+            limit: The maximum of rows; for the view `objects`, of S3 keys inspected.
+            after: For the view `objects`: `next` of the page before.
             actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
 
@@ -500,9 +526,10 @@ class Publisher:
             NotDeliveredError: no worker serves requests, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; requesting it again does no harm.
         """
-        return await self._publish(
+        return await self.send(
             build(
                 StatusRequested,
+                requested_at=now(),
                 view=view,
                 project=project,
                 sweep_id=sweep_id,
@@ -529,7 +556,7 @@ class Publisher:
     ) -> str:
         """Request that dead letters be replayed or discarded; return the request's id.
 
-        `dead_letters.moved`, which `wait` returns, says how many were moved. Name either `code` or
+        `wait` returns `dead_letters.moved`, with the number of moved letters. Name either `code` or
         `letters`. Letters that die after this call stay in the queue.
 
         Args:
@@ -538,7 +565,7 @@ class Publisher:
             code: All letters with this code; `unknown` for those without one.
             letters: The hex SHA-256 of the bodies of single letters; at most 500.
             actor: The person for whom this is requested; the audit trail names them.
-            reason: Why, on one line; the audit trail keeps it.
+            reason: One line, which the audit trail keeps.
             request_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
@@ -546,9 +573,10 @@ class Publisher:
             NotDeliveredError: no worker serves requests, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        return await self._publish(
+        return await self.send(
             build(
                 DeadLettersRequested,
+                requested_at=now(),
                 action=action,
                 queue=queue,
                 code=code,
@@ -573,15 +601,15 @@ class Publisher:
     ) -> str:
         """Request that a keyring be accepted as it was found (SPEC 5.5); return the request's id.
 
-        For a keyring that was restored from a backup: `keyturn recover` shows what it found.
-        Workers act only if the record and the highest mark are still those that are named.
+        For a keyring restored from a backup: `keyturn recover` shows its findings. Workers act only
+        if the record and the highest mark are still the named ones.
 
         Args:
             project: The project's id (SPEC 1).
             digest: Hex SHA-256 of the keyring's record.
-            serial: That of the project's highest mark; None if it has no mark.
+            serial: The serial of the project's highest mark; None if it has no mark.
             mark: The hex digest that this mark names; None if it has no mark.
-            reason: Why, on one line; the audit trail keeps it.
+            reason: One line, which the audit trail keeps.
             actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
 
@@ -590,9 +618,10 @@ class Publisher:
             NotDeliveredError: no worker serves recoveries, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
-        return await self._publish(
+        return await self.send(
             build(
                 RecoverRequested,
+                requested_at=now(),
                 project=project,
                 digest=digest,
                 serial=serial,
@@ -612,23 +641,23 @@ class Publisher:
         project: str | None = None,
         request_type: RequestType | None = None,
     ) -> Event:
-        """The signed event that answers a request, whether already published or still to come.
+        """Return the signed event that answers a request, already published or still to come.
 
-        A refusal is an event too: check its type. A rotation is answered by
-        `rotation.accepted`, long before its end; a sweep only by its end. A delete of many keys
-        is answered once each has an outcome (`delete_outcomes`). A request that was sent again is
-        answered by the outcome of its newest attempt. One shared reader serves all waits for
-        requests that this publisher sent.
+        A rejection is an event, too: check its type. A rotation is answered by `rotation.accepted`,
+        long before its end; a sweep only by its end. A delete of many keys is answered once each
+        has an outcome (`delete_outcomes`). A request that was sent again is answered by the outcome
+        of its newest attempt. One shared reader serves all waits for requests that this publisher
+        sent.
 
         For a request that the same publisher name sent from another process, pass `project`,
         `request_type` and `since`, a moment not later than the answer (by default, when this
-        publisher was opened). Such a wait reads the stream by itself and accepts the answer to
-        any attempt.
+        publisher was opened). Such a wait reads the stream by itself and accepts the answer to any
+        attempt.
 
         Args:
             request_id: The request's id.
-            timeout_s: Seconds to wait at most.
-            since: Where to begin reading, for a request of another process.
+            timeout_s: The maximum wait in seconds.
+            since: The moment from which to read, for a request of another process.
             project: The request's project, or `*`.
             request_type: The request's type, such as `upload.requested`.
 
@@ -657,11 +686,11 @@ class Publisher:
         project: str | None = None,
         request_type: RequestType | None = None,
     ) -> Event:
-        """The last signed event of a request.
+        """Return the last signed event of a request.
 
-        Of a rotation or a sweep that is its `completed` event, its `failed` event if it cannot
-        continue, or a refusal; of every other request it is the answer. Only `clean` says
-        whether a rotation or a sweep covered every object. Arguments are those of `wait`.
+        For a rotation or a sweep this is its `completed` event, its `failed` event if it cannot
+        continue, or a rejection; for every other request the answer. Only `clean` says whether a
+        rotation or a sweep covered every object. The arguments are those of `wait`.
 
         Raises:
             WaitTimeoutError: it has not ended in time; waiting again is fine.
@@ -685,11 +714,11 @@ class Publisher:
         project: str | None = None,
         request_type: RequestType | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """Every signed event of one request, in order, up to its last one.
+        """Yield every signed event of one request, in order, up to its last one.
 
-        It reads the stream by itself, from `since` on (by default from when the request was
-        sent here, else from when this publisher was opened). `project` and `request_type` are
-        as for `wait`. Close it with `contextlib.aclosing`.
+        It reads the stream by itself, from `since` on (by default from when the request was sent
+        here, else from when this publisher was opened). `project` and `request_type` are as for
+        `wait`. Close it with `contextlib.aclosing`.
 
         Raises:
             NotSentHereError: not sent by this publisher, and project or type is missing.
@@ -703,12 +732,11 @@ class Publisher:
                 yield event
 
     async def events(self, since: datetime | None = None) -> AsyncGenerator[Event, None]:
-        """Every signed event of the deployment that this version knows, in order, forever.
+        """Yield every signed event of the deployment that this version knows, in order, forever.
 
         These are the events of all publishers: the broker's user needs permission to read
-        `keyturn.events`. Reading begins at `since`, perhaps a little earlier (streams are stored
-        in chunks), or at the oldest event that the stream still holds. Close it with
-        `contextlib.aclosing`.
+        `keyturn.events`. Reading begins at `since`, perhaps a little earlier (streams are stored in
+        chunks), or at the oldest event in the stream. Close it with `contextlib.aclosing`.
 
         Raises:
             EventsUnavailableError: there is no stream of events, or it may not be read.
@@ -723,10 +751,10 @@ class Publisher:
     async def worker_reports(
         self, since: datetime | None = None
     ) -> AsyncGenerator[WorkerReported, None]:
-        """What every worker process reports about itself every few seconds, forever (SPEC 16.2).
+        """Yield every worker process's report about itself, every few seconds, forever (SPEC 16.2).
 
-        The broker's user needs permission to read `keyturn.workers`, which holds the reports of
-        about a day. Arguments and errors are those of `events`.
+        The broker's user needs permission to read `keyturn.workers`, which has the reports of about
+        a day. Arguments and errors are those of `events`.
         """
         async with aclosing(
             follow(self._events_connection, since or "first", WORKERS_STREAM)
@@ -735,17 +763,7 @@ class Publisher:
                 if (report := self._verifier.worker_report(record)) is not None:
                     yield report
 
-    async def _publish(self, request: Request) -> str:
-        signed = sign(self._settings, request)
-        with self._waiter.sending(request, signed.body):
-            if self._tracing is None:
-                await self._send(signed)
-            else:
-                with self._tracing.sending(request, len(signed.body)) as more:
-                    await self._send(replace(signed, headers={**signed.headers, **more}))
-        return signed.request_id
-
-    async def _send(self, signed: SignedRequest) -> None:
+    async def _publish(self, signed: SignedRequest) -> None:
         message = persistent_json(signed.body, signed.request_id, signed.headers)
         await self._connection.publish(signed.type, message)
 
@@ -758,7 +776,7 @@ class Publisher:
         if self._staging is None:
             raise BodyTooLargeError(
                 f"a body above {INLINE_MAX_BYTES} bytes is staged in the bucket: give the "
-                "publisher S3 settings (KEYTURN_S3_BUCKET and what belongs to it)"
+                "publisher S3 settings (KEYTURN_S3_BUCKET and related settings)"
             )
         sealer = Sealer(draft.transport_key.reveal(), draft.context)
         s3_key = self._staging_key(draft.request.upload_id)
@@ -771,11 +789,11 @@ class Publisher:
         sealed = seal(draft.transport_key.reveal(), draft.context, body)
         # Not checked: to check base64 is to decode it, and this was encoded here.
         inline = InlineBody.model_construct(inline=to_base64(sealed))
-        await self._publish(draft.with_body(inline))
+        await self.send(draft.with_body(inline))
 
     async def _publish_staged(self, request: UploadRequested, *, fresh: bool) -> None:
         try:
-            await self._publish(request)
+            await self.send(request)
         except NotDeliveredError:
             # Not if an earlier attempt may be on the queue: it needs the body.
             if fresh and self._staging is not None:
@@ -788,7 +806,7 @@ class Publisher:
 
 
 def publisher_tracing(settings: PublisherSettings) -> "PublisherTracing | None":
-    """What records a publisher's traces; None where they are off.
+    """Return the recorder of a publisher's traces; None if they are off.
 
     Raises:
         SettingsError: they are on, and OpenTelemetry is not installed.

@@ -1,20 +1,19 @@
 """The broker: its address and TLS, confirmed publishing, channels for consumers (SPEC 6.1, 6.2).
 
-A lost connection or channel is opened again when it is next needed. Every message is
-persistent and `mandatory`, and its publish waits for the broker's confirmation; nothing is
-published twice.
+A lost connection or channel is opened again at its next use. Every message is persistent and
+`mandatory`, and its publish waits for the broker's confirmation; nothing is published twice.
 
-A broker at its memory or disk alarm reads nothing more from a connection that publishes, and says
-so to it. Until the alarm ends, nothing else is sent on it.
+A broker at its memory or disk alarm stops reading from a connection that publishes, and notifies
+it. Until the alarm ends, nothing else is sent on it.
 
-It must never declare anything: a queue that no worker consumes would swallow requests. It
-changes nothing outside itself: no patch, no filter or level on another library's logger.
+It must never declare anything: a queue that no worker consumes would swallow requests. It changes
+nothing outside itself: no patch, no filter or level on another library's logger.
 """
 
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -43,6 +42,7 @@ from keyturn.errors import (
     PublisherError,
 )
 from keyturn.settings import BrokerTlsSettings, DeploymentSettings
+from keyturn.tasks import cancel_all
 from keyturn.tls import (
     BROKER,
     describe_connection_failure,
@@ -54,10 +54,10 @@ from keyturn.topology import EXCHANGE
 _log = logging.getLogger(__name__)
 _RECONNECT_PAUSES_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
 _CLOSE_TIMEOUT_S: Final = 5.0
-# How often to check whether the broker is at an alarm, while a publish waits.
+# The interval of checks for an alarm, while a publish waits.
 _ALARM_POLL_S: Final = 0.1
 _START_A_WORKER: Final = "; start one, then publish again"
-_AT_ALARM: Final = "its memory or disk alarm is on"
+AT_ALARM: Final = "its memory or disk alarm is on"
 # RabbitMQ's reply codes for a refused vhost: not allowed, and internal error.
 _NOT_ALLOWED: Final = (530, 541)
 _CLOSE: Final = "<Connection.Close "
@@ -68,8 +68,8 @@ class BrokerAddress:
     """A broker's URL, and the context of TLS connections to it.
 
     Attributes:
-        url: It holds a password, and is never logged or raised.
-        tls: None where the URL begins with `amqp://`.
+        url: Contains a password, and is never logged or raised.
+        tls: None if the URL begins with `amqp://`.
     """
 
     url: str = field(repr=False)
@@ -77,7 +77,7 @@ class BrokerAddress:
 
     @classmethod
     def of(cls, settings: DeploymentSettings) -> Self:
-        """The address that the settings name. Reads the files of certificates.
+        """Return the address in the settings. Reads the files of certificates.
 
         Later connections read them again if they have changed.
 
@@ -88,7 +88,7 @@ class BrokerAddress:
 
     @classmethod
     def parse(cls, url: str, tls: BrokerTlsSettings) -> Self:
-        """The address of a URL and the files of certificates; errors as `of`."""
+        """Return the address from a URL and the files of certificates; errors as `of`."""
         if not url.startswith(BROKER.tls_scheme):
             return cls(url)
         files = (tls.amqp_ca_file, tls.amqp_cert_file, tls.amqp_key_file)
@@ -96,7 +96,7 @@ class BrokerAddress:
 
 
 Broker: TypeAlias = BrokerAddress | str
-"""A broker's address; as text, a URL that the system's authorities verify, if it has TLS."""
+"""A broker's address; as text, a URL whose TLS, if any, the system's authorities verify."""
 
 
 async def connect_to_broker(broker: Broker) -> AbstractConnection:
@@ -104,7 +104,7 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
 
     Raises:
         BrokerTlsError: TLS failed.
-        OSError, AMQPError, RuntimeError: the broker is away, refuses, or hangs up.
+        OSError, AMQPError, RuntimeError: the broker is unavailable, refuses, or hangs up.
     """
     address = BrokerAddress(broker) if isinstance(broker, str) else broker
     try:
@@ -121,7 +121,7 @@ async def connect_to_broker(broker: Broker) -> AbstractConnection:
 
 
 def describe_broker_failure(error: BaseException) -> str:
-    """Why the broker cannot be used, as a clause about "it"."""
+    """Return why the broker cannot be used, as a clause about "it"."""
     if (problem := describe_broker_problem(error)) is not None:
         return problem
     match error:
@@ -135,12 +135,12 @@ def describe_broker_failure(error: BaseException) -> str:
 
 
 def describe_broker_problem(error: BaseException) -> str | None:
-    """What an operator must fix, as a clause about "it"; None if the broker may just be away."""
+    """Return an operator's problem, as a clause about "it"; None if the broker may just be down."""
     return describe_tls_failure(error, BROKER) or _describe_refusal(error)
 
 
 def _describe_refusal(error: BaseException) -> str | None:
-    """What the broker refuses, and the setting to check; None if it refused nothing.
+    """Return the refusal, and the setting to check; None if the broker refused nothing.
 
     The broker's own text is not repeated, because it names the user and the vhost.
     """
@@ -157,7 +157,7 @@ def _describe_refusal(error: BaseException) -> str | None:
 
 
 def _is_vhost_refused(error: BaseException | None) -> bool:
-    """Whether the broker closed the connection instead of opening the vhost.
+    """Return whether the broker closed the connection instead of opening the vhost.
 
     The client library reports that as an unexpected frame; only the error's text names the frame.
     """
@@ -167,10 +167,10 @@ def _is_vhost_refused(error: BaseException | None) -> bool:
 
 
 class OnePublishPerId:
-    """Lets the publishes of one message id wait for each other, and for no other.
+    """Serializes the publishes of one message id, and no others.
 
-    The client library matches a message that the broker returns by its id: of two with one id in
-    flight, each could get the other's outcome. One that is on no queue would count as confirmed.
+    The client library matches a returned message by its id: of two with one id in flight, each
+    could get the other's outcome. A message that is on no queue would count as confirmed.
     """
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class OnePublishPerId:
         """Publish a message of this id in the block. Without an id, the library makes one.
 
         Raises:
-            TimeoutError: the publish before it took too long.
+            TimeoutError: the previous publish took too long.
         """
         if not message_id:
             yield
@@ -201,12 +201,12 @@ class OnePublishPerId:
 
 
 class BrokerConnection:
-    """A connection that is made again after a loss. Safe for concurrent use.
+    """A connection that is reopened after a loss. Safe for concurrent use.
 
     Args:
-        broker: The broker's address; it holds a password and is never logged or raised.
+        broker: The broker's address; it contains a password and is never logged or raised.
         publish_timeout_s: Seconds for one publish, connecting and confirmation included.
-        alarm_timeout_s: How many of them a publish waits while the broker is at its memory or
+        alarm_timeout_s: Seconds of these that a publish waits while the broker is at its memory or
             disk alarm; all by default.
     """
 
@@ -229,7 +229,7 @@ class BrokerConnection:
         self._closed = False
 
     def separate(self) -> Self:
-        """Another connection to the same broker, not yet connected. Its owner closes it."""
+        """Return another connection to the same broker, not yet connected. Its owner closes it."""
         return type(self)(
             self._broker,
             publish_timeout_s=self._timeout_s,
@@ -251,18 +251,18 @@ class BrokerConnection:
             raise _unavailable(exc) from exc
 
     async def close(self) -> None:
-        """Abandon publishes that are under way, and close the connection."""
+        """Abandon publishes under way, and close the connection."""
         self._closed = True
-        await _cancel(self._publishes)
+        await cancel_all(self._publishes)
         if self._connection is not None:
             await close_quietly(self._connection.close())
-        await _cancel((*self._closing, *self._sending))
+        await cancel_all((*self._closing, *self._sending))
 
     async def publish(self, routing_key: str, message: Message) -> None:
         """Publish to the exchange and wait for the broker's confirmation.
 
-        Two messages of one id are published one after the other. Cancelling the caller ends its
-        wait only: the message may still arrive.
+        Messages of one id are published one after the other. Cancelling the caller ends only its
+        wait: the message may still arrive.
 
         Args:
             routing_key: The type of the request.
@@ -284,17 +284,17 @@ class BrokerConnection:
         self._publishes.discard(task)
         self._sending.discard(task)
         if not task.cancelled():
-            task.exception()  # marks it as retrieved: who waited for it may be gone
+            task.exception()  # marks it as retrieved: its caller may be gone
 
     async def _publish_in_turn(self, routing_key: str, message: Message) -> None:
         async with self._one_per_id.turn(message.message_id):
             await self._publish(routing_key, message)
 
     async def channel(self, prefetch: int) -> AbstractChannel:
-        """A new channel for a consumer, which closes it.
+        """Return a new channel for a consumer, which closes it.
 
         Args:
-            prefetch: How many unacknowledged messages the broker sends at most.
+            prefetch: The maximum of unacknowledged messages that the broker sends.
 
         Raises:
             OSError, AMQPError, RuntimeError: the connection failed.
@@ -326,8 +326,8 @@ class BrokerConnection:
             sending.result()
         except (ChannelAccessRefused, ChannelNotFoundEntity) as exc:
             if not was_alone or self._sends > number:
-                # The broker closes the channel for one publish, and the client library raises
-                # that refusal for every other one on it: this one may be on its queue.
+                # The broker closes the channel for one publish, and the client library raises that
+                # refusal for every other one on it: this one may be on its queue.
                 raise OutcomeUnknownError(
                     "the broker refused this publish, or another one at the same time"
                 ) from exc
@@ -345,7 +345,7 @@ class BrokerConnection:
         limit = min(deadline, loop.time() + self._alarm_timeout_s)
         while await self._is_at_alarm():
             if loop.time() >= limit:
-                raise BrokerUnavailableError(f"the broker accepts no messages: {_AT_ALARM}")
+                raise BrokerUnavailableError(f"the broker accepts no messages: {AT_ALARM}")
             await asyncio.sleep(_ALARM_POLL_S)
 
     async def _wait_for_confirmation(
@@ -357,28 +357,19 @@ class BrokerConnection:
         while not sending.done() and loop.time() < deadline:
             await asyncio.wait({sending}, timeout=min(_ALARM_POLL_S, deadline - loop.time()))
             if not sending.done() and await self._is_at_alarm():
-                error = OutcomeUnknownError(f"the broker does not confirm now: {_AT_ALARM}")
+                error = OutcomeUnknownError(f"the broker does not confirm messages now: {AT_ALARM}")
                 deadline = min(deadline, loop.time() + self._alarm_timeout_s)
         return None if sending.done() else error
 
     async def _is_at_alarm(self) -> bool:
-        """Whether the broker has said that it reads nothing from the connection now."""
-        connection = self._connection
-        if connection is None or connection.transport is None:
+        """Return whether the broker is at an alarm; log each alarm once."""
+        if self._connection is None or not await is_at_alarm(self._connection):
+            self._has_logged_alarm = False
             return False
-        if not connection.connected.is_set():
-            return False  # a lost connection is replaced
-        try:
-            # It returns at once unless the connection is blocked.
-            async with asyncio.timeout(0):
-                await connection.transport.ready()
-        except TimeoutError:
-            if not self._has_logged_alarm:
-                _log.warning("the broker accepts no messages: %s", _AT_ALARM)
-            self._has_logged_alarm = True
-            return True
-        self._has_logged_alarm = False
-        return False
+        if not self._has_logged_alarm:
+            _log.warning("the broker accepts no messages: %s", AT_ALARM)
+        self._has_logged_alarm = True
+        return True
 
     def _retire(self, channel: AbstractChannel) -> None:
         # An overdue confirmation may still arrive: later publishes get a new channel, so that
@@ -390,9 +381,9 @@ class BrokerConnection:
         task.add_done_callback(self._closing.discard)
 
     async def _publishing_channel(self, deadline: float) -> AbstractChannel:
-        """The channel of all publishes, opened again after a loss.
+        """Return the channel of all publishes, opened again after a loss.
 
-        Publishes that wait for it get it in the order in which they came.
+        Publishes that wait for it get it in their order of arrival.
         """
         if _is_open(self._channel):
             return self._channel
@@ -418,8 +409,8 @@ class BrokerConnection:
         connection = await self._connect_once()
         channel = connection.channel(publisher_confirms=True, on_return_raises=True)
         await channel.initialize()
-        # Checked before anything is published: publishing to a missing exchange closes the
-        # channel, and every publish on it would lose its outcome.
+        # Checked before any publish: publishing to a missing exchange closes the channel, and every
+        # publish on it would lose its outcome.
         await channel.get_exchange(EXCHANGE, ensure=True)
         return channel
 
@@ -438,6 +429,22 @@ class BrokerConnection:
             return self._connection
 
 
+async def is_at_alarm(connection: AbstractConnection) -> bool:
+    """Return whether the broker has blocked the connection because of an alarm.
+
+    A broker blocks only connections that have published.
+    """
+    if connection.transport is None or not connection.connected.is_set():
+        return False  # a lost connection is replaced
+    try:
+        # It returns at once unless the connection is blocked.
+        async with asyncio.timeout(0):
+            await connection.transport.ready()
+    except TimeoutError:
+        return True
+    return False
+
+
 async def _send(channel: AbstractChannel, routing_key: str, message: Message) -> None:
     with normalize_connection_errors():
         exchange = await channel.get_exchange(EXCHANGE, ensure=False)
@@ -445,29 +452,22 @@ async def _send(channel: AbstractChannel, routing_key: str, message: Message) ->
 
 
 async def _close_whenever(channel: AbstractChannel) -> None:
-    """Close it as soon as the broker responds, or the connection is lost; ends its publishes.
+    """Close it as soon as the broker responds, or the connection is lost; this ends its publishes.
 
-    Neither this nor they are canceled earlier: of a message that the broker returns then, the
-    client library would no longer know the id, and would log it with its body.
+    Neither is canceled earlier: if the broker then returned a message, the client library would no
+    longer know its id, and would log it with its body.
     """
     with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), normalize_connection_errors():
         await channel.close()
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
-    tasks = [*tasks]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextmanager
 def normalize_connection_errors() -> Iterator[None]:
     """Turn losses that the client library raises as other exceptions into `ConnectionError`.
 
-    These are a bare `Exception`, `StopAsyncIteration` where the broker hangs up during the
-    handshake (which would silently end an `async for` around it), and a `CancelledError` where
-    a heartbeat fails, although nothing canceled the task.
+    These are a bare `Exception`, `StopAsyncIteration` if the broker hangs up during the handshake
+    (which would silently end an `async for` around it), and a `CancelledError` if a heartbeat
+    fails, although nothing canceled the task.
 
     Raises:
         ConnectionError: in place of one of these. Every other exception passes unchanged.
@@ -486,7 +486,7 @@ def normalize_connection_errors() -> Iterator[None]:
 
 
 def persistent_json(body: bytes, request_id: str, headers: Mapping[str, str]) -> Message:
-    """A message as SPEC 6.3 requires it.
+    """Return a message as SPEC 6.3 requires it.
 
     Args:
         body: The request as signed.
@@ -503,7 +503,7 @@ def persistent_json(body: bytes, request_id: str, headers: Mapping[str, str]) ->
 
 
 def _publish_error(exc: BaseException, routing_key: str) -> PublisherError:
-    """What a failed publish means to its caller: not delivered, or unknown."""
+    """Return the error for the caller of a failed publish: not delivered, or unknown."""
     match exc:
         case PublishError():  # the broker returned it: no queue is bound
             return NotDeliveredError(
@@ -522,7 +522,7 @@ def _publish_error(exc: BaseException, routing_key: str) -> PublisherError:
 
 
 async def close_quietly(closing: Awaitable[object]) -> None:
-    """Close what may be gone already; wait at most 5 seconds for it."""
+    """Close a resource that may be gone already; wait at most 5 seconds for it."""
     with suppress(TimeoutError, *CONNECTION_EXCEPTIONS), normalize_connection_errors():
         async with asyncio.timeout(_CLOSE_TIMEOUT_S):
             await closing

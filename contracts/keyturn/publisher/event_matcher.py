@@ -1,10 +1,10 @@
-"""Which events belong to a request (SPEC 6.7). Pure; no I/O.
+"""The events that belong to a request (SPEC 6.7). Pure; no I/O.
 
-An id alone identifies nothing: any publisher may send a request under any id, for its own
-project or with other bytes, and the deployment signs its outcome. So an event belongs to a
-request only if publisher, project, id and type are those of the request, and an answer only if
-it names the request's exact bytes. Otherwise another tenant's sweep would end the wait for a
-rotation, and the refusal of an earlier attempt would answer a later one.
+An id alone identifies nothing: any publisher may send a request under any id, for its own project
+or with other bytes, and the deployment signs its outcome. So an event belongs to a request only if
+publisher, project, id and type are the request's, and an answer only if it names the request's
+exact bytes. Otherwise another tenant's sweep would end the wait for a rotation, and the rejection
+of an earlier attempt would answer a later one.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,17 @@ from types import MappingProxyType
 from typing import Final, Literal, Self
 
 from keyturn.identifiers import ALL_PROJECTS, parse_time
-from keyturn.messages import (
+from keyturn.messages.codec import request_id
+from keyturn.messages.events import (
     DeleteRejected,
-    DeleteRequested,
     Event,
     ObjectDeleted,
     Rejected,
-    Request,
-    RequestOrigin,
     RotationAccepted,
     SweepProgressed,
-    request_id,
 )
+from keyturn.messages.requests import DeleteRequested, Request
+from keyturn.request_origin import RequestOrigin
 
 RequestType = Literal[
     "enroll.requested",
@@ -50,7 +49,7 @@ _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "recover.requested": frozenset({"project.recovered", "recover.rejected"}),
     }
 )
-# Progress and ends: of the sweep, whichever of the requests for it they name.
+# Progress and ends of a sweep, no matter which of the requests for it they name.
 _SWEEP_REPORTS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
         "rotation.requested": frozenset(
@@ -62,30 +61,30 @@ _SWEEP_REPORTS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
 
 
 def is_answer(event: Event) -> bool:
-    """Whether the event states the outcome of its request, if only that it was accepted."""
+    """Return whether the event is the outcome of its request, if only that it was accepted."""
     return not isinstance(event, SweepProgressed)
 
 
 def is_end(event: Event) -> bool:
-    """Whether no more events follow for its request."""
+    """Return whether it is the last event of its request."""
     return not isinstance(event, (SweepProgressed, RotationAccepted))
 
 
 @dataclass(frozen=True, slots=True)
 class EventMatcher:
-    """What an event must name to belong to one request.
+    """The fields by which an event belongs to one request.
 
     Args:
-        publisher: Who signed the request; None for an operator, who follows a
-            sweep no matter who requested it.
+        publisher: The publisher that signed the request; None for an operator, who follows a sweep
+            no matter who requested it.
         project: The request's project, or `*` for a sweep of all.
         request_type: The request's type, which gives the types of its events.
         request_id: The request's id.
-        digest: Hex SHA-256 of the request's bytes; None for a reader that does not have
-            them any more, which then accepts the answer to any attempt.
-        signed_at: The request's `requested_at`; None where the digest is.
-        keys: Of a delete, the keys that it names, each of which has its own outcome; empty for a
-            reader that does not know them any more.
+        digest: Hex SHA-256 of the request's bytes; None for a reader that no longer has them, and
+            then accepts the answer to any attempt.
+        signed_at: The request's `requested_at`; None if the digest is.
+        keys: The keys that a delete names, each with its own outcome; empty for a reader that no
+            longer knows them.
 
     Raises:
         ValueError: `request_type` is not the type of a request.
@@ -105,7 +104,7 @@ class EventMatcher:
 
     @classmethod
     def of(cls, publisher: str, request: Request, body: bytes) -> Self:
-        """The matcher of a request that was signed as `body`."""
+        """Return the matcher of a request that was signed as `body`."""
         return cls(
             publisher,
             request.project,
@@ -117,7 +116,7 @@ class EventMatcher:
         )
 
     def matches(self, event: Event) -> bool:
-        """Whether this event, whose signature was checked, belongs to the request."""
+        """Return whether this event, whose signature was checked, belongs to the request."""
         if request_id(event) != self.request_id or not self._is_of_project(event):
             return False
         if event.origin is None or self.publisher not in (None, event.publisher):
@@ -132,7 +131,7 @@ class EventMatcher:
         if event.project == self.project:
             return True
         if isinstance(event, Rejected):
-            # A request without permission is refused without naming the project.
+            # A request without permission is rejected without naming the project.
             return event.project is None
         return self.project == ALL_PROJECTS and isinstance(event, SweepProgressed)
 
@@ -143,6 +142,6 @@ class EventMatcher:
     def _is_reported_by(self, event: Event) -> bool:
         if self.signed_at is None or event.request == self.digest:
             return True
-        # Each attempt gets its own end. One for another attempt from before this one was signed
-        # may be that of an earlier run, which this attempt restarts.
+        # Each attempt gets its own end. An end for another attempt from before this one was signed
+        # may belong to an earlier run, which this attempt restarts.
         return not is_end(event) or parse_time(event.at) >= self.signed_at

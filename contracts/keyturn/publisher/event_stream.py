@@ -1,25 +1,26 @@
 """Reading a stream of events from any moment on, across lost connections (SPEC 6.2, 6.7, 6.8).
 
 `follow` yields every message with its offset and resumes at the next offset after a loss;
-`Verifier` accepts only what one of the deployment's event keys has signed.
+`Verifier` accepts only messages signed by one of the deployment's event keys.
 
 Anyone with write access to the exchange can put a message on the stream whose properties the client
 library cannot decode (a timestamp beyond the year 9999, a string that is not UTF-8). Its decoder
-raises while it reads the connection, and the connection is lost. Which of the messages on their way
-it was is unknown, and another reader of the connection may have received it. So after such a loss
-the next message is read by itself: on a separate connection, attached at its offset, with nothing
-else on the way. If its delivery breaks two such connections in a row, it is skipped. Do not publish
-on the connection that events are read from: such a loss would leave publishes without an outcome.
+raises while it reads the connection, and the connection is lost. Which of the messages in flight
+caused it is unknown, and another reader of the connection may have received it. So after such a
+loss the next message is read by itself: on a separate connection, attached at its offset, with
+nothing else in flight. If its delivery breaks two such connections in a row, it is skipped. Do not
+publish on the connection that reads events: such a loss would leave publishes without an outcome.
 
-It must never declare a stream, never yield an event whose signature it has not checked, and
-never skip a message that can be decoded: an error while it connects, attaches, acknowledges or
-closes says nothing about any message.
+It must never declare a stream, never yield an event whose signature it has not checked, and never
+skip a decodable message: an error while it connects, attaches, acknowledges or closes says nothing
+about any message.
 """
 
 import asyncio
 import errno
 import itertools
 import logging
+import math
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -44,22 +45,18 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS, ChannelNotFoundEntity
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError
 
-from keyturn.crypto import EventVerifier, VerifyKey
+from keyturn.crypto.signatures import EventVerifier, VerifyKey
 from keyturn.errors import EventsUnavailableError, MalformedRequestError
-from keyturn.messages import (
-    Event,
-    TracedEvent,
-    WorkerReported,
-    parse_batch,
-    parse_traced_event,
-    parse_worker_report,
-)
+from keyturn.messages.codec import TracedEvent, parse_batch, parse_traced_event
+from keyturn.messages.events import Event
+from keyturn.messages.worker_reports import WorkerReported, parse_worker_report
 from keyturn.publisher.connection import (
     BrokerConnection,
     close_quietly,
     describe_broker_failure,
     normalize_connection_errors,
 )
+from keyturn.tasks import cancel_all
 from keyturn.topology import (
     AUDIT_STREAM,
     EVENT_KEY_HEADER,
@@ -75,7 +72,7 @@ _log = logging.getLogger(__name__)
 PREFETCH: Final = 64  # a record may be a batch of 256 KiB
 _ACKNOWLEDGE_EVERY: Final = 16
 _PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
-# After each skipped message, until one can be read: a flood of them must not make every reader
+# After each skipped message, until one is readable: a flood of them must not make every reader
 # reconnect as fast as it can.
 _SKIP_PAUSES_S: Final = (0.1, 0.25, 0.5, 1.0)
 _LOSSES_OF_PROOF: Final = 2
@@ -92,8 +89,8 @@ _UNKNOWN_PUBLISHER: Final = (
     f"are in {UNSIGNED_DEAD_QUEUE}: see `keyturn dead list`"
 )
 _OF_WORKERS: Final = (EVENTS_STREAM, AUDIT_STREAM, WORKERS_STREAM, MARKS_STREAM)
-# How long before a moment to begin, where what follows it cannot be decoded. The first attempt is
-# on the shared connection, which another reader may have broken.
+# How long before a moment to begin, if the messages after it cannot be decoded. The first attempt
+# is on the shared connection, which another reader may have broken.
 _EARLIER: Final = (
     timedelta(),
     timedelta(),
@@ -103,8 +100,8 @@ _EARLIER: Final = (
 )
 
 Start = datetime | int | Literal["first"]
-"""Where to begin: at a moment (to the second, perhaps a little earlier), at an offset, or at
-the oldest event that the stream still holds."""
+"""The start of reading: a moment (to the second, perhaps a little earlier), an offset, or the
+oldest event in the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +109,11 @@ class StreamRecord:
     """One message of a stream, not yet verified.
 
     Attributes:
-        offset: Its place in the stream.
+        offset: Its position in the stream.
         body: The event's bytes as signed.
-        signature: The header `keyturn-signature`, base64; empty where it is missing.
-        key_id: The header `keyturn-event-key`: which key signed it. Not signed itself.
-        skipped: How many messages directly before it were skipped, since they cannot be decoded.
+        signature: The header `keyturn-signature`, base64; empty if missing.
+        key_id: The header `keyturn-event-key`: the key that signed it. Not signed itself.
+        skipped: The number of undecodable messages skipped directly before it.
     """
 
     offset: int
@@ -135,19 +132,19 @@ def _parse_one(body: bytes) -> tuple[TracedEvent, ...]:
 
 
 class Verifier:
-    """Turns records into messages of the deployment, and counts those that are not signed.
+    """Turns records into messages of the deployment, and counts unsigned ones.
 
-    Each method takes one kind of message only: a genuine message of another kind that an attacker
-    put on the stream is passed over.
+    Each method accepts one kind of message only: a genuine message of another kind that an attacker
+    put on the stream is ignored.
 
     Args:
         deployment: The installation that events must be signed for.
-        keys: The deployment's public event keys: the current one, and any earlier or later
-            ones (SPEC 6.10).
+        keys: The deployment's public event keys: the current one, and any earlier or later ones
+            (SPEC 6.10).
 
     Attributes:
         deployment: As given.
-        refused: How many records were ignored because no key verified them.
+        refused: The number of records ignored because no key verified them.
     """
 
     def __init__(self, deployment: str, keys: Sequence[VerifyKey]) -> None:
@@ -156,19 +153,19 @@ class Verifier:
         self.refused = 0
 
     def events(self, record: StreamRecord) -> tuple[Event, ...]:
-        """The events in it: none if its signature fails or this version does not know its type.
+        """Return its events: none if its signature fails or this version does not know its type.
 
-        Of a batch, those that this version can read.
+        From a batch, it returns those that this version can read.
         """
         return tuple(one.event for one in self.traced_events(record))
 
     def traced_events(self, record: StreamRecord) -> tuple[TracedEvent, ...]:
-        """As `events`, each with its `traceparent`."""
+        """Return the same as `events`, each with its `traceparent`."""
         is_signed, is_batch_signed = self._signatures.is_signed, self._signatures.is_batch_signed
         forms: list[tuple[Callable[[bytes, str, str], bool], _ParseEvents]]
         forms = [(is_signed, _parse_one), (is_batch_signed, parse_batch)]
         if _BATCH_HINT in record.body[:_BATCH_HINT_WITHIN]:
-            forms.reverse()  # the bytes say which is likely; the signature says which it is
+            forms.reverse()  # the bytes show which is likely; the signature proves it
         for verifies, parse in forms:
             if verifies(record.body, record.signature, record.key_id):
                 return self._readable(record, parse) or ()
@@ -176,7 +173,7 @@ class Verifier:
         return ()
 
     def worker_report(self, record: StreamRecord) -> WorkerReported | None:
-        """What a worker reports about itself (SPEC 16.2), or None if it is not such a report."""
+        """Return a worker's report about itself (SPEC 16.2), or None if it is not such a report."""
         if not self._signatures.is_signed(record.body, record.signature, record.key_id):
             self._refuse(record)
             return None
@@ -201,15 +198,15 @@ class _InterruptedError(Exception):
 
 
 class _UndecodableError(Exception):
-    """The connection was lost because the client library cannot decode what it received."""
+    """The connection was lost because the client library cannot decode a frame."""
 
 
 class _HandshakeError(Exception):
-    """The client library cannot decode what the broker sends before anything is delivered."""
+    """The client library cannot decode the broker's frames before any delivery."""
 
 
 class _OtherStreamError(Exception):
-    """A stream of that name exists, but it is not the one that was read before."""
+    """A stream of that name exists, but it is not the one read before."""
 
 
 def ignore_problem(problem: str | None) -> None:
@@ -224,18 +221,17 @@ async def follow(
     *,
     note_problem: Callable[[str | None], None] = ignore_problem,
 ) -> AsyncGenerator[StreamRecord, None]:
-    """Every message of one stream from `start` on, forever, each one once.
+    """Yield every message of one stream from `start` on, forever, each one once.
 
     Args:
         connection: The broker; not the connection that publishes (see the module).
-        start: Where to begin.
+        start: The start of reading.
         stream: The stream to read.
         note_problem: Called with the reason whenever a later attempt to read fails, and with None
             whenever one succeeds.
 
     Raises:
-        EventsUnavailableError: it cannot be read at the first attempt. Later losses are waited
-            out.
+        EventsUnavailableError: it cannot be read at the first attempt. Later losses are waited out.
     """
     reader = _Reader(connection, stream, start, note_problem)
     attempt = 0
@@ -249,7 +245,7 @@ async def follow(
         except _InterruptedError:
             pass
         except _OtherStreamError:
-            _log.warning("the stream of events was declared anew; reading it from its start")
+            _log.warning("the stream of events was declared again; reading it from its start")
             reader.start_again()
             continue
         except _HandshakeError as exc:
@@ -268,7 +264,7 @@ async def follow(
 
 
 class _Reader:
-    """Reads one stream, and knows how far it has come.
+    """Reads one stream, and keeps its position.
 
     Attributes:
         has_attached: Whether a consumer ever attached.
@@ -289,20 +285,20 @@ class _Reader:
         self.start_again()
 
     def start_again(self) -> None:
-        """Forget how far it has come."""
-        # What is read next; None until the first message since a moment is known.
+        """Forget the position."""
+        # The next offset; None until the first message since a moment is known.
         self._next: int | None = None
-        # The message before it, by which the stream is recognized; None if it is unknown.
+        # The message before it, by which the stream is recognized; None if unknown.
         self._last: StreamRecord | None = None
         self._skipped = 0
         self._has_waited_for_last = False
 
     async def read(self) -> AsyncGenerator[StreamRecord, None]:
-        """The records from the next one on, until a message that cannot be decoded was passed.
+        """Yield the records from the next one on, until an undecodable message was passed.
 
         Raises:
             _InterruptedError: a consumer was lost.
-            _OtherStreamError: the stream was declared anew.
+            _OtherStreamError: the stream was deleted and declared again.
             _HandshakeError: no consumer could be attached.
         """
         if self._next is None:
@@ -334,12 +330,12 @@ class _Reader:
                 self._note_problem(None)
                 yield messages
         except _UndecodableError as exc:
-            if isolated and not is_attached:  # which no message of the stream has caused
+            if isolated and not is_attached:  # so no message of the stream caused it
                 raise _HandshakeError from exc
             raise
 
     async def _read_many(self, offset: int) -> AsyncGenerator[StreamRecord, None]:
-        """The records from `offset` on that one consumer delivers."""
+        """Yield the records from `offset` on that one consumer delivers."""
         last = self._last
         start = offset if last is None else last.offset
         async with (
@@ -354,16 +350,15 @@ class _Reader:
     async def _recognize(
         self, last: StreamRecord, records: AsyncGenerator[StreamRecord, None]
     ) -> StreamRecord | None:
-        """Receive the last record once more; return what came instead, if it is removed.
+        """Receive the last record once more; if it is removed, return the record that came instead.
 
         A stream that was deleted and declared again counts from 0: without this check, its events
-        would be taken for old ones and silently passed over. A stream never drops its tail for age
-        or size, so the same stream delivers something from `last` on at once. A slow broker may
-        not, so that only the second consumer that waits in vain says that the stream is another
-        one.
+        would be taken for old ones and silently ignored. A stream never drops its tail for age or
+        size, so the same stream delivers a record from `last` on at once. A slow broker may not, so
+        only a second consumer that waits in vain proves that the stream is another one.
 
         Raises:
-            _OtherStreamError: `last` is not where it was.
+            _OtherStreamError: `last` is not at its offset.
         """
         try:
             async with asyncio.timeout(_KNOWN_AGAIN_S):
@@ -383,7 +378,7 @@ class _Reader:
         return None
 
     async def _read_one(self, offset: int) -> StreamRecord:
-        """The first record from `offset` on that can be decoded; what cannot is skipped."""
+        """Return the first decodable record from `offset` on, skipping undecodable ones."""
         while True:
             for _ in range(_LOSSES_OF_PROOF):
                 async with self._attach(offset, isolated=True) as messages:
@@ -397,9 +392,9 @@ class _Reader:
             await asyncio.sleep(_SKIP_PAUSES_S[min(self._skipped, len(_SKIP_PAUSES_S)) - 1])
 
     async def _first_offset(self) -> int:
-        """Where to begin. Of a moment, the offset of the first event since then, waited for.
+        """Return the first offset to read; for a moment, wait for the first event since then.
 
-        Where that event cannot be decoded, its offset is unknown: reading begins earlier.
+        If that event cannot be decoded, its offset is unknown: reading begins earlier.
         """
         if not isinstance(self._start, datetime):
             return 0 if self._start == "first" else self._start
@@ -410,13 +405,13 @@ class _Reader:
         return 0
 
     async def _offset_since(self, since: datetime, *, isolated: bool) -> int:
-        """The offset of the first event since then, waited for.
+        """Wait for the first event since then, and return its offset.
 
-        A consumer that asks for a moment after the last event is placed behind it, and misses for
-        good an event that is written while it attaches (seen with RabbitMQ 4.0). So a second
-        consumer attaches after the first one has: either it gets what the first one missed, or
-        there was nothing to miss. Once there is an event, asking for the moment again finds a
-        stable place; but not if our clock runs ahead of the broker's, so the event counts too.
+        A consumer that asks for a moment after the last event is placed behind it, and permanently
+        misses an event that is written while it attaches (seen with RabbitMQ 4.0). So a second
+        consumer attaches after the first one has: either it gets the missed event, or there was
+        none. Once there is an event, asking for the moment again finds a stable position; but not
+        if our clock runs ahead of the broker's, so the event counts, too.
         """
         async with (
             self._attach(since, isolated=isolated) as earlier,
@@ -432,15 +427,13 @@ class _Reader:
 
 
 async def _first_of(*consumers: "_Messages") -> int:
-    """The offset of the first message of any of these consumers; errors as `_received`."""
+    """Return the offset of the first message of any of these consumers; errors as `_received`."""
     waits = [asyncio.ensure_future(_received(messages)) for messages in consumers]
     try:
         done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         offset = min(wait.result().record.offset for wait in done)
     finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await cancel_all(waits)
     if offset == _NO_OFFSET:
         raise _UndecodableError
     return offset
@@ -448,16 +441,17 @@ async def _first_of(*consumers: "_Messages") -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Delivery:
-    """A record, and how to acknowledge it and all before it."""
+    """A record, and a way to acknowledge it and all before it."""
 
     record: StreamRecord
     ack: Callable[[], Awaitable[object]]
 
     def at(self, offset: int) -> StreamRecord:
-        """The record, which is at this offset if it does not say where it is.
+        """Return the record, at this offset if it has none of its own.
 
-        A stream is delivered without gaps, so that is its place. To read such messages by
-        themselves, as what breaks a connection, would let a few hundred of them stop every reader.
+        A stream is delivered without gaps, so that is its position. Reading such messages by
+        themselves, like a message that breaks a connection, would let a few hundred of them stop
+        every reader.
         """
         record = self.record
         return StreamRecord(offset, record.body, "") if record.offset == _NO_OFFSET else record
@@ -470,16 +464,16 @@ async def last_offset(
     silence_s: float = _KNOWN_AGAIN_S,
     newest_s: float = _NEWEST_S,
 ) -> int | None:
-    """The offset of the newest message of a stream.
+    """Return the offset of the newest message of a stream.
 
-    The broker counts the messages of a stream late (seen with RabbitMQ 4.0), so the newest ones
-    are read, for a second. It delivers what it has confirmed before.
+    The broker counts the messages of a stream late (seen with RabbitMQ 4.0), so the newest ones are
+    read, until they end. It delivers every message confirmed before.
 
     Args:
         connection: The broker.
         stream: The stream's name.
-        silence_s: A stream that delivers nothing for this long holds nothing.
-        newest_s: How long to read the newest messages, after the first of them.
+        silence_s: A stream that delivers nothing for this long is empty.
+        newest_s: The newest messages end where none follows for this long, or after a second.
 
     Returns:
         None if the stream holds no message, or none of the newest can be decoded.
@@ -494,9 +488,11 @@ async def last_offset(
         ) as messages:
             with suppress(TimeoutError):
                 async with asyncio.timeout(silence_s) as waiting:
+                    latest_s = math.inf
                     while isinstance(message := await messages.get(), _Delivery):
-                        if last is None:
-                            waiting.reschedule(asyncio.get_running_loop().time() + newest_s)
+                        now_s = asyncio.get_running_loop().time()
+                        latest_s = min(latest_s, now_s + _NEWEST_S)
+                        waiting.reschedule(min(latest_s, now_s + newest_s))
                         if message.record.offset != _NO_OFFSET:
                             last = message.record.offset
                         elif last is not None:
@@ -522,13 +518,13 @@ async def _consumer(
     prefetch: int,
     isolated: bool,
 ) -> AsyncIterator[_Messages]:
-    """The messages of a new consumer, ended by what it was lost to.
+    """Yield the messages of a new consumer, ended by the reason of its loss.
 
     Args:
         connection: The broker.
         stream: The stream's name.
-        start: Where to begin.
-        prefetch: How many unacknowledged messages the broker sends at most.
+        start: The start of reading.
+        prefetch: The maximum of unacknowledged messages that the broker sends.
         isolated: Whether to use a separate connection, which no other consumer can break.
     """
     if isolated:
@@ -549,8 +545,8 @@ async def _consumer(
         channel = await connection.channel(prefetch)
     try:
         channel.close_callbacks.add(lambda _, exc: messages.put_nowait(_loss(exc)))
-        # Below aio-pika, which fails on odd delivery modes and expirations and drops those
-        # messages without acknowledging them.
+        # Below aio-pika, which fails on odd delivery modes and expirations and drops those messages
+        # without acknowledging them.
         underlay = await channel.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(
             lambda _: messages.put_nowait(_InterruptedError())
@@ -572,8 +568,8 @@ def _delivery(message: DeliveredMessage) -> _Delivery | _Loss:
     if tag is None:  # the broker sets it on every delivery
         return _InterruptedError()
     if not isinstance(offset, int):
-        # The broker sets it too: a decoder that reads what it cannot decode as empty headers, as
-        # that of a worker, a gateway or a command does, has lost it.
+        # The broker sets it, too: a decoder that reads undecodable headers as empty, as in a
+        # worker, a gateway or a command, has lost it.
         offset = _NO_OFFSET
     signature, key_id = (_text(headers, name) for name in _HEADERS)
     record = StreamRecord(offset, message.body, signature, key_id)
@@ -586,7 +582,7 @@ def _text(headers: Mapping[str, Any], name: str) -> str:
 
 
 async def _received(messages: _Messages) -> _Delivery:
-    """The next message.
+    """Return the next message.
 
     Raises:
         _InterruptedError: the consumer was lost.
@@ -599,10 +595,10 @@ async def _received(messages: _Messages) -> _Delivery:
 
 
 async def _drain(messages: _Messages, offset: int) -> AsyncGenerator[StreamRecord, None]:
-    """The records from `offset` on until the consumer is lost; errors as `_received`.
+    """Yield the records from `offset` on until the consumer is lost; errors as `_received`.
 
-    A record is acknowledged only after it was yielded: whatever the acknowledgment brings about,
-    the record has been read. One acknowledgment is for many messages: the others keep the stream
+    A record is acknowledged only after it was yielded: whatever the acknowledgment causes, the
+    record has been read. One acknowledgment covers many messages: the others keep the stream
     flowing.
     """
     for number in itertools.count(1):
@@ -622,8 +618,8 @@ def _loss(exc: BaseException | None) -> _Loss:
 
 
 def _is_undecodable(exc: BaseException | None) -> bool:
-    """Whether this is an error of the client library's decoder."""
-    if isinstance(exc, OSError):  # of a timestamp; all other ones are the network's
+    """Return whether this is an error of the client library's decoder."""
+    if isinstance(exc, OSError):  # from a timestamp; all others are the network's
         return exc.errno == errno.EOVERFLOW
     return isinstance(
         exc, InvalidFrameError | ValueError | OverflowError | RecursionError | LookupError

@@ -1,27 +1,27 @@
 """Waiting for the event that answers a request (SPEC 6.7).
 
-One reader of the stream serves every wait for what this publisher itself has sent. It begins
-a little before the publish, so that it also finds an event that is published before anyone
-waits. A wait for another process's request reads the stream by itself.
+One reader of the stream serves every wait for requests sent by this publisher itself. It begins a
+little before the publish, so that it also finds an event that is published before anyone waits. A
+wait for another process's request reads the stream by itself.
 
 Most requests have one event, which answers and ends them. A rotation is answered by
 `rotation.accepted` and ended by `rotation.completed`; `sweep.progressed` answers nothing.
 
-A request that is sent again under its id is a new attempt with its own answer. A wait accepts
-the answer to the attempt that was the newest when the wait began. Where the publish of that
-attempt was not confirmed, it may be on its queue or not: the answers to the attempts since the
-last confirmed one count too.
+A request that is sent again under its id is a new attempt with its own answer. A wait accepts the
+answer to the attempt that was the newest when the wait began. If the publish of that attempt was
+not confirmed, it may be on its queue or not: the answers to the attempts since the last confirmed
+one count, too.
 
-A delete of many keys has an outcome for each, and is answered once every key has one.
+A delete of many keys is answered once every key has an outcome.
 
-Memory is bounded: of at most `max_tracked` requests the last attempts and their answers are
+Memory is bounded: the last attempts of at most `max_tracked` requests and their answers are
 remembered; a delete counts once for each key. The oldest are forgotten first; a wait for a
 forgotten one is like a wait for another process's request. Reports of status are large and
-requested all the time: a request for one is forgotten as soon as a wait for it ends, even if it got
-no answer.
+requested all the time: a request for one is forgotten as soon as a wait for it ends, even without
+an answer.
 
-It must never accept an event by its id alone: the signature is checked first, then everything
-else that `EventMatcher` requires.
+It must never accept an event by its id alone: the signature is checked first, then everything else
+that `EventMatcher` requires.
 """
 
 import asyncio
@@ -35,22 +35,20 @@ from typing import Final
 import orjson
 
 from keyturn.errors import NotSentHereError, PublisherError, WaitTimeoutError
-from keyturn.messages import (
+from keyturn.messages.codec import encode, id_field, parse_event, request_id
+from keyturn.messages.events import (
     DeleteRejected,
     Event,
     Failed,
     ObjectDeleted,
     Rejected,
-    Request,
     RotationAccepted,
-    encode,
-    id_field,
-    parse_event,
-    request_id,
 )
+from keyturn.messages.requests import Request
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_matcher import EventMatcher, RequestType, is_answer, is_end
 from keyturn.publisher.event_stream import Start, StreamRecord, Verifier, follow
+from keyturn.tasks import cancel_all
 from keyturn.topology import PUBLISHER_EVENTS, UNSIGNED_DEAD_QUEUE, publisher_stream
 
 MAX_TRACKED: Final = 100_000
@@ -60,7 +58,7 @@ _LOOK_BACK: Final = timedelta(minutes=15)
 _MAX_CONCURRENT_SCANS: Final = 64
 _MAX_ATTEMPTS: Final = 8
 _ID_FIELDS: Final = {event_type: id_field(event_type) for event_type in PUBLISHER_EVENTS}
-# Their answers are large, and stale once they were read.
+# Their answers are large, and stale once read.
 _FORGOTTEN_REQUESTS: Final = ("status.requested",)
 
 
@@ -69,13 +67,13 @@ class _Attempt:
     """One sending of a request, and the events that answered and ended it.
 
     Attributes:
-        matcher: Which events belong to it.
+        matcher: Decides which events belong to it.
         over: The ends of earlier attempts: published again, they end nothing.
-        at: When it was sent.
+        at: The time of its sending.
         is_doubtful: Whether its publish has ended without a confirmation.
         accepted: The event that says that a rotation has begun, as bytes.
-        end: The event after which no other follows, as bytes.
-        outcomes: Of a delete, the event of each key that has one, as bytes.
+        end: The last event, as bytes.
+        outcomes: For a delete, the event of each key that has one, as bytes.
     """
 
     matcher: EventMatcher
@@ -87,32 +85,32 @@ class _Attempt:
     outcomes: dict[str, bytes] = field(default_factory=dict)
 
     def is_answered_by(self, event: Event) -> bool:
-        """Whether this event, whose signature was checked, belongs to this attempt."""
+        """Return whether this event, whose signature was checked, belongs to this attempt."""
         if not self.matcher.matches(event):
             return False
         return not self.over or encode(event) not in self.over
 
     def record(self, event: Event) -> None:
-        """Keep an event of this attempt, if it answers or ends it."""
+        """Keep an event that answers or ends this attempt."""
         if isinstance(event, ObjectDeleted | DeleteRejected):
             self._record_outcome(event)
             return
         ended = None if self.end is None else parse_event(self.end)
         if isinstance(event, RotationAccepted):
             self.accepted = encode(event)
-            if isinstance(ended, Rejected | Failed):  # an operator replayed it: it goes on
+            if isinstance(ended, Rejected | Failed):  # an operator replayed it: it continues
                 self.end = None
         elif isinstance(event, Rejected):
-            # The same bytes, delivered twice: a refusal of the copy undoes nothing.
+            # The same bytes, delivered twice: a rejection of the copy undoes nothing.
             if self.accepted is None and (ended is None or isinstance(ended, Rejected)):
                 self.end = encode(event)
         elif is_end(event):
             self.end = encode(event)
 
     def _record_outcome(self, event: ObjectDeleted | DeleteRejected) -> None:
-        """Keep the outcome of a key, or a refusal of the whole request as that of each.
+        """Keep the outcome of a key; a rejection of the whole request is that of each.
 
-        The same bytes, delivered twice: a refusal of the copy undoes no delete.
+        The same bytes may be delivered twice: a rejection of the copy undoes no delete.
         """
         body = encode(event)
         for key in self.matcher.keys if event.key is None else (event.key,):
@@ -130,13 +128,13 @@ class _SentRequest:
     def __init__(self) -> None:
         self._attempts: list[_Attempt] = []
         self.weight = 0
-        """The number of answers it may have, which it counts for among the remembered requests."""
+        """The number of its possible answers, its weight among the remembered requests."""
 
     def begin(self, matcher: EventMatcher) -> _Attempt:
-        """A new attempt, which is under way."""
+        """Return a new attempt, now under way."""
         over = self.newest.over if self._attempts else ()
         for end in (one.end for one in self._attempts):
-            # A refusal names the bytes that it refuses: it needs no note.
+            # A rejection names the bytes that it rejects: it needs no note.
             if end is not None and end not in over and not isinstance(parse_event(end), Rejected):
                 over = (*over, end)
         attempt = _Attempt(matcher, over[-_MAX_ATTEMPTS:])
@@ -150,16 +148,16 @@ class _SentRequest:
 
     @property
     def attempts(self) -> list[_Attempt]:
-        """Those that are remembered, oldest first."""
+        """The remembered attempts, oldest first."""
         return self._attempts
 
     def is_of(self, matcher: EventMatcher) -> bool:
-        """Whether this, whose id is the request's, is the same request."""
+        """Return whether this request, which has the matcher's id, is the same request."""
         mine = self.newest.matcher
         return (mine.request_type, mine.project) == (matcher.request_type, matcher.project)
 
     def accepted_for(self, attempt: _Attempt) -> list[_Attempt]:
-        """The attempts whose answers a wait accepts.
+        """Return the attempts whose answers a wait accepts.
 
         Args:
             attempt: The newest one when the wait began.
@@ -199,10 +197,10 @@ class EventWaiter:
 
     Args:
         connection: The broker.
-        verifier: Decides which events are believed.
+        verifier: Decides which events are genuine.
         publisher: The name under which requests are signed here.
-        max_tracked: How many requests are remembered with their answers; a delete counts once
-            for each of its keys.
+        max_tracked: The number of requests remembered with their answers; a delete counts once for
+            each of its keys.
         on_answer: Called with each answer to a request of this publisher, and its `traceparent`.
     """
 
@@ -236,13 +234,13 @@ class EventWaiter:
         attempt = self._track(matcher).begin(matcher)
         try:
             yield
-        except BaseException:  # canceled, too: it may be on its queue, or may not
+        except BaseException:  # canceled, too: it may be on its queue or not
             attempt.is_doubtful = True
             self._resolve(matcher.request_id)
             raise
 
     def _track(self, matcher: EventMatcher) -> _SentRequest:
-        """The request of a new attempt, which is now the one that was sent last."""
+        """Return the request of a new attempt, which is now the last one sent."""
         known = [wait.request for wait in self._waiting.get(matcher.request_id, ())]
         if (last := self._drop(matcher.request_id)) is not None:
             known.append(last)
@@ -273,7 +271,7 @@ class EventWaiter:
         timeout_s: float,
         ended: bool = False,
     ) -> Event:
-        """The event that answers this request, or with `ended` the one that ends it.
+        """Return the event that answers this request, or with `ended` the one that ends it.
 
         Raises:
             WaitTimeoutError: nothing was published in time.
@@ -302,7 +300,7 @@ class EventWaiter:
         raise PublisherError("the stream of events ended")  # it never does
 
     def _no_event(self, request_id: str, timeout_s: float) -> str:
-        """What silence can mean: no event answers a request that no publisher signed (SPEC 6.3)."""
+        """Return the meaning of silence: no event answers a request without a known signature."""
         ignored = self._verifier.refused
         return (
             f"no event of {request_id} in {timeout_s:g} s: no worker has served the request yet, "
@@ -319,9 +317,9 @@ class EventWaiter:
         request_type: RequestType | None = None,
         since: datetime | None = None,
     ) -> AsyncGenerator[tuple[Event, bool], None]:
-        """Every event of this request, and whether it is the last one.
+        """Yield every event of this request, and whether it is the last one.
 
-        They are read from the stream by a separate reader. Of a delete of many keys that was not
+        They are read from the stream by a separate reader. For a delete of many keys that was not
         sent here, the first event counts as the last one.
 
         Raises:
@@ -352,7 +350,7 @@ class EventWaiter:
                         continue
                     key = event.key if isinstance(event, ObjectDeleted | DeleteRejected) else None
                     if has_begun and isinstance(event, Rejected) and key is None:
-                        continue  # it answers another attempt: what has begun continues
+                        continue  # it answers another attempt: the begun one continues
                     has_begun = True
                     left.discard(key)
                     is_last = is_end(event) and not (key and left)
@@ -361,7 +359,7 @@ class EventWaiter:
                         return
 
     def outcomes(self, request_id: str) -> Mapping[str, ObjectDeleted | DeleteRejected]:
-        """The outcome of each key of a delete that was sent here, as far as they are known.
+        """Return the known outcomes of a delete that was sent here, by key.
 
         Raises:
             NotSentHereError: it was not sent here, or too long ago.
@@ -374,10 +372,9 @@ class EventWaiter:
         return {key: _outcome_of(body) for key, body in outcomes.items()}
 
     async def close(self) -> None:
-        """Stop reading; waits that are under way end with an error."""
+        """Stop reading; waits under way end with an error."""
         if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await cancel_all([self._reader])
         self._fail(PublisherError("the publisher was closed"))
 
     def _sent_here(
@@ -389,7 +386,7 @@ class EventWaiter:
         return sent if request_type in (None, sent.newest.matcher.request_type) else None
 
     def _covers(self, sent: _SentRequest) -> bool:
-        """Whether the shared reader has read, or will read, the answer to this request."""
+        """Return whether the shared reader has read, or will read, the answer to this request."""
         if self._reader is None or self._reader.done():
             recent = (one.newest.at for one in self._sent.values())
             self._reader_from = next((at for at in recent if at >= sent.at - _LOOK_BACK), sent.at)
@@ -413,19 +410,19 @@ class EventWaiter:
                     self._forget(request_id, wait)
 
     def _forget(self, request_id: str, wait: _Wait) -> None:
-        """Forget a request that a wait was for, unless it was sent once more since."""
+        """Forget the request of a wait, unless it was sent once more since."""
         if self._sent.get(request_id) is wait.request and wait.request.newest is wait.attempt:
             self._drop(request_id)
 
     async def _read(self, start: Start) -> None:
-        """The shared reader: ends only with the publisher, or where there is no stream."""
+        """Read for all waits; ends only with the publisher, or if there is no stream."""
         try:
             async with aclosing(follow(self._connection, start, self._stream)) as stream:
                 async for record in stream:
                     self._handle(record)
         except PublisherError as exc:
             self._fail(exc)
-        except Exception as exc:  # a reader that fails must leave no caller waiting
+        except Exception as exc:  # a failing reader must leave no caller waiting
             self._fail(PublisherError(f"reading events failed ({type(exc).__name__})"))
             raise
 
@@ -436,7 +433,7 @@ class EventWaiter:
 
     def _receive(self, event: Event, traceparent: str) -> None:
         waiting = self._waiting.get(request_id(event), ())
-        # A wait may be for a request or an attempt that was forgotten.
+        # A wait may be for a forgotten request or attempt.
         attempts = {wait.attempt for wait in waiting}
         for wait in waiting:
             attempts.update(wait.request.attempts)
@@ -459,7 +456,7 @@ class EventWaiter:
 def _outcome_of(body: bytes) -> ObjectDeleted | DeleteRejected:
     event = parse_event(body)
     if not isinstance(event, ObjectDeleted | DeleteRejected):
-        raise TypeError(f"{event.type} is no outcome of a delete")
+        raise TypeError(f"{event.type} is not an outcome of a delete")
     return event
 
 
@@ -468,7 +465,7 @@ def _before(moment: datetime) -> datetime:
 
 
 def claimed_ids(body: bytes) -> tuple[str, ...]:
-    """The ids of the requests that an unverified message, or a batch of them, claims to answer."""
+    """Return the ids of the requests that an unverified message, or a batch, claims to answer."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -1,57 +1,48 @@
 """Building requests: checked, sealed, signed (SPEC 6.3 to 6.6, 16.1). Pure but for random bytes.
 
-Names and metadata are checked by the same models as in the workers, before a secret is
-derived or a byte of a body is read.
-It must never put a secret or a value into an error.
+The models of the workers check names and metadata, before a secret is derived or a byte of a body
+is read. It must never put a secret or a value into an error.
 """
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import ValidationError
 
-from keyturn.crypto import (
-    KekPurpose,
-    Secret,
-    kek_info,
-    transport_context,
-    upload_info,
-    user_kek,
-    v0_user_kek,
-)
-from keyturn.crypto import to_base64 as to_b64
+from keyturn.api_key import ApiKey, secret_text
+from keyturn.crypto.base64 import to_base64 as to_b64
+from keyturn.crypto.intake import KekPurpose, kek_info, upload_info
+from keyturn.crypto.keys import Secret, user_kek, v0_user_kek
+from keyturn.crypto.wraps import transport_context
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import format_time
-from keyturn.messages import (
+from keyturn.messages.codec import encode, request_id
+from keyturn.messages.json_text import problems
+from keyturn.messages.requests import (
     EnrollRequested,
     InlineBody,
     Request,
     RotationRequested,
     SealedKey,
     SealedSecret,
-    SourceBody,
-    SourceObject,
     StagedBody,
     UploadRequested,
-    encode,
-    problems,
-    request_id,
 )
 from keyturn.publisher.sessions import SealingSession
 from keyturn.settings import PublisherSettings
 from keyturn.topology import PUBLISHER_HEADER, SIGNATURE_HEADER
 
 TRANSPORT_KEY_BYTES: Final = 32
-# Stand in a request while its fields are checked, before anything secret is made.
+# A placeholder while the fields are checked, before any secret is made.
 _UNSEALED_KEY: Final = SealedKey(intake_key="none", ciphertext="")
 _NO_BODY: Final = InlineBody(inline="")
 _UNSEALED_KEK: Final = SealedSecret(intake_key="none", ciphertext="")
-ApiKey = str | SecretStr
-_Model = TypeVar("_Model", bound=BaseModel)
+_Fields = ParamSpec("_Fields")
+_Model = TypeVar("_Model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +57,7 @@ class SignedRequest:
 
 @dataclass(frozen=True, slots=True)
 class UploadDraft:
-    """An upload whose names are checked; its sealed key and its body are missing."""
+    """An upload with checked names; its sealed key and its body are missing."""
 
     request: UploadRequested
     sealed_key: SealedKey
@@ -78,13 +69,18 @@ class UploadDraft:
         return transport_context(self.request.upload_id)
 
     def with_body(self, body: InlineBody | StagedBody) -> UploadRequested:
-        """The whole request."""
+        """Return the whole request."""
         return self.request.model_copy(update={"sealed_key": self.sealed_key, "body": body})
 
 
 def new_id() -> str:
-    """A fresh id for a request."""
+    """Return a fresh id for a request."""
     return str(uuid.uuid4())
+
+
+def now() -> str:
+    """Return `requested_at` of a request that is made now."""
+    return format_time(datetime.now(UTC))
 
 
 def sign(settings: PublisherSettings, request: Request) -> SignedRequest:
@@ -97,8 +93,8 @@ def sign(settings: PublisherSettings, request: Request) -> SignedRequest:
 
 
 def signed_now(request: UploadRequested) -> UploadRequested:
-    """The same upload as a new attempt: `sign` gives it other bytes, and so its own answer."""
-    return request.model_copy(update={"requested_at": format_time(datetime.now(UTC))})
+    """Return the same upload as a new attempt: `sign` gives it other bytes, so its own answer."""
+    return request.model_copy(update={"requested_at": now()})
 
 
 def draft_upload(
@@ -110,13 +106,14 @@ def draft_upload(
     metadata: Mapping[str, str] | None,
     upload_id: str,
 ) -> UploadDraft:
-    """An upload with a fresh transport key, sealed to the workers under the publisher's session.
+    """Return an upload with a fresh transport key, sealed under the publisher's session.
 
     Raises:
         MalformedRequestError: a name, the content type or the metadata is not allowed.
     """
     checked = build(
         UploadRequested,
+        requested_at=now(),
         upload_id=upload_id,
         project=project,
         key=object_key,
@@ -128,31 +125,6 @@ def draft_upload(
     transport_key = Secret(os.urandom(TRANSPORT_KEY_BYTES))
     sealed = session.seal(transport_key, upload_info(upload_id, project, object_key))
     return UploadDraft(checked, sealed, transport_key)
-
-
-def build_source_upload(
-    settings: PublisherSettings,
-    project: str,
-    object_key: str,
-    source_object: SourceObject,
-    *,
-    content_type: str | None,
-    metadata: Mapping[str, str] | None,
-) -> UploadRequested:
-    """An upload whose body is an object of a source: nothing in it is secret (SPEC 17).
-
-    Raises:
-        MalformedRequestError: a name, the content type or the metadata is not allowed.
-    """
-    return build(
-        UploadRequested,
-        upload_id=source_object.upload_id(settings.deployment),
-        project=project,
-        key=object_key,
-        content_type=content_type,
-        metadata=dict(metadata) if metadata else None,
-        body=SourceBody(source=source_object),
-    )
 
 
 def build_enroll(
@@ -167,13 +139,14 @@ def build_enroll(
     actor: str | None = None,
     request_id: str,
 ) -> EnrollRequested:
-    """An enrollment. The user KEK is derived here, and leaves only sealed to the workers.
+    """Return an enrollment. The user KEK is derived here, and leaves only sealed to the workers.
 
     Raises:
         MalformedRequestError: a name or an API key does not have the form of SPEC 1.
     """
     checked = build(
         EnrollRequested,
+        requested_at=now(),
         request_id=request_id,
         project=project,
         sealed_kek=_UNSEALED_KEK,
@@ -198,13 +171,14 @@ def build_rotation(
     actor: str | None = None,
     rotation_id: str,
 ) -> RotationRequested:
-    """A rotation to the KEK of a new API key, derived and sealed as in an enrollment.
+    """Return a rotation to the KEK of a new API key, derived and sealed as in an enrollment.
 
     Raises:
         MalformedRequestError: a name or the API key does not have the form of SPEC 1.
     """
     checked = build(
         RotationRequested,
+        requested_at=now(),
         rotation_id=rotation_id,
         project=project,
         expected_generation=expected_generation,
@@ -222,7 +196,7 @@ def _sealed_kek(
     request_id: str,
     project: str,
 ) -> SealedSecret:
-    """The user KEK of an API key, sealed to the workers for this request only."""
+    """Return the user KEK of an API key, sealed to the workers for this request only."""
     text = secret_text(api_key)
     try:
         if purpose == "v0":
@@ -234,14 +208,16 @@ def _sealed_kek(
     return _seal(settings, kek, kek_info(purpose, request_id, project))
 
 
-def build(model: type[_Model], **fields: Any) -> _Model:
-    """A request that is made now.
+def build(
+    model: Callable[_Fields, _Model], *args: _Fields.args, **fields: _Fields.kwargs
+) -> _Model:
+    """Return a checked request.
 
     Raises:
-        MalformedRequestError: names the fields that a worker would refuse, never a value.
+        MalformedRequestError: names the fields that a worker would reject, never a value.
     """
     try:
-        return model(requested_at=format_time(datetime.now(UTC)), **fields)
+        return model(*args, **fields)
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None  # the cause repeats values
 
@@ -250,8 +226,3 @@ def _seal(settings: PublisherSettings, secret: Secret, info: bytes) -> SealedSec
     intake = settings.intake_public_key
     ciphertext = to_b64(intake.key.seal(secret.reveal(), info))
     return SealedSecret(intake_key=intake.id, ciphertext=ciphertext)
-
-
-def secret_text(secret: ApiKey) -> str:
-    """The text of an API key or a pepper."""
-    return secret.get_secret_value() if isinstance(secret, SecretStr) else secret

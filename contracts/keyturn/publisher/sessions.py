@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from keyturn.crypto import Secret, seal, session_info, to_base64
-from keyturn.messages import SealedKey
+from keyturn.crypto.base64 import to_base64
+from keyturn.crypto.cobblestone import seal
+from keyturn.crypto.intake import session_info
+from keyturn.crypto.keys import Secret
+from keyturn.messages.requests import SealedKey
 from keyturn.settings import PublisherSettings
 
 SESSION_MAX_AGE_S: Final = 600.0
@@ -20,7 +23,7 @@ _SECRET_BYTES: Final = 32
 
 
 def _boottime_s() -> float:
-    """Seconds by a clock that goes on while the machine sleeps, where there is one."""
+    """Return seconds of a clock that continues while the machine sleeps, if there is one."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
@@ -38,8 +41,8 @@ class SealingSession:
 
     Args:
         settings: the publisher's.
-        max_messages: after how many seals the session is renewed.
-        max_age_s: after how many seconds.
+        max_messages: the number of seals after which the session is renewed.
+        max_age_s: the same in seconds.
         now_s: a clock that never goes back.
     """
 
@@ -59,7 +62,7 @@ class SealingSession:
         self._session: _Session | None = None
 
     def seal(self, transport_key: Secret, info: bytes) -> SealedKey:
-        """The transport key of the upload that `info` names, sealed under the session."""
+        """Return the transport key of the upload that `info` names, sealed under the session."""
         session = self._session
         if session is None or session.left < 1 or self._now_s() >= session.until_s:
             self._session = session = self._new()

@@ -1,15 +1,15 @@
 """Bodies: read in small blocks, and above the inline limit sealed into the bucket (SPEC 6.4).
 
-A body has any form that a caller may have. No more of it is held than one block and the parts in
-flight, whatever its length, which need not be known. Files are read in a thread.
+A body has any form that `Body` allows. Memory holds one block and the parts in flight, whatever the
+length, which need not be known. Files are read in a thread.
 
 A staged body up to 8 MiB is one put, a larger one a multipart upload of 8 MiB parts, a few at a
 time. A failed multipart upload is aborted, so that nothing of it is left behind. Each body is sent
-with its MD5: some servers store what arrived before a connection was lost.
+with its MD5: some servers store a partial body after a lost connection.
 
-Where the outcome of a staged upload is unknown, its request is kept for a retry with the same body.
-To stage the body again would seal it under another transport key, and the first message, if it is
-on the queue after all, could not open it.
+If the outcome of a staged upload is unknown, its request is kept for a retry with the same body.
+Staging the body again would seal it under another transport key, and the first message, if it is on
+the queue after all, could not open it.
 
 It must never write a byte of plaintext, and never keep a body or a transport key.
 """
@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, TypeVar
 
-from keyturn.crypto import Sealer
+from keyturn.crypto.cobblestone import Sealer
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
-from keyturn.messages import UploadRequested
+from keyturn.messages.requests import UploadRequested
+from keyturn.parts import MAX_PARTS, send_parts, split_into_parts
 from keyturn.tls import STORAGE, describe_connection_failure
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ BLOCK_BYTES: Final = 1024 * 1024
 Bytes = bytes | bytearray | memoryview
 Body = Bytes | Path | BinaryIO | AsyncIterable[bytes]
 PART_BYTES: Final = 8 * 1024 * 1024
-MAX_PARTS: Final = 10_000  # S3's own limit
 CONNECTIONS: Final = 16
 _PARTS_AT_ONCE: Final = 3
-# Some servers guess a missing one from the body, which is ciphertext.
+# Some servers guess a missing type from the body, which is ciphertext.
 _CONTENT_TYPE: Final = "application/octet-stream"
 _Answer = TypeVar("_Answer")
 MAX_PENDING: Final = 1024
@@ -52,7 +52,7 @@ MAX_AGE_S: Final = 24 * 3600.0
 
 
 async def blocks(body: Body) -> AsyncGenerator[memoryview, None]:
-    """The body's bytes in order, at most 1 MiB at a time, never an empty block.
+    """Yield the body's bytes in order, at most 1 MiB at a time, never an empty block.
 
     Raises:
         TypeError: not a `Body`, or a source that yields anything but bytes.
@@ -95,9 +95,9 @@ def _cut(piece: object) -> list[memoryview]:
 
 
 async def head(source: AsyncIterator[memoryview], limit_bytes: int) -> tuple[bytearray, bool]:
-    """The beginning of the source, and whether that is all of it.
+    """Return the beginning of the source, and whether that is all of it.
 
-    If the source holds more than `limit_bytes`, up to one block more than that is returned.
+    If the source has more than `limit_bytes`, up to one block more than that is returned.
     """
     gathered = bytearray()
     async for block in source:
@@ -128,7 +128,8 @@ class Staging:
             StorageUnavailableError: the storage refused, or could not be reached.
             BodyTooLargeError: the body is larger than 10,000 parts of 8 MiB.
         """
-        async with aclosing(_parts(_sealed(sealer, head, rest))) as parts:
+        sealed = _sealed(sealer, head, rest)
+        async with aclosing(split_into_parts(sealed, PART_BYTES)) as parts:
             first = await anext(parts)
             second = await anext(parts, None)
             if second is not None:
@@ -170,7 +171,7 @@ class Staging:
                     MultipartUpload={"Parts": parts},
                 )
             )
-        except BaseException:  # a cancellation too must leave no open upload behind
+        except BaseException:  # a cancellation, too, must leave no open upload behind
             await asyncio.shield(self._abort(s3_key, upload_id))
             raise
         return size_bytes
@@ -188,43 +189,27 @@ class Staging:
     async def _send_parts(
         self, s3_key: str, upload_id: str, first: Iterable[bytes], rest: AsyncIterator[bytes]
     ) -> "tuple[int, list[CompletedPartTypeDef]]":
-        etags: dict[int, str] = {}
-        slots = asyncio.Semaphore(_PARTS_AT_ONCE)
-        size_bytes = number = 0
-
-        async def send(part: bytes, part_number: int) -> None:
-            try:
-                answer = await _translated(
-                    self._client.upload_part(
-                        Bucket=self._bucket,
-                        Key=s3_key,
-                        UploadId=upload_id,
-                        PartNumber=part_number,
-                        Body=part,
-                        ContentMD5=await _md5(part),
-                    )
+        async def send(number: int, part: bytes) -> "tuple[int, CompletedPartTypeDef]":
+            if number > MAX_PARTS:
+                raise BodyTooLargeError("a staged body has at most 10,000 parts of 8 MiB")
+            answer = await _translated(
+                self._client.upload_part(
+                    Bucket=self._bucket,
+                    Key=s3_key,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    Body=part,
+                    ContentMD5=await _md5(part),
                 )
-                etags[part_number] = answer["ETag"]
-            finally:
-                slots.release()
+            )
+            return len(part), {"PartNumber": number, "ETag": answer["ETag"]}
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for part in _chain(first, rest):
-                    number += 1
-                    if number > MAX_PARTS:
-                        raise BodyTooLargeError("a staged body has at most 10,000 parts of 8 MiB")
-                    # Bounds memory: the parts in flight, and one being filled.
-                    await slots.acquire()
-                    size_bytes += len(part)
-                    group.create_task(send(part, number))
-        except BaseExceptionGroup as exc:
-            raise exc.exceptions[0] from exc
-        return size_bytes, [{"PartNumber": n, "ETag": etag} for n, etag in sorted(etags.items())]
+        sent = await send_parts(_chain(first, rest), send, at_once=_PARTS_AT_ONCE)
+        return sum(size_bytes for size_bytes, _ in sent), [part for _, part in sent]
 
 
 async def _md5(body: bytes) -> str:
-    """`Content-MD5`: by it a server notices a body that a lost connection cut short."""
+    """Return `Content-MD5`, by which a server notices a body cut short by a lost connection."""
     digest = await asyncio.to_thread(hashlib.md5, body, usedforsecurity=False)
     return b64encode(digest.digest()).decode()
 
@@ -246,19 +231,8 @@ async def _sealed(
     yield sealer.finish()
 
 
-async def _parts(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The pieces as parts of 8 MiB, the last one shorter; at least one part."""
-    part = bytearray()
-    async for piece in pieces:
-        part += piece
-        while len(part) > PART_BYTES:
-            yield bytes(memoryview(part)[:PART_BYTES])
-            del part[:PART_BYTES]
-    yield bytes(part)
-
-
 async def _translated(call: Awaitable[_Answer]) -> _Answer:
-    """Await a call of the storage and translate its errors; those of a body's source pass."""
+    """Await a call of the storage and translate its errors; errors of a body's source pass."""
     from aiohttp import ClientError as HttpError  # noqa: PLC0415  # comes with aioboto3
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
@@ -279,13 +253,13 @@ class _Sent:
 
 
 class PendingUploads:
-    """Requests that were sent without a confirmation, by upload id."""
+    """Requests sent without a confirmation, by upload id."""
 
     def __init__(self) -> None:
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
 
     def earlier(self, request: UploadRequested) -> UploadRequested | None:
-        """The earlier request for this upload of this object, if it may be on the queue."""
+        """Return the earlier request for this upload of this object, if it may be on the queue."""
         sent = self._sent.get(request.upload_id)
         if sent is None or not _is_of_one_object(sent.request, request):
             return None

@@ -6,9 +6,10 @@ from typing import Final
 
 from keyturn.crypto import SigningKey
 from keyturn.topology import CODE_HEADER
-from keyturn_workers.amqp.failures import RetryNotes, copy_of
-from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.dead_letters.letters import json_headers
+from keyturn_workers.pipeline.amqp.failures import RetryNotes
+from keyturn_workers.process.message_copies import copy_of
+from keyturn_workers.process.property_tolerance import tolerate_odd_properties
+from keyturn_workers.reports.dead_letters.letters import json_headers
 from tests.fuzz import wire
 from tests.fuzz.dead_letters import check_copy
 from tests.fuzz.harness import Harness, check

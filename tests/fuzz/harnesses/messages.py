@@ -18,7 +18,7 @@ from keyturn.messages import (
     parse_worker_report,
     rejection,
 )
-from keyturn_workers.sweep import messages
+from keyturn_workers.pipeline.sweep import messages
 from tests.fuzz import documents, valid_messages
 from tests.fuzz.harness import Harness, as_text, check
 from tests.unit.keyturn_workers.factories import AT

@@ -13,7 +13,7 @@ from keyturn.crypto import Secret
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_short_name
 from keyturn.metadata import Wraps
-from keyturn_workers.objects.wraps import find_key_usage
+from keyturn_workers.core.wraps import find_key_usage
 from tests.fuzz.harness import Harness, check, code_of
 from tests.unit.keyturn_workers import factories
 from tools.harness.local_keys import admin_keks, desired_state

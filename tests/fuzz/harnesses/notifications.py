@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 
 from keyturn.errors import MalformedRequestError
-from keyturn_workers.ingest.notifications import MAX_RECORDS, parse_notification
+from keyturn_workers.pipeline.ingest.notifications import MAX_RECORDS, parse_notification
 from tests.fuzz.harness import Harness, check
 
 

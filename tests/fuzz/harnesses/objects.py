@@ -27,12 +27,13 @@ from keyturn.crypto import (
 )
 from keyturn.errors import CodedError
 from keyturn.metadata import Wraps
+from keyturn_workers.core.plan_action import NoOp, Rewrap, plan_action
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway.request import Span
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.download import Access, OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.objects.plan_action import NoOp, Options, Rewrap, plan_action
-from keyturn_workers.objects.wraps import wrap
-from keyturn_workers.storage import Headers
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.offline.download import Access, OperatorAccess, ProjectAccess, open_object
 from tests.fuzz.harness import Harness, check, code_of
 from tests.fuzz.harnesses.metadata import HARNESS as METADATA
 from tests.fuzz.harnesses.metadata import lines, read_lines
@@ -43,7 +44,7 @@ from tools.harness.local_keys import admin_keks, desired_state
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from keyturn_workers.keyring import DesiredState
+    from keyturn_workers.core.keyring import DesiredState
 
 _PLAIN: Final = bytes(range(256)) * 70
 _DEK: Final = bytes(range(32))
@@ -110,8 +111,8 @@ def run(data: bytes) -> str:
         _read(lambda into: _download(world, operator, into), as_it_is),
         _read(lambda into: _gateway(world, None, into), as_it_is),
         _read(lambda into: _gateway(world, Span(16_000, 16_500), into), as_it_is, 16_000, 16_500),
-        _swept(world, metadata, body, Options()),
-        _swept(world, metadata, body, Options(repair=True)),
+        _swept(world, metadata, body, SweepOptions()),
+        _swept(world, metadata, body, SweepOptions(repair=True)),
     ]
     return " ".join(sorted(set(outcomes)))
 
@@ -157,7 +158,7 @@ async def _gateway(world: _World, span: Span | None, into: bytearray) -> None:
             into += piece
 
 
-def _swept(world: _World, metadata: dict[str, str], body: bytes, options: Options) -> str:
+def _swept(world: _World, metadata: dict[str, str], body: bytes, options: SweepOptions) -> str:
     """A sweep makes new wraps for the DEK of this very body, or none."""
     ring = world.bench.ring
     desired = desired_state(ring, factories.MASTER_KEYS)

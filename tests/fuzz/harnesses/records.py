@@ -14,14 +14,17 @@ from keyturn.crypto import Secret, record_kek, seal_record, to_base64
 from keyturn.errors import CodedError
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring.model import Keyring
-from keyturn_workers.sweep import AllRecord, Options, Origin, ProjectRecord
-from keyturn_workers.sweep.record import (
+from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.core.sweep_record import (
+    AllRecord,
     CleanEnd,
     End,
     Failure,
     OpenPage,
+    Origin,
     PartEnd,
+    ProjectRecord,
     Result,
     Round,
     State,
@@ -139,7 +142,7 @@ def _check_shows_nothing(error: BaseException) -> None:
 
 
 def _seeds() -> list[bytes]:
-    options, at = Options(master_key="m2", repair=True), factories.DATE
+    options, at = SweepOptions(master_key="m2", repair=True), factories.DATE
     digests = ("a" * 64,)
     sweep = Origin("sweep", _SWEEP_ID, "api", factories.AT, digests, at, "ada", options)
     end = End(at, clean=False, counts=Counts(failed=1), round_id=_ID, code="c", failed_at_step=7)

@@ -33,9 +33,9 @@ from keyturn.messages import (
 from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publisher
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import PublisherSettings
-from keyturn_workers.amqp.declarations import declare, declare_streams
-from keyturn_workers.amqp.event_batches import NotConfirmedError
-from keyturn_workers.amqp.publisher import WorkerPublisher
+from keyturn_workers.pipeline.amqp.declarations import declare, declare_streams
+from keyturn_workers.pipeline.amqp.event_batches import NotConfirmedError
+from keyturn_workers.pipeline.amqp.publisher import WorkerPublisher
 from tests.support.documents import code_blocks
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples

@@ -15,8 +15,9 @@ from keyturn.messages import AuditRecorded, parse_audit
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.publisher.event_stream import follow, last_offset
 from keyturn.topology import AUDIT_STREAM, EVENTS_STREAM, audit_queue
-from keyturn_workers.amqp.declarations import TopologyError, declare
-from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekDerived
+from keyturn_workers.keys.audit.trail import AuditProcess, AuditPublisher, AuditTrail
+from keyturn_workers.keys.master_keys.port import KekDerived
+from keyturn_workers.pipeline.amqp.declarations import TopologyError, declare
 from tools.harness.loopback import proxy_before
 
 if TYPE_CHECKING:

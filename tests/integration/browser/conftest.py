@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest_asyncio
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
-from tests.integration.browser.site import PASSWORD, ROOT, Site, Visit, backend, free_port
+from tests.integration.browser.site import (
+    PASSWORD,
+    ROOT,
+    TIMEOUT_MS,
+    Site,
+    Visit,
+    backend,
+    free_port,
+)
 from tools import typescript
 from tools.harness.process import gateway
 from tools.harness.worker_under_test import run_worker
@@ -48,6 +56,7 @@ async def site(broker: Servers, ceph: S3Server) -> AsyncIterator[Site]:
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def browser() -> AsyncIterator[Browser]:
     """Debian's Chromium."""
+    expect.set_options(timeout=TIMEOUT_MS)
     async with async_playwright() as playwright:
         yield await playwright.chromium.launch(
             executable_path=chromium.path(), args=list(chromium.ARGUMENTS)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 PASSWORD = "the password of the demo"
+TIMEOUT_MS = 20_000
+"""For what a page does, on a machine that may be busy."""
 _START_TIMEOUT_S = 30
 
 
@@ -103,7 +105,7 @@ class Visit:
     async def begin(cls, site: Site, context: BrowserContext) -> Visit:
         """Open a page that watches itself."""
         visit = cls(site, await context.new_page())
-        visit.page.set_default_timeout(20_000)
+        visit.page.set_default_timeout(TIMEOUT_MS)
         context.on("request", visit._sent)
         context.on("response", visit._received)
         visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))

@@ -58,6 +58,7 @@ async def _running(command: list[str], ready: str) -> AsyncIterator[None]:
         await process.communicate()
 
 
+@pytest.mark.usefixtures("curl")
 async def test_the_steps(site: Site, browser: Browser, tmp_path: Path) -> None:
     port = free_port()
     (program,) = code_blocks(_PAGE, "python")

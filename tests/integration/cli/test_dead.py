@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 import aio_pika
 import pytest
 
-from keyturn.crypto import Secret, VerifyKey, kek_id, user_kek
-from keyturn.identifiers import keyring_s3_key
-from keyturn.messages import RequestOrigin
-from keyturn_workers.amqp.declarations import declare
-from keyturn_workers.amqp.failures import identity_body
-from keyturn_workers.dead_letters.queue import open_letters, read_letters
-from keyturn_workers.keyring.model import Generation, Keyring
+from keyturn.crypto import VerifyKey
+from keyturn_workers.pipeline.amqp.declarations import declare
+from keyturn_workers.process.message_copies import identity_body
+from keyturn_workers.reports.dead_letters.queue import open_letters, read_letters
 from tests.integration.cli.conftest import document
 from tools.harness import requests
-from tools.harness.local_keys import build_keyring
+from tools.harness.amqp1 import POISONS, open_sender
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
@@ -149,6 +146,25 @@ async def test_the_code_is_the_brokers_reason_if_no_worker_gave_one(cli: Cli) ->
         assert [row["code"] for row in rows] == ["rejected"]
 
 
+async def test_a_letter_that_rabbitmq_cannot_convert_is_listed_shown_and_discarded(
+    cli: Cli,
+) -> None:
+    async with _broker(cli) as channel:
+        first = await _bury_upload(cli, channel)
+        async with open_sender(cli.deployment.amqp_url, f"/queues/{_DEAD}") as sender:
+            await sender.send(b"{}", POISONS["uuid"])
+        second = await _bury_upload(cli, channel)
+        listed = await cli.arun("dead", "list", "--json")
+        ids = [row["id"] for row in document(listed)]
+        assert (ids[0], ids[2], len(ids)) == (first.upload_id, second.upload_id, 3)
+        assert listed.stderr == ""
+        assert (await cli.arun("dead", "show", ids[1])).exit_code == 0
+        discarded = await cli.arun("dead", "discard", ids[1], "--yes", "--json")
+        assert [row["status"] for row in document(discarded)] == ["discarded"]
+        # Over 0-9-1 again: nothing is left that costs the reader its connection.
+        assert await _ids(channel, _DEAD) == [first.upload_id, second.upload_id]
+
+
 async def test_replay_sends_a_letter_back_as_it_was_sent(cli: Cli) -> None:
     async with _broker(cli) as channel:
         first = await _bury_upload(cli, channel)
@@ -183,58 +199,26 @@ async def test_resign_gives_a_new_time_and_a_signature_that_verifies(cli: Cli) -
         assert "keyturn-code" not in message.headers
 
 
-def _put_keyring(cli: Cli, project: str, generation: int, requested_at: str) -> None:
-    kek = user_kek(cli.deployment.api_key, project)
-    current = Generation(
-        generation, kek_id(kek), kek, requests.new_id(), requested_at, requested_at
-    )
-    ring = Keyring(project, "m1", current, RequestOrigin("api", "0" * 64), lease_s=15)
-    body = build_keyring(ring, {"m1": Secret(cli.deployment.master_key)})
-    client = sync_client(cli.deployment.s3)
-    client.put_object(Bucket=cli.deployment.bucket, Key=keyring_s3_key(project), Body=body)
-    client.close()
-
-
-async def _bury_control(
-    channel: AbstractChannel, cli: Cli, made: dict[str, Any], id_field: str
-) -> str:
-    body = requests.encode(made | {"requested_at": _LONG_AGO})
-    headers = requests.headers(body, cli.deployment.publisher_key)
-    worker = {"keyturn-code": "request_expired", "keyturn-detail": "too long ago"}
-    dead = "keyturn.control.dead"
-    await _bury(channel, body, {**headers, **worker}, message_id=made[id_field], queue=dead)
-    return str(made[id_field])
-
-
-async def test_resign_never_brings_back_an_old_key(cli: Cli) -> None:
-    """`--all --resign` once signed a superseded rotation again, and it was accepted."""
-    control, dead = "keyturn.control", "keyturn.control.dead"
+async def test_resign_signs_no_delete_and_no_sweep_wherever_it_was_planted(cli: Cli) -> None:
+    """`--all --resign` once signed an old delete again, and the object was gone."""
+    planted = (requests.delete("acme", "k"), requests.sweep("*", encrypt_plaintext=True))
+    dead = (_DEAD, "keyturn.control.dead", "keyturn.unsigned.dead")
     async with _broker(cli) as channel:
-        made = requests.rotation(cli.deployment, "acme", "k" * 40)
-        rotation = await _bury_control(channel, cli, made, "rotation_id")
-        enrollment = await _bury_control(
-            channel, cli, requests.enroll(cli.deployment, "late"), "request_id"
-        )
-        unnamed = await cli.arun("dead", "replay", "--all", "--resign", "--json")
-        assert [row["code"] for row in document(unnamed)] == ["not_permitted"] * 2
-        assert "named by its id" in unnamed.stderr
-        _put_keyring(cli, "acme", 3, "2026-01-01T00:00:01.000000Z")
-        named = ("dead", "replay", rotation, "--resign", "--json")
-        superseded = await cli.arun(*named)
-        assert document(superseded)[0]["code"] == "generation_mismatch"
-        assert await _depth(channel, control) == 0
-        _put_keyring(cli, "acme", 3, "2025-12-31T00:00:00.000000Z")
-        result = await cli.arun(*named)
-        assert result.exit_code == 0, result.stderr
-        work = await channel.get_queue(control, ensure=False)
-        message = await work.get()
-        await message.ack()
-        # Signed for the generation that it was decided by: no race turns it back either.
-        renewed = json.loads(message.body)
-        assert renewed["expected_generation"] == 3
-        assert renewed["requested_at"] > _LONG_AGO
-        assert (await cli.arun("dead", "replay", enrollment, "--resign")).exit_code == 0
-        assert await _depth(channel, dead) == 0
+        for queue in dead:
+            for made in planted:
+                body = requests.encode(made | {"requested_at": _LONG_AGO})
+                signed = requests.headers(body, cli.deployment.publisher_key)
+                headers = signed | {"keyturn-code": "request_expired"}
+                await _bury(channel, body, headers, message_id=requests.new_id(), queue=queue)
+        lost = await _bury_upload(cli, channel, requested_at=_LONG_AGO)
+        result = await cli.arun("dead", "replay", "--all", "--resign", "--json")
+        assert result.exit_code == 1
+        kept = [row["code"] for row in document(result) if row["status"] == "kept"]
+        assert kept == ["not_permitted"] * len(dead) * len(planted)
+        assert "its publisher must publish it again" in result.stderr
+        assert [await _depth(channel, queue) for queue in dead] == [len(planted)] * len(dead)
+        assert await _depth(channel, "keyturn.control") == 0
+        assert await _ids(channel, _WORK) == [lost.upload_id]
 
 
 async def test_resign_as_another_publisher_moves_the_staged_body(cli: Cli) -> None:

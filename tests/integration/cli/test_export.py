@@ -17,7 +17,7 @@ import stamina
 from rich.filesize import decimal
 
 from keyturn.crypto import new_api_key
-from keyturn_workers.export import s3_prefix
+from keyturn_workers.offline.export import s3_prefix
 from tests.integration.cli.conftest import Cli, cli_for, document
 from tools.harness.bucket import Bucket
 from tools.harness.process import gateway, worker

@@ -81,6 +81,7 @@ async def test_the_page_shows_that_a_key_is_gone(
     assert (refused.exit_code, "evidence refused" in refused.output) == (1, True), refused.output
 
 
+@pytest.mark.usefixtures("curl")
 async def test_leaving_takes_all_objects_along(
     cli: Cli, tmp_path: Path, moto: S3Server, moto_bucket: str
 ) -> None:

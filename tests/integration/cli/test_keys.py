@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from keyturn.crypto import from_base64, record_kek, to_base64
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
+from keyturn_workers.keys.master_keys.known_text import RESERVED_PROJECT, check_known_text
 from tests.integration.cli.conftest import document
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pytest
 
 from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, kek_id, new_dek, seal, user_kek
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import Generation, Keyring
-from keyturn_workers.objects.wraps import build_object_metadata, wrap
+from keyturn_workers.core.keyring import Generation, Keyring
+from keyturn_workers.core.wraps import build_object_metadata, wrap
 from tests.integration.cli.conftest import document
 from tools.harness.local_keys import build_keyring, desired_state
 from tools.servers.s3 import sync_client

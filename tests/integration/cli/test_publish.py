@@ -15,7 +15,7 @@ import pytest
 
 from keyturn.crypto import from_base64, kek_info, v0_user_kek
 from keyturn.topology import queues
-from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.pipeline.amqp.declarations import declare
 from tests.integration.cli.conftest import document
 from tools.harness.process import worker
 
@@ -152,7 +152,11 @@ async def test_a_publisher_that_the_workers_do_not_know_learns_where_to_look(
         assert "no worker has declared keyturn.events.stranger" in sent.stderr
         assert "are in keyturn.unsigned.dead: see `keyturn dead list`" in sent.stderr
         assert "unsigned" not in sent.stdout  # once is enough
-        listed = document(await cli.arun("dead", "list", "--json"))
+        async with asyncio.timeout(60):
+            while True:
+                listed = document(await cli.arun("dead", "list", "--json"))
+                if listed:
+                    break
     assert [(row["queue"], row["code"]) for row in listed] == [
         ("keyturn.unsigned.dead", "bad_signature")
     ]

@@ -251,3 +251,46 @@ async def test_what_a_bucket_writer_changes_is_found(life: Life) -> None:
     assert [row["s3_key"] for row in found] == [
         f"{_TOUCHED}/{name}" for name in ("b", "moved", "planted")
     ]
+
+
+async def test_old_wraps_in_what_a_rewrap_keeps(life: Life) -> None:
+    """They keep a rotation from ending clean, until the operator has removed them."""
+    cli, deployment, project = life.cli, life.cli.deployment, "copied"
+    s3, bucket = s3_client(deployment), deployment.bucket
+    key, new_key = life.file("copied.key"), life.file("copied.new.key")
+    gone = ("verify", project, "--api-key-file", key, "--expect-gone", "--json")
+    async with worker(deployment.worker_env(**_FAST)):
+        await _ok(cli, "enroll", project, "--generate", "--save-to", key)
+        await _ok(cli, "upload", project, *map(life.file, _NAMES))
+        stored = {name: read_object(deployment, project, name) for name in _NAMES}
+        wraps = {name: stored[name].metadata["enc-dek-user"] for name in _NAMES}
+        life.put(f"{project}/a", stored["a"], note=wraps["a"])
+        s3.put_object(
+            Bucket=bucket,
+            Key=f"{project}/b",
+            Body=stored["b"].body,
+            Metadata=stored["b"].metadata,
+            ContentDisposition=f'attachment; filename="{wraps["b"]}"',
+        )
+        s3.put_object_tagging(
+            Bucket=bucket,
+            Key=f"{project}/c",
+            Tagging={"TagSet": [{"Key": "note", "Value": wraps["c"]}]},
+        )
+
+        rotate = ("rotate", project, "--generate", "--save-to", new_key, "--watch", "--json")
+        end = document(await cli.arun(*rotate))["event"]
+        assert (end["clean"], end["failed"]) == (False, 3)
+        shown = await cli.arun("status", end["rotation_id"])
+        assert shown.stdout.count("hidden_wrap") == 3
+        result = await _fails(cli, "it opens 3 of 4 wraps", *gone)
+        places = [row["detail"].split()[0] for row in document(result)["findings"]]
+        assert places == ["note", "content-disposition", "tag"]
+
+        for name in "abc":
+            now = read_object(deployment, project, name)
+            metadata = {n: v for n, v in now.metadata.items() if n != "note"}
+            life.put(f"{project}/{name}", replace(now, metadata=metadata))
+        swept = document(await _ok(cli, "sweep", project, "--watch", "--json"))["event"]
+        assert swept["clean"]
+    assert document(await _ok(cli, *gone))["verified"]

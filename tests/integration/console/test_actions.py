@@ -158,7 +158,7 @@ async def test_the_master_keys_are_counted(site: ConsoleSite) -> None:
     async with _signed_in(site) as client:
         page = await client.until("/keys", "Move all projects to it")
         await client.submit(page, "/keys/count")
-        counted = await client.until("/keys", "The numbers above are of the count")
+        counted = await client.until("/keys", "The numbers above come from the count")
         assert "in use by" in counted.text
         assert "m2" in counted.text
 

@@ -18,9 +18,9 @@ from pamqp import encode
 from playwright.async_api import expect
 
 from keyturn.topology import CODE_HEADER, DEAD_AT_HEADER, DETAIL_HEADER
-from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.dead_letters.letters import describe
-from keyturn_workers.dead_letters.queue import QueueBrowser, exclusive
+from keyturn_workers.process.property_tolerance import tolerate_odd_properties
+from keyturn_workers.reports.dead_letters.letters import describe
+from keyturn_workers.reports.dead_letters.queue import QueueBrowser, exclusive
 from tools.harness import console_letters
 from tools.harness import requests as rq
 from tools.harness.console_client import console_client, forms_of
@@ -78,7 +78,7 @@ async def _read(site: ConsoleSite, queue: str = UPLOADS) -> list[AbstractIncomin
         channel = await connection.channel()
         browser = QueueBrowser(channel, await channel.get_queue(queue, ensure=False))
         batches = [batch async for batch in browser.batches(lambda message: message)]
-        await browser.requeue(browser.received)
+        await browser.requeue()
         return [message for batch in batches for message in batch]
 
 

@@ -90,7 +90,7 @@ async def test_the_page_leads_from_an_installed_console_to_production(
         reader = _Reader(tmp_path, client)
         reader.write_settings("publisher.env", site.deployment.publisher_env())
 
-        await reader.until("/queues", "Control workers answer", "upload", "control", "sweep")
+        await reader.until("/queues", "Control workers respond", "upload", "control", "sweep")
         await reader.run("enroll")
         await reader.until(f"/projects/{PROJECT}", "Never proven")
 

@@ -39,7 +39,7 @@ NAV: Final = ("/", "/projects", "/sweeps", "/keys", "/dead", "/queues", "/audit"
 _SOON_S: Final = 5.0
 _BACK_S: Final = 30.0
 _PAUSE_S: Final = 0.2
-_AWAY: Final = re.compile("Not answered since")
+_AWAY: Final = re.compile("No response since")
 
 
 async def test_a_broker_that_goes_is_reported_on_a_page_that_is_open(
@@ -60,7 +60,7 @@ async def test_a_broker_that_goes_is_reported_on_a_page_that_is_open(
         await expect(page.get_by_role("link", name="globex")).to_be_visible()
     finally:
         site.broker.resume()
-    await expect(page.locator("#state")).to_have_text("Control workers answer", timeout=60_000)
+    await expect(page.locator("#state")).to_have_text("Control workers respond", timeout=60_000)
 
 
 async def test_a_console_that_starts_without_its_broker_serves_and_says_so(
@@ -102,13 +102,13 @@ async def test_a_refused_password_is_shown_as_the_reason_until_it_is_right(
         await _until(client, lambda text: reason in text, _SOON_S)
         for path in NAV:
             page = (await client.get(path)).text
-            assert "Not answered since" in page
+            assert "No response since" in page
             assert f"The broker cannot be reached ({reason})" in page
             assert password not in page
-        assert any("do not answer" in line and reason in line for line in running.lines)
+        assert any("do not respond" in line and reason in line for line in running.lines)
         assert password not in "\n".join(running.lines)
         broker.rabbitmq.control("change_password", str(parts.username), password)
-        await _until(client, lambda text: "Not answered since" not in text, _BACK_S)
+        await _until(client, lambda text: "No response since" not in text, _BACK_S)
 
 
 async def test_an_end_that_a_console_does_not_show_is_found_after_chaos(site: ConsoleSite) -> None:

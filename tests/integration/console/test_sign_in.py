@@ -192,7 +192,7 @@ async def test_who_is_refused_reads_why(
             ({"foreign_key": True}, "the signature of its ID token is wrong"),
             ({"claims": {"exp": 1}}, "its ID token is not valid"),
             ({"claims": {"nonce": "another"}}, "its ID token is not valid"),
-            ({"callback": {"state": "another"}}, "it was not begun in this browser"),
+            ({"callback": {"state": "another"}}, "it was not started in this browser"),
             ({"callback": {"code": None, "error": "access_denied"}}, "access_denied"),
         ):
             site.provider.set_faults(**faults)

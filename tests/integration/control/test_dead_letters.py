@@ -15,9 +15,9 @@ from keyturn.identifiers import format_time
 from keyturn.messages import DeadLettersMoved, StatusReported
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings
-from keyturn_workers.amqp.declarations import declare
-from keyturn_workers.dead_letters.letters import describe
-from keyturn_workers.dead_letters.queue import open_letters, read_letters
+from keyturn_workers.pipeline.amqp.declarations import declare
+from keyturn_workers.reports.dead_letters.letters import describe
+from keyturn_workers.reports.dead_letters.queue import open_letters, read_letters
 from tools.harness.console import ConsoleDeployment
 from tools.harness.process import worker
 from tools.harness.wire import consume_stream

@@ -11,7 +11,7 @@ import pytest
 from keyturn.crypto import KekPurpose, Secret, admin_kek, kek_id, kek_info, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring.model import Generation, Keyring
+from keyturn_workers.core.keyring import Generation, Keyring
 from tools.harness import requests, stored_objects
 from tools.harness.bucket import Bucket
 from tools.harness.local_keys import build_keyring

@@ -17,7 +17,7 @@ import yaml
 
 from keyturn_workers.cli.init import init
 from keyturn_workers.console.settings import ConsoleSettings
-from keyturn_workers.settings import GatewaySettings, WorkerSettings
+from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 from tests.support.documents import code_blocks
 from tools.manifests.documents import KUBERNETES, kubectl, render, write_volume
 from tools.servers.packages import MissingPackagesError

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
+from keyturn.errors import MarksUnavailableError
 from keyturn.gateway import Client
 from keyturn.messages import ProjectEnrolled
 from keyturn.publisher import Publisher
@@ -134,6 +135,18 @@ async def _becomes_ready(pod: PodProcess, process: WorkerProcess) -> None:
                 raise AssertionError((pod.name, kind, process.lines[-20:])) from None
 
 
+async def _upload(client: Client) -> None:
+    """Upload once the gateway reads the marks: it was started before there was a stream of them."""
+    async with asyncio.timeout(_READY_S):
+        while True:
+            try:
+                await client.upload("acme", "a", _BODY, wait_s=60)
+            except MarksUnavailableError:
+                await asyncio.sleep(0.5)
+            else:
+                return
+
+
 async def _ends(pod: PodProcess, process: WorkerProcess) -> None:
     began = time.monotonic()
     assert await process.terminate() == 0, pod.name
@@ -168,7 +181,7 @@ async def test_the_small_overlay_stores_and_reads(
         assert isinstance(await publisher.wait(enrolled), ProjectEnrolled)
         url = pods["gateway"].probes["livenessProbe"].removesuffix("/healthz")
         async with Client.connect(url, site.keys.api_key) as client:
-            await client.upload("acme", "a", _BODY, wait_s=60)
+            await _upload(client)
             async with client.open("acme", "a") as stream:
                 assert b"".join([chunk async for chunk in stream.chunks()]) == _BODY
         for name, pod in pods.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn_workers.worker.grants import parse_grants
+from keyturn_workers.core.grants import parse_grants
 from tools import typescript
 from tools.manifests.documents import (
     KUBERNETES,

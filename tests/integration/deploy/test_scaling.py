@@ -14,7 +14,7 @@ import aio_pika
 import pytest
 
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
-from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.pipeline.amqp.declarations import declare
 from tools.harness.deployment import Deployment
 from tools.harness.process import gateway
 from tools.manifests.documents import Manifests, name_of

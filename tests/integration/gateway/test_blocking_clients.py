@@ -54,7 +54,8 @@ def test_a_service_without_an_event_loop_publishes_and_reads(live: Live) -> None
 
 
 _FORKING = """
-import os, sys
+import os, sys, warnings
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # of each fork, from 3.12 on
 from keyturn import PublisherSettings
 from keyturn.sync import Publisher
 

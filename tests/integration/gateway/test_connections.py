@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from keyturn_workers.http_server.protocol import MAX_PIPELINED
+from keyturn_workers.process.http_server.protocol import MAX_PIPELINED
 from tests.integration.gateway.scene import plain
 from tools.harness.http import object_target, read_response, request
 

@@ -103,12 +103,12 @@ async def _read(live: Live, key: str) -> tuple[bytes, str | None]:
         return await opened.read(), opened.content_type
 
 
-async def test_any_client_stores_one_body_by_it(live: Live, tmp_path: Path) -> None:
+async def test_any_client_stores_one_body_by_it(live: Live, tmp_path: Path, curl: Path) -> None:
     """curl, which knows no Keyturn, and the Python client; each link once."""
     body = plain(100_000)
     (tmp_path / "body").write_bytes(body)
     link = await _link(live, "inbox/é & b.pdf", content_type="application/pdf")
-    command = ["curl", "-sS", "-T", str(tmp_path / "body"), "-H", "Prefer: wait=30"]
+    command = [str(curl), "-sS", "-T", str(tmp_path / "body"), "-H", "Prefer: wait=30"]
     for expected in ("201", "409"):
         process = await asyncio.create_subprocess_exec(
             *command, "-w", "%{http_code}", "-o", "/dev/null", link.url,

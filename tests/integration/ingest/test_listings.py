@@ -135,7 +135,7 @@ async def test_an_import_that_was_killed_is_run_again(vhost_url: str, ceph: S3Se
         assert result["refused"] == {"malformed_request": 1, "already_exists": 1}
         assert result["statuses"] == {"already there": 119}
         assert {each["s3_key"] for each in result["not_in"]} == {"in/../no", "in/000.bin"}
-        assert "2 of 121 objects were not taken in" in err
+        assert "2 of 121 objects were not imported" in err
 
 
 async def test_what_cannot_be_imported_is_said(vhost_url: str, ceph: S3Server) -> None:

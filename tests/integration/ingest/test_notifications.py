@@ -45,7 +45,7 @@ class Watched:
         self.drop = drop
 
     def notify(self) -> None:
-        """Let the bucket notify the broker, as docs/howto/take-in.md says."""
+        """Let the bucket notify the broker, as docs/howto/import.md says."""
         server = self.drop.server
         sns = boto3.client(
             "sns",
@@ -135,7 +135,7 @@ async def test_an_object_above_one_part_comes_in(watched: Watched) -> None:
 
 
 def move_into(drop: DropBucket, writer: str, folder: Path) -> None:
-    """Move a folder's files to `in/{writer}/`, as docs/howto/take-in.md says."""
+    """Move a folder's files to `in/{writer}/`, as docs/howto/import.md says."""
     server, target = drop.server, f"{drop.bucket}/in/{writer}"
     if writer == "rclone":
         command = [

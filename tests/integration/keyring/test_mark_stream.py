@@ -12,9 +12,9 @@ import pytest
 from keyturn import topology
 from keyturn.crypto import SigningKey
 from keyturn.messages import KeyringMarked
-from keyturn_workers.amqp.declarations import declare
-from keyturn_workers.keyring import Mark
-from keyturn_workers.keyring.mark_stream import MarkStream, following
+from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
+from keyturn_workers.keys.keyring.marks import Mark
+from keyturn_workers.pipeline.amqp.declarations import declare
 from tests.unit.keyturn_workers.factories import AT, keyring
 from tools.harness.marks import sign_mark
 

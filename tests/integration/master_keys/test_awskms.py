@@ -12,10 +12,10 @@ import pytest
 
 from keyturn.crypto import admin_kek, admin_kek_info, master_prk, record_kek, record_kek_info
 from keyturn.errors import KmsUnavailableError
-from keyturn_workers.key_uris import AwsKmsUri, parse_key_uri
-from keyturn_workers.master_keys.awskms import AwsKmsMasterKey, import_prk
-from keyturn_workers.master_keys.circuit_breaker import CallLimits, CircuitBreaker
-from keyturn_workers.settings import KmsSettings
+from keyturn_workers.core.key_uris import AwsKmsUri, parse_key_uri
+from keyturn_workers.keys.master_keys.awskms import AwsKmsMasterKey, import_prk
+from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
+from keyturn_workers.process.settings import KmsSettings
 from tools.servers import MotoKms
 
 if TYPE_CHECKING:

@@ -20,14 +20,14 @@ from keyturn.crypto import (
     record_kek_info,
 )
 from keyturn.errors import KmsUnavailableError
-from keyturn_workers.key_uris import parse_key_uri
-from keyturn_workers.master_keys.circuit_breaker import CallLimits, CircuitBreaker
-from keyturn_workers.master_keys.providers import (
+from keyturn_workers.core.key_uris import parse_key_uri
+from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
+from keyturn_workers.keys.master_keys.providers import (
     generate_master_key,
     import_master_key,
     open_master_key,
 )
-from keyturn_workers.settings import KmsSettings
+from keyturn_workers.process.settings import KmsSettings
 from tools.servers import OpenBao
 from tools.servers.certificates import Authority
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from keyturn_workers.master_keys.port import MasterKey
+    from keyturn_workers.keys.master_keys.port import MasterKey
 
 pytestmark = pytest.mark.servers
 

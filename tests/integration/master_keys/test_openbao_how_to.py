@@ -12,9 +12,9 @@ import pytest
 
 from keyturn.crypto import admin_kek, admin_kek_info
 from keyturn.errors import KmsUnavailableError
-from keyturn_workers.key_uris import parse_key_uri
-from keyturn_workers.master_keys.providers import open_master_key
-from keyturn_workers.settings import KmsSettings
+from keyturn_workers.core.key_uris import parse_key_uri
+from keyturn_workers.keys.master_keys.providers import open_master_key
+from keyturn_workers.process.settings import KmsSettings
 from tests.support.documents import code_blocks, run_shell
 
 if TYPE_CHECKING:

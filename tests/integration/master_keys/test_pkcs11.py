@@ -25,15 +25,15 @@ from keyturn.crypto import (
     record_kek_info,
 )
 from keyturn.errors import KmsUnavailableError
-from keyturn_workers.key_uris import Pkcs11Uri, parse_key_uri
-from keyturn_workers.master_keys.circuit_breaker import CallLimits, CircuitBreaker
-from keyturn_workers.master_keys.pkcs11 import Pkcs11MasterKey, TokenAccess, key_template
-from keyturn_workers.master_keys.providers import (
+from keyturn_workers.core.key_uris import Pkcs11Uri, parse_key_uri
+from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
+from keyturn_workers.keys.master_keys.pkcs11 import Pkcs11MasterKey, TokenAccess, key_template
+from keyturn_workers.keys.master_keys.providers import (
     generate_master_key,
     import_master_key,
     open_master_key,
 )
-from keyturn_workers.settings import KmsSettings
+from keyturn_workers.process.settings import KmsSettings
 from tools.servers import softhsm as server
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ RECORD_KEK = "236a2dc8b7f1d8207107a086cf438d248f540f1daf0a0265c4022aa9dc53957c"
 _OTHER_PROCESS = """
 import asyncio, sys
 from keyturn.crypto import admin_kek_info
-from keyturn_workers.key_uris import parse_key_uri
-from keyturn_workers.master_keys.providers import open_master_key
-from keyturn_workers.settings import KmsSettings
+from keyturn_workers.core.key_uris import parse_key_uri
+from keyturn_workers.keys.master_keys.providers import open_master_key
+from keyturn_workers.process.settings import KmsSettings
 
 key = open_master_key(parse_key_uri(sys.argv[1]), KmsSettings.read())
 print(asyncio.run(key.derive(admin_kek_info("acme"))).kek.reveal().hex())

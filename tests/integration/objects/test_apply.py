@@ -13,18 +13,13 @@ from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import V0_ALGORITHM, Wraps, parse
-from keyturn_workers.errors import RefusedError
-from keyturn_workers.keyring import Keyring, KeyringReader, KeyringSnapshot
-from keyturn_workers.objects.apply import ActionExecutor, reconcile_object, tags_at_risk
-from keyturn_workers.objects.plan_action import (
-    NoOp,
-    ObjectView,
-    Options,
-    PlannedAction,
-    plan_action,
-)
-from keyturn_workers.objects.wraps import verify_upload
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.errors import RefusedError
+from keyturn_workers.core.plan_action import NoOp, ObjectView, PlannedAction, plan_action
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.core.wraps import verify_upload
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.pipeline.objects.apply import ActionExecutor, reconcile_object, tags_at_risk
 from tests.integration.storage.conftest import opened
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
@@ -43,6 +38,8 @@ from tools.harness.local_keys import admin_keks, build_keyring, desired_state, o
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
     from keyturn_workers.storage.s3 import S3Storage
     from tools.servers import S3Server
 
@@ -59,7 +56,7 @@ CONTENT: Final = {
 }
 TAGS: Final = {"team": "legal/de"}
 KEKS: Final = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
-OPTIONS: Final = Options(encrypt_plaintext=True)
+OPTIONS: Final = SweepOptions(encrypt_plaintext=True)
 LARGE: Final = 11 * MIB
 KINDS: Final = ["rewrap", "rewrap large", "v0", "v0 large", "encrypt", "encrypt large", "reseal"]
 

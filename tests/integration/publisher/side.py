@@ -34,7 +34,7 @@ from keyturn.messages import (
     with_origin,
 )
 from keyturn.settings import NamedIntakeKey, PublisherSettings
-from keyturn_workers.upload.sessions import OpenedSessions
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

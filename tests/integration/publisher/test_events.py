@@ -19,7 +19,7 @@ from keyturn.publisher import (
     Publisher,
     WaitTimeoutError,
 )
-from keyturn.publisher.requests import build
+from keyturn.publisher.requests import build, now
 from tests.integration.publisher.side import (
     EVENTS,
     OWN_STREAM,
@@ -106,7 +106,7 @@ async def test_wait_ends_in_time(settings: PublisherSettings, worker: WorkerSide
 
 async def test_wait_without_a_stream_says_so(settings: PublisherSettings) -> None:
     none = r"has declared keyturn\.events\.billing: none has started yet"
-    request = build(SweepRequested, sweep_id=str(uuid.uuid4()), project="acme")
+    request = build(SweepRequested, requested_at=now(), sweep_id=str(uuid.uuid4()), project="acme")
     async with Publisher.open(settings) as publisher:
         with pytest.raises(EventsUnavailableError, match=none):
             await publisher.wait(str(uuid.uuid4()), timeout_s=20, **_UPLOAD)

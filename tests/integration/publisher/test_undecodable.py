@@ -17,7 +17,7 @@ from pamqp import commands, decode, encode
 from keyturn.publisher import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.topology import PUBLISHER_HEADER
-from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
+from keyturn_workers.process.property_tolerance import tolerate_odd_properties
 from tests.integration.publisher.side import NAME, WorkerSide, answer, answer_elsewhere, stored
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from keyturn.crypto import Sealer
 from keyturn.errors import StorageUnavailableError
 from keyturn.publisher.staging import PART_BYTES, Staging
 from keyturn.s3 import open_client
-from keyturn_workers.storage import Headers, IfAbsent, Lease
+from keyturn_workers.core.storage_values import Headers, IfAbsent, Lease
 from keyturn_workers.storage.signing import Signer
 from tests.integration.storage.conftest import opened, settings_for
 from tests.support.cutting_proxies import cutting_requests

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keyturn_workers.storage import ObjectSummary, ObjectVersion
+    from keyturn_workers.core.storage_values import ObjectSummary, ObjectVersion
     from tests.integration.storage.conftest import AnyStorage
 
 PLAIN = Headers({})

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import path_order
-from keyturn_workers.storage import Capabilities
+from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.storage.listing import entry_of
 from keyturn_workers.storage.s3 import open_storage
 from tests.integration.storage.conftest import settings_for

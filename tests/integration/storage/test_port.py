@@ -15,8 +15,15 @@ import pytest
 from yarl import URL
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import Headers, IfAbsent, IfMatch, Lease, ObjectSummary, Part
+from keyturn_workers.core.errors import MissingError, PreconditionError, RefusedError
+from keyturn_workers.core.storage_values import (
+    Headers,
+    IfAbsent,
+    IfMatch,
+    Lease,
+    ObjectSummary,
+    Part,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.errors import SettingsError
+from keyturn.errors import SettingsError, StorageUnavailableError
+from keyturn_workers.storage import signing
 from keyturn_workers.storage.probe.runner import probe
 from tests.integration.storage.conftest import opened
 from tools.doctor.results import HOLDS, ServerResults, cells
@@ -112,3 +114,17 @@ async def test_anything_else_is_measured(ceph: S3Server, moto: S3Server) -> None
         {},
     ):
         assert await known_capabilities(env) is None
+
+
+@pytest.mark.parametrize("off_s", [-86_400, 86_400])
+async def test_a_clock_a_day_off_is_named_and_the_credentials_are_not_blamed(
+    ceph: S3Server, ceph_bucket: str, monkeypatch: pytest.MonkeyPatch, off_s: int
+) -> None:
+    clock = SimpleNamespace(
+        time=lambda: time.time() + off_s, strftime=time.strftime, gmtime=time.gmtime
+    )
+    monkeypatch.setattr(signing, "time", clock)
+    async with opened(ceph, ceph_bucket) as storage:
+        with pytest.raises(StorageUnavailableError, match="this machine's clock") as refused:
+            await probe(storage)
+    assert "credentials" not in refused.value.detail

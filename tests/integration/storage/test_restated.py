@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from keyturn_workers.storage import Headers, Lease
+from keyturn_workers.core.storage_values import Headers, Lease
 from tests.integration.storage.conftest import opened
 from tools.servers.s3 import sync_client
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
-    from keyturn_workers.storage import ObjectHead, Part
+    from keyturn_workers.core.storage_values import ObjectHead, Part
     from keyturn_workers.storage.s3 import S3Storage
     from tools.servers import S3Server
 

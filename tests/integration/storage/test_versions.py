@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn_workers.errors import MissingError, RefusedError
-from keyturn_workers.storage import Headers, Lease
+from keyturn_workers.core.errors import MissingError, RefusedError
+from keyturn_workers.core.storage_values import Headers, Lease
 from tests.integration.storage.conftest import opened
 from tools.servers.s3 import sync_client
 
 if TYPE_CHECKING:
-    from keyturn_workers.storage import ObjectVersion
+    from keyturn_workers.core.storage_values import ObjectVersion
     from tests.integration.storage.conftest import AnyStorage
     from tools.servers import S3Server
 

@@ -12,11 +12,13 @@ import pytest
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.errors import RefusedError
-from keyturn_workers.keyring import Generation, Keyring, KeyringReader, rotate
-from keyturn_workers.sweep import Options, ProjectRecord, SweepStore
-from keyturn_workers.sweep.page import PageWorker
-from keyturn_workers.sweep.record import OpenPage, Round, State
+from keyturn_workers.core.errors import RefusedError
+from keyturn_workers.core.keyring import Generation, Keyring, rotate
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.core.sweep_record import OpenPage, ProjectRecord, Round, State
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.pipeline.sweep.page import PageWorker
 from tests.integration.storage.conftest import opened
 from tools.harness import requests
 from tools.harness.bucket import Bucket
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import datetime
 
-    from keyturn_workers.storage import Headers, Lease
+    from keyturn_workers.core.storage_values import Headers, Lease
     from keyturn_workers.storage.s3 import S3Storage
     from tools.servers import S3Server
 
@@ -120,7 +122,7 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
             lease_s=LEASE_S,
             stepped_lease_s=LEASE_S,
         )
-        of, page = Round(requests.new_id(), Options(), ()), OpenPage(page=0, after="", last="")
+        of, page = Round(requests.new_id(), SweepOptions(), ()), OpenPage(page=0, after="", last="")
         result = await worker.process(record, of, page)
         later_state = State.of(await keyrings.read_fresh("acme"))
         again = await worker.process(replace(record, state=later_state), of, page)

@@ -15,12 +15,12 @@ import pytest
 from faststream.rabbit import RabbitBroker
 
 from keyturn import topology
-from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.storage import Capabilities
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.pipeline.sweep.periodic import STALLED_AFTER, PeriodicScan
+from keyturn_workers.pipeline.worker.wiring import Wiring
+from keyturn_workers.process.metrics import WorkerMetrics
+from keyturn_workers.process.settings import WorkerSettings
 from keyturn_workers.storage.s3 import open_storage
-from keyturn_workers.sweep.periodic import STALLED_AFTER, PeriodicScan
-from keyturn_workers.worker.metrics import WorkerMetrics
-from keyturn_workers.worker.wiring import Wiring
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys

@@ -236,7 +236,7 @@ async def test_a_certificate_that_cannot_be_used_stops_the_start(
     )
     names = [f"KEYTURN_{process.upper()}_TLS_{part}" for part in ("CERT", "KEY")]
     cases = [
-        ((made.certificate, ""), f"{names[0]} and {names[1]} are set together or not"),
+        ((made.certificate, ""), f"{names[0]} and {names[1]} must be set together"),
         ((tmp_path / "no", made.key), f"{names[0]} cannot be read (No such file or directory)"),
         (
             (made.certificate, encrypted.key),

@@ -14,9 +14,15 @@ from urllib.parse import urlsplit
 import pytest
 from pamqp import encode
 
-from keyturn.topology import DEAD_QUEUES, UNSIGNED_DEAD_QUEUE
-from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from tools.harness import requests
+from keyturn.topology import (
+    DEAD_QUEUES,
+    EXCHANGE,
+    UNSIGNED_DEAD_QUEUE,
+    UPLOAD_QUEUE,
+    dead_letter_name,
+)
+from keyturn_workers.process.property_tolerance import tolerate_odd_properties
+from tools.harness import amqp1, requests
 from tools.harness.worker_under_test import OutgoingRequest, WorkerUnderTest
 
 if TYPE_CHECKING:
@@ -31,36 +37,73 @@ def refusable(served: WorkerUnderTest, **headers: Any) -> OutgoingRequest:
     return OutgoingRequest(sent.routing_key, sent.body, sent.headers | headers, sent.rejection)
 
 
-@pytest.mark.parametrize(
-    "properties",
-    [
-        {"correlation_id": "c", "app_id": "a", "type": "t", "priority": 5},
-        {"reply_to": "keyturn.upload"},
-        {"reply_to": "amq.rabbitmq.reply-to.gone"},
-        {"content_encoding": "gzip"},
-        {"timestamp": datetime(2026, 11, 24, 10, tzinfo=UTC)},
-    ],
-    ids=",".join,
-)
-async def test_odd_properties_are_kept_in_the_dead_letter(
-    served: WorkerUnderTest, properties: dict[str, Any]
+async def test_a_dead_letter_has_no_property_that_a_replay_does_not_need(
+    served: WorkerUnderTest,
 ) -> None:
-    """Refused once; the dead letter keeps them, and no component acts on them."""
-    dead = await served.assert_rejected(refusable(served), "malformed_request", **properties)
-    assert {name: getattr(dead, name) for name in properties} == properties
+    """The broker would act on some: let the letter expire, or check its user."""
+    dropped: dict[str, Any] = {
+        "expiration": 10,
+        "user_id": urlsplit(served.deployment.amqp_url).username,
+        "reply_to": "keyturn.upload",
+        "correlation_id": "c",
+        "app_id": "a",
+        "type": "t",
+        "priority": 5,
+        "content_encoding": "gzip",
+        "timestamp": datetime(2026, 11, 24, 10, tzinfo=UTC),
+    }
+    dead = await served.assert_rejected(
+        refusable(served), "malformed_request", **dropped, message_id="m"
+    )
+    assert (dead.content_type, dead.message_id) == ("application/json", "m")
+    assert {name: getattr(dead, name) for name in dropped} == (
+        dict.fromkeys(dropped) | {"priority": 0}
+    )
 
 
-async def test_a_dead_letter_never_expires(served: WorkerUnderTest) -> None:
-    """A message that could expire in a queue is kept once it is a dead letter."""
-    dead = await served.assert_rejected(refusable(served), "malformed_request", expiration=10)
-    assert dead.expiration is None
+# RabbitMQ refuses to publish this address over AMQP 0-9-1, and closes the channel. Over AMQP 1.0 it
+# accepts it: a copy that repeated it could never be published, and its message came back forever.
+_REPLY_TO = {"reply_to": amqp1.string("amq.rabbitmq.reply-to")}
 
 
-async def test_a_dead_letter_carries_no_user_id(served: WorkerUnderTest) -> None:
-    """The broker checks a user id against the connection's user: a copy carries none."""
-    user = urlsplit(served.deployment.amqp_url).username
-    dead = await served.assert_rejected(refusable(served), "malformed_request", user_id=user)
-    assert dead.user_id is None
+async def _send_with_reply_to(
+    served: WorkerUnderTest, body: bytes, headers: dict[str, Any]
+) -> None:
+    application = {name: amqp1.string(value) for name, value in headers.items()}
+    target = f"/exchanges/{EXCHANGE}/upload.requested"
+    async with amqp1.open_sender(served.deployment.amqp_url, target) as sender:
+        await sender.send(body, amqp1.Parts(application, _REPLY_TO))
+
+
+@pytest.mark.parametrize(
+    ("signed", "code", "dead_queue"),
+    [
+        (False, "bad_signature", UNSIGNED_DEAD_QUEUE),
+        (True, "malformed_request", dead_letter_name(UPLOAD_QUEUE)),
+    ],
+    ids=["unsigned", "signed"],
+)
+async def test_a_message_that_asks_for_a_direct_reply_is_a_dead_letter_once(
+    served: WorkerUnderTest, signed: bool, code: str, dead_queue: str
+) -> None:
+    sent = refusable(served)
+    await _send_with_reply_to(served, sent.body, sent.headers if signed else {})
+    await served.assert_serves_next()  # behind it
+    dead = await served.wire.take(dead_queue)
+    assert (dead.headers["keyturn-code"], dead.body) == (code, sent.body)
+    assert dead.reply_to is None
+    queues = [UPLOAD_QUEUE, *DEAD_QUEUES]
+    assert [await served.wire.depth(queue) for queue in queues] == [0] * len(queues)
+
+
+async def test_a_message_that_asks_for_a_direct_reply_is_retried(served: WorkerUnderTest) -> None:
+    """A request of a project that is enrolled only after the first attempt."""
+    document = requests.upload(served.deployment, f"p-{requests.new_id()[:8]}", "k", b"x").document
+    sent = served.sign(document)
+    await _send_with_reply_to(served, sent.body, sent.headers)
+    await served.process.logged("retry scheduled")
+    await served.enroll(document["project"])
+    assert (await served.wire.outcome(sent.request_id))["type"] == "upload.stored"
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])

@@ -91,19 +91,19 @@ async def test_a_long_name(served: WorkerUnderTest) -> None:
 async def test_a_backslash(served: WorkerUnderTest) -> None:
     """It is a slash there: neither an upload nor a delete may mean another key's object."""
     await uploaded(served, "back/slash")
-    await refused(served, "back\\slash", "takes a backslash for a slash")
-    await refused(served, "back\\free", "takes a backslash for a slash")
+    await refused(served, "back\\slash", "treats a backslash as a slash")
+    await refused(served, "back\\free", "treats a backslash as a slash")
     document = requests.delete("acme", "back\\slash")
-    await served.assert_rejected(served.sign(document), PERMANENT, "takes a backslash for a slash")
+    await served.assert_rejected(served.sign(document), PERMANENT, "treats a backslash as a slash")
     opens_as(served, "back/slash")
 
 
 @pytest.mark.parametrize("key", ["a.versions/b", ".uploads/b", "c/.uploads/d"])
 async def test_a_name_that_is_not_listed(served: WorkerUnderTest, key: str) -> None:
     """An object there would be missed by every sweep, and proven away."""
-    await refused(served, key, "for itself")
+    await refused(served, key, "reserves names")
     document = requests.delete("acme", key)
-    await served.assert_rejected(served.sign(document), PERMANENT, "for itself")
+    await served.assert_rejected(served.sign(document), PERMANENT, "reserves names")
 
 
 EMPTY: dict[str, dict[str, Any]] = {

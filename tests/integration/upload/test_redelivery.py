@@ -16,7 +16,7 @@ import pytest
 
 from keyturn.crypto import Secret, kek_id, user_kek
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.keyring.model import Generation
+from keyturn_workers.core.keyring import Generation
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import build_keyring, parse_keyring
 from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key
@@ -24,7 +24,7 @@ from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyturn_workers.keyring import Keyring
+    from keyturn_workers.core.keyring import Keyring
     from tools.harness.requests import Upload
 
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]

@@ -29,7 +29,7 @@ from keyturn.crypto import (
 )
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring.model import Generation, Keyring
+from keyturn_workers.core.keyring import Generation, Keyring
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import build_keyring
 from tools.harness.worker_under_test import WorkerUnderTest, staging_s3_key

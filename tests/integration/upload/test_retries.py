@@ -11,7 +11,7 @@ import pytest_asyncio
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring.model import Generation, Keyring
+from keyturn_workers.core.keyring import Generation, Keyring
 from tools.harness import requests, stored_objects
 from tools.harness.local_keys import build_keyring
 from tools.harness.loopback import Proxy, proxy_before

@@ -16,15 +16,15 @@ from keyturn.crypto import Secret, user_kek, v0_user_kek
 from keyturn.errors import NotFoundError, NoUsableWrapError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import replace_keyring
-from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.keys.keyring.store import replace_keyring
+from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
 from tools.harness.local_keys import operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from keyturn_workers.keyring import Keyring
-    from keyturn_workers.objects.download import Access
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.offline.download import Access
 
 _MADE: Final[dict[str, Any]] = json.loads((Path(__file__).parent / "made_by_0_10.json").read_text())
 _MASTER_KEYS: Final = {"m1": Secret(base64.b64decode(_MADE["master_key"]))}

@@ -24,15 +24,15 @@ from keyturn.errors import NotFoundError, NoUsableWrapError
 from keyturn.evidence import in_chain_order, verify_chain
 from keyturn.identifiers import EVIDENCE_PREFIX, keyring_s3_key
 from keyturn.metadata import decode_caller_metadata
-from keyturn_workers.keyring.marks import Finding, Mark, compare
-from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.storage import Headers
-from keyturn_workers.sweep.record import ProjectRecord
-from keyturn_workers.sweep.store import SweepStore
-from keyturn_workers.upload.sessions import OpenedSessions
-from keyturn_workers.verify.object_check import VerificationKeys
-from keyturn_workers.verify.project_check import check_project
-from keyturn_workers.verify.report import Report
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_record import ProjectRecord
+from keyturn_workers.keys.keyring.marks import Finding, Mark, compare
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.offline.verify.object_check import VerificationKeys
+from keyturn_workers.offline.verify.project_check import check_project
+from keyturn_workers.offline.verify.report import VerifyReport
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 from tests.unit.compatibility.released import RELEASES, Released
 from tools.harness.local_keys import operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from keyturn_workers.keyring import Keyring
-    from keyturn_workers.objects.download import Access
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.offline.download import Access
 
 _DEPLOYMENT: Final = "test"
 
@@ -108,7 +108,7 @@ async def test_the_independent_check_opens_everything(
     made: Released, bucket: MemoryStorage
 ) -> None:
     keks = {"m1": admin_kek(made.seeds()["master_key"], "acme")}
-    report = Report()
+    report = VerifyReport()
     await check_project(bucket, VerificationKeys("acme", "admin", keks), report)
     assert report.verified
     assert report.counts["opened"] == len(made.texts) + 1

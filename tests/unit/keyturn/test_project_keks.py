@@ -54,7 +54,7 @@ _KEK = to_base64(bytes(32))
         ({"more": 1}, "not a file written by"),
         ({"project": "A"}, "project is not"),
         ({"project": None}, "project is not"),
-        ({"created": "yesterday"}, "a time reads like"),
+        ({"created": "yesterday"}, "a time must look like"),
         ({"created": 1}, "created is not a time"),
         ({"admin_keks": []}, "at least one"),
         ({"admin_keks": {"m1": _KEK}}, "at least one"),

@@ -11,6 +11,7 @@ from pydantic import Field
 from keyturn.crypto import IntakeKey, SigningKey
 from keyturn.errors import SettingsError
 from keyturn.settings import (
+    DeploymentSettings,
     PublisherSettings,
     S3Settings,
     Settings,
@@ -102,8 +103,8 @@ def test_a_malformed_setting_is_named_and_its_value_is_not_shown(
         ({}, "KEYTURN_S3_BUCKET is missing"),
         ({"BUCKET": "ab"}, "KEYTURN_S3_BUCKET is malformed"),
         ({"BUCKET": "abc", "ENDPOINT_URL": "s3://x"}, "KEYTURN_S3_ENDPOINT_URL is malformed"),
-        ({"BUCKET": "abc", "ACCESS_KEY_ID": "x"}, "set together or not"),
-        ({"BUCKET": "abc", "SECRET_ACCESS_KEY": "x"}, "set together or not"),
+        ({"BUCKET": "abc", "ACCESS_KEY_ID": "x"}, "must be set together"),
+        ({"BUCKET": "abc", "SECRET_ACCESS_KEY": "x"}, "must be set together"),
     ],
 )
 def test_a_bucket_that_cannot_be_is_refused(
@@ -199,7 +200,7 @@ def test_a_certificate_and_its_key_are_set_together(
             with pytest.raises(SettingsError) as refused:
                 cls.read()
         assert str(refused.value) == (
-            f"KEYTURN_{prefix}_CERT_FILE and KEYTURN_{prefix}_KEY_FILE are set together or not"
+            f"KEYTURN_{prefix}_CERT_FILE and KEYTURN_{prefix}_KEY_FILE must be set together"
         )
 
 
@@ -241,7 +242,50 @@ def test_the_address_does_not_say_how_it_is_verified(
 
 
 @pytest.mark.parametrize(
-    "url", ["http://" + "a" * 64 + ".example", "http://a..b", "http://", "http://[::1", "http:///b"]
+    "rest",
+    [
+        "",
+        "/vhost",
+        "kim:canary@",
+        "kim:can/ary@broker/",
+        "kim:can#ary@broker/",
+        "[::1/",
+        "broker:canary/",
+        "broker:99999/",
+        "broker:5672:5672/",
+        "a..b/",
+        "a" * 64 + "/",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["amqp", "amqps"])
+def test_a_brokers_address_has_a_host_name_and_a_port(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, rest: str
+) -> None:
+    """Otherwise the client library's own errors came at the first use, and a start was repeated."""
+    monkeypatch.setenv("KEYTURN_AMQP_URL", f"{scheme}://{rest}")
+    with pytest.raises(SettingsError, match="KEYTURN_AMQP_URL is malformed: it has no") as refused:
+        DeploymentSettings.read()
+    assert "canary" not in str(refused.value)
+    for valid in (
+        "broker",
+        "kim:pass@[::1]:5672/",
+        "broker.:0/a%2Fb?heartbeat=5",
+        "k:%2F@my_broker",
+    ):
+        monkeypatch.setenv("KEYTURN_AMQP_URL", f"{scheme}://{valid}")
+        assert DeploymentSettings.read().amqp_url.get_secret_value() == f"{scheme}://{valid}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://" + "a" * 64 + ".example",
+        "http://a..b",
+        "http://",
+        "http://[::1",
+        "http:///b",
+        "http://h:x",
+    ],
 )
 def test_an_address_without_a_valid_host_name_is_malformed(
     url: str, monkeypatch: pytest.MonkeyPatch
@@ -250,7 +294,9 @@ def test_an_address_without_a_valid_host_name_is_malformed(
     monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", url)
     with pytest.raises(SettingsError) as error:
         S3Settings.read()
-    assert str(error.value) == "KEYTURN_S3_ENDPOINT_URL is malformed: it has no valid host name"
+    assert str(error.value) == (
+        "KEYTURN_S3_ENDPOINT_URL is malformed: it has no valid host name or port"
+    )
     for valid in ("http://[::1]:9000", "https://s3.example.com./", f"http://{'a' * 63}.example"):
         monkeypatch.setenv("KEYTURN_S3_ENDPOINT_URL", valid)
         assert S3Settings.read().s3_endpoint_url == valid

@@ -22,10 +22,11 @@ from keyturn.crypto import (
     v0_seal,
 )
 from keyturn.messages import RequestOrigin
-from keyturn_workers.keyring import DesiredState, Generation, Keyring, KeyringSnapshot
-from keyturn_workers.objects.plan_action import ObjectView
-from keyturn_workers.objects.wraps import build_tombstone_metadata, wrap
-from keyturn_workers.storage import Headers, ObjectHead
+from keyturn_workers.core.keyring import DesiredState, Generation, Keyring
+from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
+from keyturn_workers.core.plan_action import ObjectView
+from keyturn_workers.core.storage_values import Headers, ObjectHead
+from keyturn_workers.core.wraps import build_tombstone_metadata, wrap
 from tools.harness.local_keys import admin_keks, desired_state, operator_keys
 
 if TYPE_CHECKING:

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from keyturn.crypto import HEADER_BYTES, v0_seal
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Wraps, parse
-from keyturn_workers.keyring import Keyring, KeyringReader
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.apply import COPY_LIMIT_BYTES, ActionExecutor
-from keyturn_workers.objects.plan_action import (
-    NoOp,
-    ObjectView,
-    Options,
-    PlannedAction,
-    plan_action,
-)
-from keyturn_workers.storage import Headers, StorageClock
+from keyturn_workers.core.plan_action import NoOp, ObjectView, PlannedAction, plan_action
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.pipeline.objects.apply import COPY_LIMIT_BYTES, ActionExecutor
+from keyturn_workers.storage.clock import StorageClock
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     V0_ADMIN_KEK,
@@ -36,7 +32,8 @@ from tools.harness.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from keyturn_workers.keyring import KeyringSnapshot
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 
 KEY: Final = "reports/q3.pdf"
 TARGET: Final = object_s3_key("acme", KEY)
@@ -58,7 +55,7 @@ RESTATED: Final = {
 TAGS: Final = {"team": "legal"}
 KEYS: Final = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
 KEKS: Final = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
-ENCRYPT: Final = Options(encrypt_plaintext=True)
+ENCRYPT: Final = SweepOptions(encrypt_plaintext=True)
 
 
 @dataclass
@@ -116,14 +113,14 @@ class Scene:
         return ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))
 
     async def plan_action(
-        self, options: Options | None = None
+        self, options: SweepOptions | None = None
     ) -> tuple[ObjectView, PlannedAction, KeyringSnapshot]:
         view, snapshot = await self.read_view(), await self.keyrings.read_fresh("acme")
         desired = snapshot.desired
-        given = options or Options()
+        given = options or SweepOptions()
         return view, plan_action(view, KEY, snapshot.keyring, desired, KEKS, given), snapshot
 
-    async def reconcile(self, options: Options | None = None) -> PlannedAction:
+    async def reconcile(self, options: SweepOptions | None = None) -> PlannedAction:
         """Read, plan and execute; returns the planned action."""
         view, action, snapshot = await self.plan_action(options)
         await self.executor.execute("acme", KEY, view, action, snapshot)

@@ -6,13 +6,14 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from keyturn.errors import MarksUnavailableError
-from keyturn_workers.keyring import Keyring, Mark, MarkTable
-from keyturn_workers.keyring.marks import Finding
+from keyturn_workers.keys.keyring.marks import Finding, Mark, MarkTable
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tools.harness.local_keys import parse_keyring
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from keyturn_workers.core.keyring import Keyring
 
 
 class FakeWitness:
@@ -24,7 +25,7 @@ class FakeWitness:
         is_current: Whether it knows the newest marks.
         is_gateway: Whether it also accepts keyrings that are not marked.
         before_publish: Runs before a mark is published.
-        signed_anew: How often the marks were signed anew.
+        signed_before: The projects whose mark an earlier event key signed, and its id.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class FakeWitness:
         self.is_back = False
         self.is_gateway = False
         self.before_publish: Callable[[], Awaitable[object]] | None = None
-        self.signed_anew = 0
+        self.signed_before: dict[str, str] = {}
         self._callbacks: list[Callable[[str, Mark], None]] = []
 
     def check_current(self, project: str) -> None:
@@ -61,15 +62,13 @@ class FakeWitness:
         while self.stream:
             self.receive(*self.stream.pop(0))
 
-    async def sign_anew(self) -> None:
-        self.signed_anew += 1
-
     async def publish(self, keyring: Keyring, mark: Mark) -> None:
         if self.before_publish is not None:
             await self.before_publish()
         if not self.is_current:
             raise MarksUnavailableError("not current")
         self.published.append((keyring.project, mark))
+        self.signed_before.pop(keyring.project, None)
         self.receive(keyring.project, mark)
 
     def when_marked(self, forget: Callable[[str, Mark], None]) -> None:

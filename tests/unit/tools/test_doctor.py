@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from keyturn_workers.storage.probe.runner import Report, Row, probe
+from keyturn_workers.storage.probe.runner import ProbeReport, Row, probe
 from tools.doctor import __main__ as doctor
 from tools.doctor.results import (
     HOLDS,
@@ -59,7 +59,7 @@ def test_a_row_has_a_short_and_stable_text() -> None:
 
 
 def _cell(detail: str, *, ok: bool = False) -> str:
-    return cells(Report([Row("a", "required", ok, detail, "")]))["a"]
+    return cells(ProbeReport([Row("a", "required", ok, detail, "")]))["a"]
 
 
 def test_a_row_whose_requests_failed_is_decided_by_a_second_probe() -> None:
@@ -67,7 +67,7 @@ def test_a_row_whose_requests_failed_is_decided_by_a_second_probe() -> None:
     yes, no = replace(failed, ok=True, undecided=False), replace(failed, undecided=False)
 
     def decided(first: Row, again: Row) -> Row:
-        return with_decided_rows(Report([first]), Report([again])).rows[0]
+        return with_decided_rows(ProbeReport([first]), ProbeReport([again])).rows[0]
 
     assert decided(failed, yes) == yes
     assert decided(failed, no) == no

@@ -1,6 +1,7 @@
 """The page of results is made from its data, and from no other release's."""
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_a_figure_that_was_measured_twice_is_refused() -> None:
 @pytest.mark.parametrize(("code", "status", "shown"), [("", 0, "yes"), ("exit(3)", 3, "**no**")])
 def test_a_check_is_noted_however_it_ends(code: str, status: int, shown: str) -> None:
     data = _empty()
-    assert results.run_check(data, "chaos", ["python", "-c", code]) == status
+    assert results.run_check(data, "chaos", [sys.executable, "-c", code]) == status
     assert f"| {shown} |" in results.tables(data)["checks"]
 
 

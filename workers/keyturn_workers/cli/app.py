@@ -1,6 +1,6 @@
 """The root of the command line: its commands, environment files and exit status.
 
-What a command needs is imported when it runs: importing everything takes more than a second, and
+Commands are imported when they run: importing everything takes more than a second, and
 `keyturn --help` and a shell's completion need only names and summaries.
 """
 
@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from keyturn_workers.cli import errors
-from keyturn_workers.worker.runtime import disable_core_dumps
+from keyturn_workers.process.runtime import disable_core_dumps
 
 _PROCESSES: Final = ("worker", "gateway", "console")
 # The commands, and the first sentence of the help of each.
@@ -29,7 +29,7 @@ GROUPS: Final = {
         "inspect": "Show an object's metadata.",
         "link": "Print a link to one object, for use without the API key.",
         "delete": "Delete objects permanently.",
-        "import": "Take in all objects of a source.",
+        "import": "Import all objects of a source.",
         "export": "Decrypt all objects of a project into a folder or another bucket.",
     },
     "Projects": {
@@ -58,7 +58,7 @@ GROUPS: Final = {
         "console": "Run the operator's console, or change its users.",
     },
 }
-# Where a command is, if not as `name:name`: a module and its function, or its app with commands.
+# The module and object of a command, if not `name:name`: its function, or its app with commands.
 _TARGETS: Final = {
     "ls": "objects:ls",
     "inspect": "objects:inspect",
@@ -77,7 +77,7 @@ _TARGETS: Final = {
     "console": "console:app",
 }
 _SUMMARIES: Final = {name: text for group in GROUPS.values() for name, text in group.items()}
-# Names of other tools.
+# Commands of other tools, and their names here.
 _MEANT: Final = {
     "get": ["download"],
     "put": ["upload"],
@@ -105,7 +105,7 @@ def load(name: str) -> Any:
 class RootGroup(TyperGroup):
     """Gives every command, from a shell or a test, the same errors and exit statuses.
 
-    It holds a name and a summary for each command, which is imported once it is called.
+    It has a name and a summary for each command, which is imported once it is called.
     """
 
     def __init__(self, **attributes: Any) -> None:
@@ -114,7 +114,7 @@ class RootGroup(TyperGroup):
             self.add_command(TyperCommand(name, help=summary))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is called, imported now."""
+        """Import and return the called command."""
         if args[0] in _MEANT and not ctx.resilient_parsing:
             meant = " or ".join(map(repr, _MEANT[args[0]]))
             ctx.fail(f"No such command {args[0]!r}. Did you mean {meant}?")
@@ -225,7 +225,7 @@ def root(
     """Encrypt many customers' files in one S3 bucket, and rotate their keys."""
     del version
     _load_env_files(env_file or [])
-    from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties  # noqa: PLC0415
+    from keyturn_workers.process.property_tolerance import tolerate_odd_properties  # noqa: PLC0415
 
     tolerate_odd_properties()
     if context.invoked_subcommand not in _PROCESSES:  # which configure their own logs

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share; times as people write them (SPEC 1, 14)."""
+"""Arguments and options that several commands share; typed times (SPEC 1, 14)."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from keyturn.identifiers import (
     is_short_name,
     parse_time,
 )
-from keyturn.messages import REASON_MAX_CHARACTERS
+from keyturn.messages.fields import REASON_MAX_CHARACTERS
 from keyturn_workers.cli.output import AS_JSON_HELP
 from keyturn_workers.cli.settings import GATEWAY_URL_FORM
 
@@ -28,10 +28,10 @@ DURATION_FORM: Final = "seconds (90), or with a unit (90s, 15m, 12h, 7d)"
 
 
 def validate_project(value: str | None) -> str | None:
-    """A project id that SPEC 1 allows, or None.
+    """Return a project id, or None.
 
     Raises:
-        typer.BadParameter: it is not allowed.
+        typer.BadParameter: SPEC 1 does not allow it.
     """
     if value is not None and not is_project(value):
         raise typer.BadParameter(
@@ -41,10 +41,10 @@ def validate_project(value: str | None) -> str | None:
 
 
 def validate_object_key(value: str) -> str:
-    """An object key that SPEC 1 allows.
+    """Return an object key.
 
     Raises:
-        typer.BadParameter: it is not allowed.
+        typer.BadParameter: SPEC 1 does not allow it.
     """
     try:
         return check_object_key(value)
@@ -53,10 +53,10 @@ def validate_object_key(value: str) -> str:
 
 
 def validate_short_name(value: str | None) -> str | None:
-    """A key id or the name of a publisher or a deployment as SPEC 1 allows it, or None.
+    """Return a key id or the name of a publisher or a deployment, or None.
 
     Raises:
-        typer.BadParameter: it is not allowed.
+        typer.BadParameter: SPEC 1 does not allow it.
     """
     if value is not None and not is_short_name(value):
         raise typer.BadParameter("must have 1 to 32 characters from a-z, 0-9 and -")
@@ -64,7 +64,7 @@ def validate_short_name(value: str | None) -> str | None:
 
 
 def validate_reason(value: str | None) -> str | None:
-    """A reason as the audit trail holds it: one line, or None.
+    """Return a one-line reason for the audit trail, or None.
 
     Raises:
         typer.BadParameter: it is empty, too long, or has control characters.
@@ -78,7 +78,7 @@ def validate_reason(value: str | None) -> str | None:
 
 
 def validate_gateway_url(value: str | None) -> str | None:
-    """A URL that can be a gateway's, or None.
+    """Return a URL that can be a gateway's, or None.
 
     Raises:
         typer.BadParameter: it cannot be one; the message does not repeat it.
@@ -136,10 +136,10 @@ TimeoutS = Annotated[float, typer.Option(min=0.1, help="Maximum time to wait, in
 
 
 def parse_moment(text: str) -> datetime:
-    """The moment that `text` names, in UTC.
+    """Return the moment in `text`, in UTC.
 
     Raises:
-        typer.BadParameter: it names none.
+        typer.BadParameter: it has another form.
     """
     if match := _AGO.fullmatch(text):
         return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
@@ -150,10 +150,10 @@ def parse_moment(text: str) -> datetime:
 
 
 def parse_duration_s(text: str) -> int:
-    """The seconds that `text` names.
+    """Return the seconds in `text`.
 
     Raises:
-        typer.BadParameter: it names none.
+        typer.BadParameter: it has another form.
     """
     match = _DURATION.fullmatch(text)
     if match is None:

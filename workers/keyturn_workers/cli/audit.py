@@ -1,16 +1,16 @@
 """`keyturn audit`: follow, export and verify the audit trail (SPEC 15.3).
 
-Reading needs no secret but the broker's password: signatures are verified with the public event
-keys. `verify` needs no broker either.
+Reading needs only the broker's password: signatures are verified with the public event keys.
+`verify` needs no broker.
 
-Other commands add to it:
+Other commands write to the trail:
 
     async with command_audit(AuditSettings.read(), "download", reason) as audit:
         async with audit.act("object.opened_as_operator", project="acme", object_key="a.pdf"):
             ...  # the broker has the record
 
-Nothing repeats a command that dies. So it records what it is about to do, and acts only once the
-broker has the record. If the act then fails, it records that too, with the code as the outcome.
+A command that dies is not repeated. So it records its intention, and acts only once the broker has
+the record. If the act then fails, it records the code as the outcome.
 """
 
 import asyncio
@@ -29,21 +29,28 @@ from aio_pika.exceptions import AMQPException
 from pydantic import Field
 
 from keyturn.audit import AuditChains, Finding, Problem
-from keyturn.crypto import EventVerifier, from_base64, to_base64
+from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.signatures import EventVerifier
 from keyturn.errors import CodedError, MalformedRequestError, PublisherError
 from keyturn.identifiers import ALL_PROJECTS, parse_time
-from keyturn.messages import STARTED, AuditAction, AuditRecorded, load_json
+from keyturn.messages.audit import STARTED, AuditAction, AuditRecorded
 from keyturn.messages.fields import StrictModel
+from keyturn.messages.json_text import load_json
 from keyturn.publisher.connection import BrokerAddress, BrokerConnection, describe_broker_failure
 from keyturn.publisher.event_stream import Start, StreamRecord, follow, last_offset
 from keyturn.topology import AUDIT_STREAM, EVENT_KEY_HEADER, SIGNATURE_HEADER, audit_queue
-from keyturn_workers.audit import AuditProcess, AuditPublisher, AuditTrail, KekDerived
-from keyturn_workers.audit.trail import declare_missing
 from keyturn_workers.cli.arguments import MOMENT_FORM, AsJson, AsJsonText, parse_moment
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import Row, print_json, print_line, print_rows
 from keyturn_workers.cli.settings import AuditReaderSettings, AuditVerifySettings
-from keyturn_workers.settings import AuditSettings
+from keyturn_workers.keys.audit.trail import (
+    AuditProcess,
+    AuditPublisher,
+    AuditTrail,
+    declare_missing,
+)
+from keyturn_workers.keys.master_keys.port import KekDerived
+from keyturn_workers.process.settings import AuditSettings
 
 TIMEOUT_S: Final = 10.0
 FAILED: Final = "failed"
@@ -53,9 +60,9 @@ app = typer.Typer(name="audit", help="Follow, export or verify the audit trail."
 _STDIO: Final = Path("-")
 _PROCESS_COLUMNS: Final = ("process", "role", "host", "first", "last", "records")
 _TIMEOUT_S: Final = 30.0
-# A stream finds a moment by the broker's clock, a record has its process's.
+# A stream is searched by the broker's clock; a record has its process's time.
 _CLOCK_SKEW: Final = timedelta(minutes=5)
-# How long a reader waits for the next record, if it does not know which is the last.
+# A reader's wait for the next record, if it does not know which is the last.
 _SILENCE_S: Final = 5.0
 
 
@@ -71,14 +78,14 @@ class _Line(StrictModel):
 
 
 def to_line(record: StreamRecord) -> bytes:
-    """One line of the file, with its line break."""
+    """Return the record's line in the file, with the line break."""
     headers = {SIGNATURE_HEADER: record.signature, EVENT_KEY_HEADER: record.key_id}
     document = {"offset": record.offset, "body": to_base64(record.body), "headers": headers}
     return json.dumps(document).encode() + b"\n"
 
 
 def read_lines(file: IO[bytes]) -> Iterator[StreamRecord]:
-    """The records of a file.
+    """Return the records of a file.
 
     Raises:
         CommandError: a line is not a record.
@@ -100,20 +107,19 @@ def _parse(number: int, line: bytes) -> StreamRecord:
 
 
 def is_of_project(record: AuditRecorded | None, project: str) -> bool:
-    """Whether the record is about this project, or about all of them."""
+    """Return whether the record is about this project, or about all of them."""
     return record is not None and record.project in (project, ALL_PROJECTS)
 
 
 class Inspection:
-    """Checks records one by one, and sums up what was found.
+    """Checks records one by one, and sums up the findings.
 
-    Args:
-        signatures: Verifies the records.
-        project: All records must be about it, or about all projects: others were left out, so that
-            gaps mean nothing. None for a whole trail.
+    With `project`, all records must be about it, or about all projects: others were left out, so
+    gaps mean nothing. None is for a whole trail.
 
     Attributes:
-        findings: What is wrong.
+        records: The number of records.
+        findings: The problems.
     """
 
     def __init__(self, signatures: EventVerifier, project: str | None = None) -> None:
@@ -121,11 +127,11 @@ class Inspection:
         self._project = project
         self._chains: AuditChains | None = None
         self._about: dict[str, AuditRecorded] = {}
-        self._records = self._repeated = 0
+        self.records = self._repeated = 0
         self.findings: list[Finding] = []
 
     def add(self, record: StreamRecord) -> tuple[AuditRecorded | None, tuple[Finding, ...]]:
-        """Check the next record; return it, if it is genuine, and what is wrong with it."""
+        """Check the next record; return it, if genuine, and its problems."""
         if self._chains is None:
             # Offset 0 is the first message that the stream ever had.
             self._chains = AuditChains(
@@ -135,7 +141,7 @@ class Inspection:
             )
         checked = self._chains.add(record.body, record.signature, record.key_id)
         findings = checked.findings
-        self._records += 1
+        self.records += 1
         self._repeated += checked.is_repeated
         if checked.record is not None:
             self._about.setdefault(checked.record.process, checked.record)
@@ -145,7 +151,7 @@ class Inspection:
         return checked.record, findings
 
     def processes(self) -> list[Row]:
-        """A row for each process with a chain of records."""
+        """Return a row for each process with a chain of records."""
         chains = () if self._chains is None else self._chains.chains
         return [
             {
@@ -160,19 +166,19 @@ class Inspection:
         ]
 
     def document(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """Return the inspection as JSON."""
         return {
-            "records": self._records,
+            "records": self.records,
             "repeated": self._repeated,
             "processes": self.processes(),
             "findings": [finding_document(finding) for finding in self.findings],
         }
 
     def check(self) -> None:
-        """Fail if something is wrong.
+        """Fail if there is a finding.
 
         Raises:
-            CommandError: how much, and what first.
+            CommandError: the number of findings, and the first.
         """
         if self.findings:
             count = len(self.findings)
@@ -181,7 +187,7 @@ class Inspection:
 
 
 def finding_document(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON."""
+    """Return a finding as JSON."""
     return {
         "finding": str(finding.problem),
         "detail": finding.detail,
@@ -259,7 +265,7 @@ def _print_json_line(document: dict[str, Any]) -> None:
 
 @dataclass(slots=True)
 class _Wanted:
-    """Which records to export."""
+    """The records to export."""
 
     since: datetime | None
     until: datetime | None
@@ -268,13 +274,13 @@ class _Wanted:
 
     @property
     def start(self) -> Start:
-        """Where in the stream the first of them is, or a little earlier."""
+        """The position of the first record in the stream, or a little earlier."""
         return "first" if self.since is None else self.since - _CLOCK_SKEW
 
     def includes(self, audit: AuditRecorded | None) -> bool:
-        """Whether to export the next record of the stream.
+        """Return whether to export the next record of the stream.
 
-        What is forged has no time of its own; it has its place after the genuine one before.
+        A forged record has no time of its own; it follows the genuine one before it.
         """
         if audit is not None:
             self.at = parse_time(audit.at)
@@ -354,7 +360,7 @@ async def _export(
 async def _until_now(
     connection: BrokerConnection, start: Start
 ) -> AsyncGenerator[StreamRecord, None]:
-    """The records from `start` to the newest of this moment."""
+    """Return the records from `start` to the newest of this moment."""
     last = await last_offset(connection, AUDIT_STREAM)
     async with aclosing(follow(connection, start, AUDIT_STREAM)) as records:
         while True:
@@ -378,8 +384,8 @@ def verify(
 ) -> None:
     """Check an exported file offline, with the public event keys alone.
 
-    Exit status 1 if a record is missing, changed, out of order or forged. Records before the first
-    of a process, and after its last, may exist outside the file.
+    Exit status 1 if a record is missing, changed, out of order or forged, or if the file has none.
+    A process may have more records, outside the file, before its first one and after its last.
     """
     settings = AuditVerifySettings.read()
     signatures = EventVerifier(settings.deployment, settings.event_public_key)
@@ -396,6 +402,8 @@ def verify(
         for finding in inspection.findings:
             note(str(finding))
     inspection.check()
+    if inspection.records == 0:
+        raise CommandError("the file has no record, so nothing was verified")
 
 
 def _inspect(inspection: Inspection, source: IO[bytes]) -> None:
@@ -407,7 +415,7 @@ def _inspect(inspection: Inspection, source: IO[bytes]) -> None:
 
 
 class CommandAudit:
-    """Records what a command does; gives up after a while."""
+    """Records the acts of a command; gives up after a while."""
 
     def __init__(self, trail: AuditTrail, reason: str | None, timeout_s: float) -> None:
         self._trail = trail
@@ -415,11 +423,9 @@ class CommandAudit:
         self._timeout_s = timeout_s
 
     async def record(self, action: AuditAction, **fields: Any) -> None:
-        """Record one use; returns once the broker has it on disk.
+        """Record one use; return once the broker has it on disk.
 
-        Args:
-            action: What is done.
-            fields: Further fields of `AuditRecorded`, such as `outcome` and `project`.
+        `fields` are further fields of `AuditRecorded`, such as `outcome` and `project`.
 
         Raises:
             CommandError: the broker did not confirm in time.
@@ -440,9 +446,7 @@ class CommandAudit:
     async def act(self, action: AuditAction, **fields: Any) -> AsyncIterator[None]:
         """Record that the block starts, then run it; record once more if it fails.
 
-        Args:
-            action: What the block does.
-            fields: Further fields of `AuditRecorded`.
+        `fields` are further fields of `AuditRecorded`.
 
         Raises:
             CommandError: the broker did not confirm in time; the block did not run.
@@ -460,16 +464,13 @@ class CommandAudit:
 async def command_audit(
     settings: AuditSettings, role: str, reason: str | None = None, *, timeout_s: float = TIMEOUT_S
 ) -> AsyncIterator[CommandAudit]:
-    """The audit trail of this command. The broker is tried first.
+    """Yield the audit trail of this command. The broker is tried first.
 
-    Args:
-        settings: The broker, and the event key that signs.
-        role: The command's name.
-        reason: Why the person does it, for each record.
-        timeout_s: How long the connection, or a record, may take.
+    `role` is the command's name, `reason` the person's reason for each record. The connection, and
+    each record, may take `timeout_s`.
 
     Raises:
-        CommandError: the broker is away, or the trail's stream is missing.
+        CommandError: the broker is unavailable, or the trail's stream is missing.
     """
     broker = BrokerAddress.of(settings)
     publisher = AuditPublisher(broker, settings.deployment, settings.event_key[0], timeout_s)
@@ -484,11 +485,11 @@ async def command_audit(
             raise CommandError(
                 f"the audit trail cannot be written, so nothing was done: {problem}"
             ) from exc
-        # A command prints its result or its error, and of its records only that some are missing.
+        # Not logged: a command prints its result or its error, and only how many records are
+        # missing.
         trail = AuditTrail(AuditProcess.start(role), publisher.publish, is_logged=False)
         try:
-            # KEKs that a provider derived are recorded without a wait: their records may be on the
-            # way.
+            # Records of KEKs that a provider derived are not awaited: some may be on the way.
             async with trail.running(drain_s=timeout_s):
                 yield CommandAudit(trail, reason, timeout_s)
         finally:

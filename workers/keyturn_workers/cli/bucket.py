@@ -1,6 +1,6 @@
-"""The configured bucket for one command, and the addresses that errors name.
+"""The configured bucket for one command, and the addresses in its errors.
 
-An address is shown without what may be secret in it: user, password, query.
+An address is shown without its secret parts: user, password, query.
 """
 
 import asyncio
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.settings import BrokerSettings
-from keyturn_workers.errors import first_error
-from keyturn_workers.settings import redacted
-from keyturn_workers.storage import Storage
+from keyturn_workers.core.errors import first_error
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.process.settings import redacted
 
 if TYPE_CHECKING:
     from keyturn_workers.storage.s3 import S3Storage
 
 
 def broker_endpoint() -> str | None:
-    """The broker of this command's settings; None if they have none."""
+    """Return the broker in this command's settings; None without one."""
     try:
         url = BrokerSettings.read().amqp_url
     except SettingsError:
@@ -29,7 +29,7 @@ def broker_endpoint() -> str | None:
 
 
 def storage_endpoint(settings: S3Settings) -> str:
-    """The storage and the bucket."""
+    """Return the storage and the bucket."""
     if settings.s3_endpoint_url is None:
         return f"AWS, region {settings.s3_region}, bucket {settings.s3_bucket}"
     return f"{redacted(settings.s3_endpoint_url)}, bucket {settings.s3_bucket}"
@@ -37,7 +37,7 @@ def storage_endpoint(settings: S3Settings) -> str:
 
 @contextmanager
 def naming_storage(settings: S3Settings) -> Iterator[None]:
-    """Add the endpoint to an error of a storage that does not answer.
+    """Add the endpoint to an error of a storage that does not respond.
 
     Raises:
         StorageUnavailableError: as within, its detail followed by the endpoint.
@@ -56,11 +56,11 @@ def naming_storage(settings: S3Settings) -> Iterator[None]:
 async def open_bucket(
     settings: S3Settings, *, max_connections: int = 16
 ) -> AsyncIterator["S3Storage"]:
-    """The bucket while the command runs; errors as `storage.s3.open_storage`.
+    """Yield the bucket; errors as `storage.s3.open_storage`.
 
-    If the storage does not answer, the error includes its address.
+    If the storage does not respond, the error includes its address.
     """
-    # Half a second of imports that `keyturn keygen` and `keyturn --help` do without.
+    # Half a second of imports that `keyturn keygen` and `keyturn --help` do not need.
     from keyturn_workers.storage.s3 import open_storage  # noqa: PLC0415
     from keyturn_workers.storage.vendor_errors import explaining_tls  # noqa: PLC0415  # as above
 
@@ -73,12 +73,12 @@ async def open_bucket(
 
 
 async def count_objects(storage: Storage, project: str) -> int:
-    """How many objects a project has, by listing them."""
+    """Return the number of objects in a project's listing."""
     return await count(storage.list(f"{project}/"))
 
 
 async def count(items: AsyncIterator[object]) -> int:
-    """How many items there are."""
+    """Return the number of items."""
     number = 0
     async for _ in items:
         number += 1

@@ -1,7 +1,7 @@
 """`keyturn console`: the operator's console, and the people in its password file (SPEC 14, 16).
 
-A password comes from a prompt or from standard input, never from an argument, which every process
-list would show.
+A password comes from a prompt or standard input, never from an argument, which every process list
+would show.
 """
 
 import fcntl
@@ -20,13 +20,13 @@ from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.output import print_line
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.console.settings import ConsoleSettings
-from keyturn_workers.worker.logging import configure
+from keyturn_workers.process.logging import configure
 
 if TYPE_CHECKING:
     from keyturn_workers.console.auth.passwords import User
 
 _EXTRA: Final = "keyturn console needs its extra: pip install 'keyturn-workers[console]'"
-# Of the extra; one that is missing says that all of them are.
+# From the extra; if one is missing, all of them are.
 _PACKAGES: Final = frozenset(
     {
         "argon2",
@@ -94,11 +94,11 @@ def add_user(
             f"a password has {passwords.MIN_CHARACTERS} to {passwords.MAX_CHARACTERS} characters"
         )
     digest = passwords.hash_password(password)
-    with _locked(file):
-        users = _read(file)
+    with _locked(file) as target:
+        users = _read(target)
         action = "changed" if name in users else "added"
         users[name] = passwords.User(name, role, digest)
-        write_secret(file, passwords.format_users(users), force=True)
+        write_secret(target, passwords.format_users(users), force=True, keep_mode=True)
     print_line(f"{action} {name} with the role {role} in {file}")
 
 
@@ -109,28 +109,30 @@ def remove_user(
     """Remove a person from the password file. A running console ends their sessions."""
     with _needs_extra():
         from keyturn_workers.console.auth import passwords  # noqa: PLC0415
-    with _locked(file):
-        users = _read(file)
+    with _locked(file) as target:
+        users = _read(target)
         if name not in users:
             raise CommandError(f"{file} has no user of this name")
         del users[name]
-        write_secret(file, passwords.format_users(users), force=True)
+        write_secret(target, passwords.format_users(users), force=True, keep_mode=True)
     print_line(f"removed {name} from {file}")
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Keep other commands from changing the file meanwhile: a removed person would be back.
+def _locked(file: Path) -> Iterator[Path]:
+    """Lock the file's folder, so that no other command's write brings a removed person back.
 
-    Locks its folder, since the file itself is replaced.
+    The file itself is replaced, so it cannot be locked. Yields the target of a symbolic link:
+    replacing the link would make a copy that no console reads.
     """
+    target = file.resolve()
     try:
-        folder = os.open(file.parent, os.O_RDONLY)
+        folder = os.open(target.parent, os.O_RDONLY)
     except OSError as exc:
         raise CommandError(f"{file}: {exc.strerror}") from exc
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+        yield target
     finally:
         os.close(folder)
 

@@ -1,8 +1,9 @@
 """`keyturn dead`: list, show, replay and discard dead letters (SPEC 12, 14).
 
-Never sign a letter again that its publisher did not sign or was not permitted to send: an attacker
-with write access to the broker could put anything into a dead-letter queue and wait for the
-operator's signature.
+An attacker with write access to the broker can put anything into a dead-letter queue, and wait for
+the operator's signature. So never sign again a letter that its publisher did not sign or was not
+permitted to send, nor any request but an upload. An upload replaces and destroys nothing, and is
+the only request that may carry the only copy of a body.
 """
 
 import asyncio
@@ -18,31 +19,22 @@ from typing import Annotated, Final, Self
 
 import typer
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 
-from keyturn.crypto import from_base64, session_info, to_base64, upload_info
+from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.intake import session_info, upload_info
 from keyturn.errors import (
-    GenerationMismatchError,
     NotPermittedError,
     RequestExpiredError,
     SettingsError,
     StagedBodyMissingError,
     UnknownIntakeKeyError,
 )
-from keyturn.identifiers import format_time, parse_time, staging_s3_key
-from keyturn.messages import (
-    UNKNOWN_CODE,
-    AuditAction,
-    DeadLettersAction,
-    EnrollRequested,
-    Request,
-    RotationRequested,
-    SealedKey,
-    StagedBody,
-    UploadRequested,
-    encode,
-    request_id,
-)
+from keyturn.identifiers import format_time, staging_s3_key
+from keyturn.messages.audit import AuditAction
+from keyturn.messages.codec import encode, request_id
+from keyturn.messages.fields import DeadLettersAction
+from keyturn.messages.requests import UNKNOWN_CODE, SealedKey, StagedBody, UploadRequested
 from keyturn.publisher.connection import BrokerAddress, persistent_json
 from keyturn.settings import DeploymentSettings, S3Settings
 from keyturn.topology import (
@@ -51,16 +43,23 @@ from keyturn.topology import (
     PUBLISHER_HEADER,
     REQUESTS,
     SIGNATURE_HEADER,
+    UPLOAD_QUEUE,
+    dead_letter_name,
 )
 from keyturn_workers.cli.arguments import AsJson, Reason
 from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import Row, print_json, print_rows
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import IntakeKeySettings, ResignSettings
-from keyturn_workers.dead_letters.letters import (
+from keyturn_workers.core.authorization import Arrival, Rules, authorize, verify
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.sealed_secrets import held_intake_key, open_under_session, open_with
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.process.settings import AuditSettings
+from keyturn_workers.reports.dead_letters.letters import (
     DeadLetter,
     check_body_kept,
     describe,
@@ -68,17 +67,13 @@ from keyturn_workers.dead_letters.letters import (
     json_headers,
     redacted_body,
 )
-from keyturn_workers.dead_letters.move import Copy, Move, Problem, as_sent, move_letters
-from keyturn_workers.dead_letters.queue import dead_queue, open_letters, read_letters
-from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.settings import AuditSettings, OperatorSettings
-from keyturn_workers.storage import Headers, Storage
-from keyturn_workers.worker.authorization import Arrival, Rules, authorize, verify
-from keyturn_workers.worker.sealed_secrets import (
-    held_intake_key,
-    open_under_session,
-    open_with,
+from keyturn_workers.reports.dead_letters.move import Copy, Move, Problem, as_sent, move_letters
+from keyturn_workers.reports.dead_letters.queue import (
+    Letters,
+    UnreadableQueueError,
+    dead_queue,
+    open_letters,
+    read_letters,
 )
 
 app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
@@ -86,7 +81,10 @@ app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
 _COLUMNS: Final = ("queue", "id", "type", "project", "code", "detail", "publisher", "age")
 _REPLAY_LIMIT: Final = 10_000
 _COPY_BYTES: Final = 1024 * 1024
-_LEASE_S: Final = 15
+_DEAD_UPLOADS: Final = dead_letter_name(UPLOAD_QUEUE)
+_NOT_SIGNED_AGAIN: Final = (
+    f"only an upload in {_DEAD_UPLOADS} can be signed again; its publisher must publish it again"
+)
 _DONE: Final[dict[DeadLettersAction, str]] = {"replay": "replayed", "discard": "discarded"}
 
 Ids = Annotated[list[str], typer.Argument(help="Ids from `keyturn dead list`.")]
@@ -131,7 +129,7 @@ def _row(letter: DeadLetter, letters: list[DeadLetter]) -> Row:
 async def _list(
     settings: DeploymentSettings, queues: list[str], code: str | None, limit: int
 ) -> tuple[list[DeadLetter], list[str]]:
-    """The oldest letters of each queue, and the queues that hold more than these."""
+    """Return the oldest letters of each queue, and the queues with more letters."""
 
     def match(message: AbstractIncomingMessage, queue: str) -> DeadLetter | None:
         letter = describe(message, queue)
@@ -139,10 +137,14 @@ async def _list(
 
     letters: list[DeadLetter] = []
     more: list[str] = []
-    async with open_letters(BrokerAddress.of(settings)) as channel:
+    async with open_letters(BrokerAddress.of(settings)) as opened:
         for queue in queues:
-            # One more than is shown, to know whether there are more with this code.
-            found, _ = await read_letters(channel, queue, match, limit + 1)
+            try:
+                # One more than is shown, to know whether there are more with this code.
+                found, _ = await read_letters(opened, queue, match, limit + 1)
+            except UnreadableQueueError as exc:
+                note(str(exc))
+                continue
             letters += found[:limit]
             if len(found) > limit:
                 more.append(queue)
@@ -150,9 +152,9 @@ async def _list(
 
 
 async def _find(
-    channel: AbstractChannel, queues: list[str], ids: Collection[str]
+    opened: Letters, queues: list[str], ids: Collection[str]
 ) -> list[tuple[DeadLetter, AbstractIncomingMessage]]:
-    """The letters with these ids or digests.
+    """Return the letters with these ids or digests.
 
     Raises:
         CommandError: an id matches no letter, or several different ones.
@@ -166,7 +168,10 @@ async def _find(
 
     matches: list[tuple[DeadLetter, AbstractIncomingMessage]] = []
     for queue in queues:
-        matches += (await read_letters(channel, queue, match))[0]
+        try:
+            matches += (await read_letters(opened, queue, match))[0]
+        except UnreadableQueueError as exc:
+            note(str(exc))
     for id_ in ids:
         digests = {
             letter.digest for letter, _ in matches if id_ in (letter.message_id, letter.digest)
@@ -201,8 +206,8 @@ def show(
 async def _show(
     settings: DeploymentSettings, letter_id: str, queues: list[str], raw: Path | None
 ) -> None:
-    async with open_letters(BrokerAddress.of(settings)) as channel:
-        letter, message = (await _find(channel, queues, [letter_id]))[0]
+    async with open_letters(BrokerAddress.of(settings)) as opened:
+        letter, message = (await _find(opened, queues, [letter_id]))[0]
     if raw is not None:
         write_secret(raw, message.body)
     print_json(
@@ -225,11 +230,10 @@ def replay(
         bool,
         typer.Option(
             "--resign",
-            help="Sign again as KEYTURN_PUBLISHER_NAME, with the current time. Only for letters "
-            "rejected with request_expired that their publisher signed and may send "
-            "(KEYTURN_PUBLISHERS). Rotations and enrollments only if named by id; a rotation "
-            "only if no later one was accepted (KEYTURN_MASTER_KEYS). Uploads of another "
-            "publisher may need KEYTURN_INTAKE_KEYS.",
+            help="Sign uploads again as KEYTURN_PUBLISHER_NAME, with the current time. Only for "
+            f"uploads in {_DEAD_UPLOADS} rejected with request_expired that their publisher "
+            "signed and may send (KEYTURN_PUBLISHERS). An upload of another publisher may need "
+            "KEYTURN_INTAKE_KEYS. Any other request must be published again by its publisher.",
         ),
     ] = False,
     queue: QueueOption = None,
@@ -253,25 +257,19 @@ async def _move(
     limit: int | None = None,
     signer: ResignSettings | None = None,
 ) -> list[Row]:
-    """Replay or discard dead letters; a row for each.
+    """Replay or discard dead letters; return a row for each.
 
-    Args:
-        action: What to do.
-        ids: Their ids or digests; None for all letters of the queues.
-        queues: Where they are.
-        reason: Why, for the audit trail.
-        limit: How many letters of each queue at most, if all are meant.
-        signer: Who signs a replayed letter again; otherwise it is sent as it was.
+    `ids` may be digests; None moves all letters of the queues, at most `limit` of each. With a
+    `signer`, a replayed letter is signed again; otherwise it is sent as it was.
     """
     settings = AuditSettings.read()
     async with AsyncExitStack() as stack:
         audit = await stack.enter_async_context(command_audit(settings, f"dead {action}", reason))
         copy = as_sent
         if signer is not None:
-            resigner = await stack.enter_async_context(Resigner(signer, named=ids is not None))
-            copy = resigner.copy
-        channel = await stack.enter_async_context(open_letters(BrokerAddress.of(settings)))
-        mover = _Mover(channel, audit, action, copy)
+            copy = (await stack.enter_async_context(Resigner(signer))).copy
+        opened = await stack.enter_async_context(open_letters(BrokerAddress.of(settings)))
+        mover = _Mover(opened, audit, action, copy)
         if ids is not None:
             await mover.move_named(queues, ids)
         else:
@@ -285,21 +283,21 @@ class _Mover:
 
     def __init__(
         self,
-        channel: AbstractChannel,
+        opened: Letters,
         audit: CommandAudit,
         action: DeadLettersAction,
         copy: Copy,
     ) -> None:
         self.rows: list[Row] = []
-        self._channel = channel
+        self._letters = opened
         self._audit = audit
         self._action = action
         self._copy = copy
 
     async def move_named(self, queues: list[str], ids: Collection[str]) -> None:
-        """Move the letters with these ids or digests; none if one of them is not clear."""
+        """Move the letters with these ids or digests; none if one of them is ambiguous."""
         digests: dict[str, set[str]] = defaultdict(set)
-        for letter, _ in await _find(self._channel, queues, ids):
+        for letter, _ in await _find(self._letters, queues, ids):
             digests[letter.queue].add(letter.digest)
         for queue, named in digests.items():
             await self.move(queue, partial(_is_named, named))
@@ -310,9 +308,13 @@ class _Mover:
         selects: Callable[[AbstractIncomingMessage], bool],
         limit: int | None = None,
     ) -> None:
-        """Move the selected letters of a queue, at most `limit`."""
+        """Move the selected letters of a queue, at most `limit`; one row if it is unreadable."""
         move = Move(self._action, selects, self._record, self._copy, self._report, limit)
-        await move_letters(self._channel, queue, move)
+        try:
+            await move_letters(self._letters, queue, move)
+        except UnreadableQueueError as exc:
+            row = {"queue": queue, "id": None, "status": "kept", "code": None, "detail": str(exc)}
+            self.rows.append(row)
 
     async def _record(self, action: AuditAction, letter: DeadLetter, outcome: str) -> None:
         await self._audit.record(action, outcome=outcome, **letter.audit_fields())
@@ -355,16 +357,10 @@ def discard(
 
 
 class Resigner:
-    """Signs letters again as the settings' publisher, with the current time.
+    """Signs uploads again as the settings' publisher, with the current time."""
 
-    Args:
-        settings: The publisher's name and key, and who may publish what.
-        named: The operator named each letter by its id.
-    """
-
-    def __init__(self, settings: ResignSettings, *, named: bool) -> None:
+    def __init__(self, settings: ResignSettings) -> None:
         self._settings = settings
-        self._named = named
         self._stack = AsyncExitStack()
         self._storage: Storage | None = None
 
@@ -374,81 +370,54 @@ class Resigner:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._stack.aclose()
 
-    async def copy(self, message: AbstractIncomingMessage, queue: str) -> Message:
-        """The letter's request with a new time and signature, and the same id.
+    async def copy(self, message: AbstractIncomingMessage, dead: str) -> Message:
+        """Return the letter's upload with a new time and signature, and the same id.
 
         Raises:
-            NotPermittedError: it was not rejected for its age, or has not expired; it is a
-                rotation or an enrollment that was not named; or its publisher may not send it.
-            BadSignatureError, MalformedRequestError: its publisher did not sign it, or its body
-                was not kept.
-            GenerationMismatchError: the project has a later rotation.
+            NotPermittedError: it is not an upload in the queue of dead uploads; it was not rejected
+                for its age, or has not expired; or its publisher may not send it.
+            BadSignatureError, MalformedRequestError: its publisher did not sign it, or its body was
+                not kept.
             StagedBodyMissingError: its staged body is gone.
-            UnknownIntakeKeyError, BadSealError: a session of another publisher sealed its key,
-                and cannot be opened here.
-            UnknownProjectError, CorruptObjectError, UnknownMasterKeyError: a rotation whose
-                keyring cannot be read.
+            UnknownIntakeKeyError, BadSealError: a session of another publisher sealed its key, and
+                it cannot be opened here.
         """
         check_body_kept(message)
+        if dead != _DEAD_UPLOADS:
+            raise NotPermittedError(_NOT_SIGNED_AGAIN)
         code = message.headers.get(CODE_HEADER)
         if code != RequestExpiredError.code:
-            # Everything else was rejected for its content: a new signature would give it a
-            # second chance that its publisher never requested.
+            # Other letters were rejected for their content: a new signature would give them a
+            # second chance that their publisher never requested.
             raise NotPermittedError(f"only request_expired can be signed again, not {code!r}")
-        request, publisher = self._verify(message, queue)
+        request, publisher = self._verify(message)
         # The code is not signed: an attacker with access to the broker can put it on a letter
         # rejected for another reason, or on a copy of a recent request.
         max_age = timedelta(seconds=self._settings.request_max_age_s)
         if datetime.now(UTC) - request.requested_at_instant <= max_age:
             raise NotPermittedError("it has not expired; replay it without --resign")
-        if isinstance(request, RotationRequested | EnrollRequested) and not self._named:
-            raise NotPermittedError(
-                "a rotation or an enrollment is signed again only if it is named by its id"
-            )
         changes: dict[str, object] = {"requested_at": format_time(datetime.now(UTC))}
-        if isinstance(request, UploadRequested):
-            if request.sealed_key is not None:
-                changes["sealed_key"] = self._sealed_key(request, request.sealed_key, publisher)
-            await self._move_staged(request, publisher)
-        if isinstance(request, RotationRequested):
-            changes["expected_generation"] = await self._expected_generation(request)
+        if request.sealed_key is not None:
+            changes["sealed_key"] = self._sealed_key(request, request.sealed_key, publisher)
+        await self._move_staged(request, publisher)
         body = encode(request.model_copy(update=changes))
         name = self._settings.publisher_name
         signature = self._settings.publisher_key.sign_request(self._settings.deployment, name, body)
         headers = {PUBLISHER_HEADER: name, SIGNATURE_HEADER: signature}
         return persistent_json(body, request_id(request), headers)
 
-    def _verify(self, message: AbstractIncomingMessage, queue: str) -> tuple[Request, str]:
-        """The request, and the publisher that signed it; errors as `copy`."""
+    def _verify(self, message: AbstractIncomingMessage) -> tuple[UploadRequested, str]:
+        """Return the upload, and the publisher that signed it; errors as `copy`."""
         rules = Rules(self._settings.deployment, self._settings.publishers, timedelta.max)
         signer = verify(message.body, message.headers, rules)
-        return authorize(message.body, signer, Arrival(queue, REQUESTS, queue)), signer.name
-
-    async def _expected_generation(self, request: RotationRequested) -> int:
-        """The generation that a rotation may replace: the keyring's current one.
-
-        A rotation keeps its place in the order of the original times. With its new time it
-        could otherwise bring back an old key after a later rotation (SPEC 12). If another
-        rotation is accepted before this one arrives, the generation no longer matches.
-
-        Raises: as `copy`.
-        """
-        storage = await self._open_storage()
-        # Nothing is written under this lease, so its length does not matter.
-        async with open_report_keys(OperatorSettings.read(), storage, "dead replay") as keys:
-            keyrings = KeyringReader(storage, keys, lease_s=_LEASE_S, cache_s=0)
-            current = (await keyrings.read_fresh(request.project)).keyring.current
-        if parse_time(current.requested_at) >= request.requested_at_instant:
-            raise GenerationMismatchError(
-                f"generation {current.generation} was requested later; this rotation would bring "
-                "back an old key"
-            )
-        if request.expected_generation not in (None, current.generation):
-            raise GenerationMismatchError(f"the project is at generation {current.generation}")
-        return current.generation
+        arrival = Arrival(UPLOAD_QUEUE, REQUESTS, UPLOAD_QUEUE)
+        request = authorize(message.body, signer, arrival)
+        if not isinstance(request, UploadRequested):
+            raise NotPermittedError(_NOT_SIGNED_AGAIN)
+        return request, signer.name
 
     def _sealed_key(self, request: UploadRequested, sealed: SealedKey, publisher: str) -> SealedKey:
-        """The upload's sealed key; sealed anew if only its own publisher may have sealed it.
+        """Return the upload's sealed key, resealed if only its own publisher may have sealed it.
 
         Raises: as `copy`.
         """

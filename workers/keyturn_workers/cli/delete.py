@@ -1,8 +1,8 @@
 """`keyturn delete`: some objects, or all under a prefix (SPEC 6.6, 8.7, 9.3, 14).
 
-Objects are deleted by the thousand: each request takes about as long as the delete of one object.
-The objects under a prefix are listed and counted first. Only those are deleted, and none that is
-uploaded in the meantime; a second run lists what is left.
+A request deletes up to a thousand objects, and takes about as long as the delete of one. The
+objects under a prefix are listed and counted first. Only those are deleted, and none that is
+uploaded in the meantime; a second run lists the rest.
 """
 
 import asyncio
@@ -26,10 +26,11 @@ from keyturn.errors import (
     TooManyRequestsError,
     UnexpectedResponseError,
 )
-from keyturn.gateway import Client, DeleteManyReceipt
+from keyturn.gateway.client import Client, DeleteManyReceipt
 from keyturn.identifiers import object_s3_key
-from keyturn.messages import DELETED_KEYS, Event, Rejected
-from keyturn.publisher import Publisher
+from keyturn.messages.events import Event, Rejected
+from keyturn.messages.fields import DELETED_KEYS
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn_workers.cli.arguments import (
@@ -58,7 +59,7 @@ from keyturn_workers.cli.publishing import (
 from keyturn_workers.cli.secrets import read_api_key
 
 _COLUMNS: Final = ("key", "status", "request_id", "code", "detail")
-# As many as a gateway lets one project have pending by default.
+# A gateway's default limit of pending requests for one project.
 _REQUESTS_AT_ONCE: Final = 10
 _HEADS_AT_ONCE: Final = 16
 _SERVER_ERROR: Final = 500
@@ -126,10 +127,7 @@ def delete(
 class _Command:
     """The keys that one run of the command deletes.
 
-    Attributes:
-        project: The project.
-        prefix: The prefix of the keys that are listed.
-        timeout_s: How long to wait for a request; None without a wait.
+    `prefix` limits the listed keys, `timeout_s` the wait for a request; None means no wait.
     """
 
     project: str
@@ -141,11 +139,11 @@ class _Way(Protocol):
     """A way to list and delete objects."""
 
     def keys(self) -> AsyncGenerator[str, None]:
-        """The keys under the prefix, without those that are deleted."""
+        """Yield the keys under the prefix, without deleted ones."""
         ...
 
     async def delete(self, keys: Sequence[str]) -> list[Row]:
-        """Delete any number of keys; returns a row for each."""
+        """Delete any number of keys; return a row for each."""
         ...
 
 
@@ -165,7 +163,7 @@ def _confirm(command: _Command, count: int) -> None:
     question = f"Permanently delete {what} {where}of {command.project}?"
     try:
         is_confirmed = typer.confirm(question, err=True)
-    except typer.Abort:  # there is no answer
+    except typer.Abort:  # no reply
         if sys.stdin.isatty():
             raise
         typer.echo(err=True)
@@ -175,7 +173,7 @@ def _confirm(command: _Command, count: int) -> None:
 
 
 async def _delete(keys: Sequence[str], delete_keys: DeleteKeys) -> list[Row]:
-    """Delete any number of keys, some requests at once; returns a row for each, in their order."""
+    """Delete any number of keys, some requests at once; return a row for each, in their order."""
     requests = [keys[at : at + DELETED_KEYS] for at in range(0, len(keys), DELETED_KEYS)]
     slots = asyncio.Semaphore(_REQUESTS_AT_ONCE)
     with count_progress(len(keys), enabled=len(keys) > 1) as advance:
@@ -196,7 +194,7 @@ async def _delete(keys: Sequence[str], delete_keys: DeleteKeys) -> list[Row]:
 
 
 class _ByBroker:
-    """Publishes the requests; what is under a prefix is listed in the bucket."""
+    """Publishes the requests; lists a prefix in the bucket."""
 
     def __init__(self, command: _Command, settings: PublisherSettings) -> None:
         self._command = command
@@ -221,7 +219,8 @@ class _ByBroker:
                     yield row.key.removeprefix(root)
                 else:
                     empty.append(row.key)
-            # A tombstone is an empty object, and so may plaintext be: only metadata tells.
+            # A tombstone is an empty object, and plaintext may be empty, too: only metadata
+            # decides.
             for at in range(0, len(empty), DELETED_KEYS):
                 some = empty[at : at + DELETED_KEYS]
                 deleted = await asyncio.gather(*(is_deleted(s3_key) for s3_key in some))
@@ -252,7 +251,7 @@ class _ByBroker:
 
 
 class _ByGateway:
-    """Sends the requests to a gateway, which also lists what is under a prefix."""
+    """Sends the requests to a gateway, which also lists a prefix."""
 
     def __init__(self, command: _Command, url: str, api_key: SecretStr) -> None:
         self._command = command
@@ -315,7 +314,7 @@ class _ByGateway:
 
 
 def _row_of(request: Row, key: str, event: Event | None) -> Row:
-    """The row of a key: as its event says, or its request's if it has none."""
+    """Return the row of a key: by its event, or by its request if it has none."""
     row = {"key": key, **request, "event": None}
     if event is not None:
         row |= {"status": "deleted", "event": event.model_dump(mode="json")}
@@ -326,7 +325,7 @@ def _row_of(request: Row, key: str, event: Event | None) -> Row:
 
 
 def _note_receipt(rows: dict[str, Row], left: list[str], receipt: DeleteManyReceipt) -> list[str]:
-    """Note what a response says of each key; returns the keys of which it says nothing."""
+    """Note a response's outcome for each key; return the keys without one."""
     _update(rows, left, request_id=receipt.request_id)
     _update(rows, receipt.deleted, status="deleted")
     for each in receipt.rejected:
@@ -341,7 +340,7 @@ def _update(rows: dict[str, Row], keys: Sequence[str], **fields: Any) -> None:
 
 
 def _failed_status(exc: GatewayError) -> str:
-    """`unknown` if the delete may have been accepted all the same."""
+    """Return `unknown` if the delete may have been accepted all the same."""
     is_lost = isinstance(exc, ResponseLostError) or (
         isinstance(exc, UnexpectedResponseError) and exc.status >= _SERVER_ERROR
     )
@@ -349,10 +348,10 @@ def _failed_status(exc: GatewayError) -> str:
 
 
 def _print_summary(rows: list[Row], project: str, prefix: str, *, as_json: bool) -> None:
-    """Print how many objects were deleted, and a row for each that was not.
+    """Print the number of deleted objects, and a row for each failure.
 
     Raises:
-        CommandError: one was not.
+        CommandError: a delete failed.
     """
     counts = {status: [row for row in rows if row["status"] == status] for status in _DONE}
     failed = [row for row in rows if row["status"] not in _DONE]

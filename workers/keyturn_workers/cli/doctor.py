@@ -1,6 +1,6 @@
-"""`keyturn doctor`: what the configured bucket, broker and sources can do (SPEC 10, 17).
+"""`keyturn doctor`: capabilities of the configured bucket, broker and sources (SPEC 10, 17).
 
-Each row is the outcome of requests just made; a server's name is never trusted.
+Each row is the outcome of actual requests; a server's name is never trusted.
 """
 
 import asyncio
@@ -23,10 +23,11 @@ from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import Row, print_line, print_rows
 from keyturn_workers.cli.settings import BrokerSettings
-from keyturn_workers.settings import SourceSettings
-from keyturn_workers.sources.bucket import open_source
-from keyturn_workers.sources.config import Source
-from keyturn_workers.storage import Storage
+from keyturn_workers.core.source_mapping import Source
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.pipeline.sources.bucket import open_source
+from keyturn_workers.process.settings import SourceSettings
+from keyturn_workers.reports.dead_letters.amqp1 import serves_amqp1
 from keyturn_workers.storage.probe.runner import Row as Check
 from keyturn_workers.storage.probe.runner import probe
 
@@ -43,8 +44,8 @@ def doctor(as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Check what the bucket, the broker and the sources can do.
 
     The broker is checked if KEYTURN_AMQP_URL is set, and each source of KEYTURN_SOURCES. The last
-    line is the verdict: safe; safe, without: what is wanted and missing; or refused for: what is
-    required and missing, with exit status 1.
+    line is the verdict: "safe"; "safe, without:" and the missing features that are wanted; or
+    "refused for:" and the missing features that are required, with exit status 1.
     """
     storage, broker = SourceSettings.read(), BrokerSettings.read()
     checks = asyncio.run(_run_checks(storage, broker, names=verbose or as_json))
@@ -82,7 +83,7 @@ async def _run_checks(
 
 
 async def _check_source(name: str, source: Source, settings: SourceSettings, own: Storage) -> Check:
-    """Whether a source is another bucket that can be read, and how its objects are deleted."""
+    """Check that a source is another, readable bucket, and how its objects are deleted."""
     check = f"source {name}"
     try:
         async with open_source(name, source, settings, own) as bucket:
@@ -92,7 +93,7 @@ async def _check_source(name: str, source: Source, settings: SourceSettings, own
     except SettingsError as exc:
         return Check(check, "required", False, str(exc), "workers refuse to start")
     except SourceUnavailableError as exc:
-        return Check(check, "wanted", False, exc.detail, "its objects are not taken in")
+        return Check(check, "wanted", False, exc.detail, "its objects are not ingested")
     ok = deletion != "not possible"
     consequence = "stored objects stay in the source; see the source's `delete` field"
     result = f"readable; deleted: {deletion}" if ok else "readable; cannot delete"
@@ -100,9 +101,9 @@ async def _check_source(name: str, source: Source, settings: SourceSettings, own
 
 
 async def _check_broker(broker: Broker, *, names: bool) -> list[Check]:
-    """Whether the broker accepts a connection, and whether workers have declared their queues.
+    """Check that the broker accepts a connection, and that workers have declared their queues.
 
-    `names`: list what is missing of these.
+    With `names`, list the missing ones.
     """
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
@@ -113,6 +114,10 @@ async def _check_broker(broker: Broker, *, names: bool) -> list[Check]:
         return [Check("broker", "required", False, detail, "nothing works")]
     async with connection:
         missing = await _missing(connection)
+    try:
+        is_1_0_served = await serves_amqp1(broker)
+    except (OSError, TimeoutError):
+        is_1_0_served = False
     detail = f"{len(missing)} of {len(_TOPOLOGY)} missing" if missing else "all exist"
     if missing and names:
         detail += f": {', '.join(missing)}"
@@ -120,11 +125,19 @@ async def _check_broker(broker: Broker, *, names: bool) -> list[Check]:
     return [
         Check("broker", "required", True, "connected", ""),
         Check("queues declared", "wanted", not missing, detail, consequence),
+        Check(
+            "AMQP 0-9-1 only",
+            "info",
+            not is_1_0_served,
+            "AMQP 1.0 is served too" if is_1_0_served else "AMQP 1.0 is not served",
+            "a publisher can send messages that RabbitMQ cannot deliver to a worker: each stops a "
+            "queue for seconds; keep AMQP 1.0 off the port (deployment guide)",
+        ),
     ]
 
 
 async def _missing(connection: AbstractConnection) -> list[str]:
-    """What is missing of the topology; checked passively, so that nothing is created."""
+    """Return the missing parts of the topology; a passive check creates nothing."""
     missing = []
     for name in _TOPOLOGY:
         # One channel each: the broker closes it if the queue does not exist.

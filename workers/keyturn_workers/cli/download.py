@@ -1,9 +1,9 @@
 """`keyturn download` and `link`: one object, from the bucket or a gateway (SPEC 9.1, 9.3, 14).
 
-A file appears under its name only after the whole body was authenticated. Standard output
-gets authenticated chunks as they arrive; only the exit status says whether all of them came.
-A gateway authenticates the body itself and cuts the connection if that fails. So a download
-through a gateway needs neither access to the bucket nor the pepper.
+A file appears under its name only after the whole body was authenticated. Standard output gets
+authenticated chunks as they arrive; only the exit status shows whether all of them came. A gateway
+authenticates the body itself and cuts the connection if that fails. So a download through a gateway
+needs neither access to the bucket nor the pepper.
 """
 
 import asyncio
@@ -18,10 +18,15 @@ from typing import Annotated, Final
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto import user_kek
+from keyturn.crypto.keys import user_kek
 from keyturn.errors import NoUsableWrapError
-from keyturn.gateway import CiphertextLink, Link, UploadLink
-from keyturn.gateway.links import CIPHERTEXT_LINK_MAX_S, LINK_MAX_S
+from keyturn.gateway.links import (
+    CIPHERTEXT_LINK_MAX_S,
+    LINK_MAX_S,
+    CiphertextLink,
+    Link,
+    UploadLink,
+)
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import (
     DURATION_FORM,
@@ -46,16 +51,16 @@ from keyturn_workers.cli.output import (
 )
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import ReaderSettings
-from keyturn_workers.export.run import Opened
-from keyturn_workers.master_keys.providers import open_operator_keys
-from keyturn_workers.objects.download import OperatorAccess, ProjectAccess, open_object
-from keyturn_workers.settings import AuditSettings, OperatorSettings
-from keyturn_workers.storage import Storage
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.keys.master_keys.providers import open_operator_keys
+from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.offline.export.run import Opened
+from keyturn_workers.process.settings import AuditSettings, OperatorSettings
 
 _EXPIRES_S: Final = 3600
 
 _STDOUT: Final = Path("-")
-# The object, and the records that are read beside it.
+# The object, and the records read in parallel.
 _CONNECTIONS: Final = 4
 
 AsOperator = Annotated[
@@ -105,7 +110,7 @@ def download(
 
 
 def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
-    """The file to write; None for standard output."""
+    """Return the file to write; None for standard output."""
     if output == _STDOUT:
         return None
     target = output if output is not None else Path(key.rpartition("/")[2])
@@ -136,7 +141,7 @@ def check_access_options(
 
 
 def project_access(project: str, api_key_file: Path | None) -> ProjectAccess:
-    """Access to a project's objects in the bucket by its API key and the pepper; asks if needed."""
+    """Return access to a project's objects by its API key and the pepper; asks if needed."""
     pepper = ReaderSettings.read().pepper.get_secret_value()
     api_key = read_api_key(api_key_file, project, confirm=False)
     return ProjectAccess(project, user_kek(api_key.get_secret_value(), project, pepper))
@@ -154,7 +159,7 @@ async def _download(
     except NoUsableWrapError as exc:
         if exc.detail:
             raise
-        # Users with an old key get this error most often; the object is fine then.
+        # A user with an old key is the most frequent cause; the object is fine then.
         raise NoUsableWrapError(
             "this API key does not open the object; it may be an old key or another project's"
         ) from exc
@@ -168,7 +173,7 @@ async def _download_as_operator(
         open_bucket(settings, max_connections=_CONNECTIONS) as storage,
         operator_access(settings, storage, audit, project) as access,
         open_object(storage, key, access) as opened,
-        # Nothing of the plaintext is written before the broker has the record.
+        # No plaintext is written before the broker has the record.
         audit.act("object.opened_as_operator", project=project, object_key=key),
     ):
         await _write(opened, key, target)
@@ -178,7 +183,7 @@ async def _download_as_operator(
 async def operator_access(
     settings: OperatorSettings, storage: Storage, audit: CommandAudit, project: str
 ) -> AsyncIterator[OperatorAccess]:
-    """Access to a project's objects by the operator's keys. Its uses are recorded by the caller."""
+    """Yield access to a project's objects by the operator's keys. The caller records its uses."""
     v0_master_key = ReaderSettings.read().v0_master_key
     async with open_operator_keys(
         settings, storage, seals=False, v0_master_key=v0_master_key, on_derived=audit.kek_derived

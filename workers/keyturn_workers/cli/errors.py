@@ -1,10 +1,10 @@
-"""How a command reports errors: one exit status and one line (SPEC 12, 14).
+"""Errors of a command: one exit status and one line (SPEC 12, 14).
 
-It must never show a traceback, or the text of a foreign exception: a driver's text can
+The line must never contain a traceback, or the text of a foreign exception: a driver's text can
 contain an address with its password.
 
 Every command imports this module, and so does `keyturn --help`. The code that describes a failure
-is imported only once there is one.
+is imported only at a failure.
 """
 
 import os
@@ -23,10 +23,10 @@ from keyturn.errors import (
     PublisherError,
     SettingsError,
 )
-from keyturn_workers.errors import (
+from keyturn_workers.core.errors import (
     ExportError,
     MissingExtraError,
-    StorageAnswerError,
+    StorageResponseError,
     UnsafeStorageError,
     first_error,
 )
@@ -56,7 +56,7 @@ _OWN: Final = (
 
 
 def run(command: Callable[[], Any]) -> int:
-    """Run a command and print its failure, if any; the exit status."""
+    """Run a command, print its failure, if any, and return the exit status."""
     try:
         status = command()
         sys.stdout.flush()  # here, so that a closed pipe is noticed here
@@ -73,7 +73,7 @@ def run(command: Callable[[], Any]) -> int:
 
 
 def describe(exc: BaseException) -> tuple[str, int]:
-    """The line to print for an error, and the exit status."""
+    """Return the line to print for an error, and the exit status."""
     exc = first_error(exc)
     if isinstance(exc, SettingsError):
         return str(exc), WRONG_USAGE
@@ -86,15 +86,15 @@ def _failure(exc: BaseException) -> str:
     from aio_pika.exceptions import AMQPException  # noqa: PLC0415
 
     from keyturn.publisher.connection import describe_broker_failure  # noqa: PLC0415
-    from keyturn_workers.amqp.declarations import TopologyError  # noqa: PLC0415
-    from keyturn_workers.dead_letters.queue import DeadLetterError  # noqa: PLC0415
+    from keyturn_workers.pipeline.amqp.declarations import TopologyError  # noqa: PLC0415
+    from keyturn_workers.reports.dead_letters.queue import DeadLetterError  # noqa: PLC0415
 
     match exc:
         case BrokerUnavailableError():
             line = f"{exc}{_at_broker()}"
         case _ if isinstance(exc, (*_OWN, TopologyError, DeadLetterError)):
             line = str(exc)
-        case StorageAnswerError():
+        case StorageResponseError():
             line = f"the storage rejected the request: {exc}"
         case AMQPException() | ConnectionError():
             line = f"the broker cannot be reached ({describe_broker_failure(exc)}){_at_broker()}"
@@ -122,7 +122,7 @@ def _usage(exc: Exception) -> str:
 
 
 def _location(exc: BaseException) -> str:
-    """File and line, in place of a traceback: what a bug report needs first."""
+    """Return file and line, instead of a traceback: a bug report needs them first."""
     frames = traceback.extract_tb(exc.__traceback__)
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 

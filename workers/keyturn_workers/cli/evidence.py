@@ -1,6 +1,6 @@
 """`keyturn evidence`: list, show, export and verify evidence (SPEC 14, 15).
 
-`verify` is offline: it needs the files and the public event keys, and nothing else.
+`verify` is offline: it needs only the files and the public event keys.
 """
 
 import asyncio
@@ -12,16 +12,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.crypto import VerifyKey
+from keyturn.crypto.signatures import VerifyKey
 from keyturn.errors import CutEvidenceError, EvidenceError, MalformedEvidenceError, NotFoundError
-from keyturn.evidence import (
-    MAX_EVIDENCE_BYTES,
-    Evidence,
-    Predicate,
-    in_chain_order,
-    parse,
-    verify_chain,
-)
+from keyturn.evidence.chain import in_chain_order, verify_chain
+from keyturn.evidence.envelope import MAX_EVIDENCE_BYTES, Evidence, parse
+from keyturn.evidence.statement import Predicate
 from keyturn.identifiers import evidence_prefix
 from keyturn.settings import S3Settings, seed_from_b64
 from keyturn_workers.cli.arguments import (
@@ -41,8 +36,8 @@ from keyturn_workers.cli.output import (
     shown_time,
 )
 from keyturn_workers.cli.settings import EvidenceSettings
-from keyturn_workers.errors import ArchivedError, MissingError
-from keyturn_workers.wording import plural
+from keyturn_workers.core.errors import ArchivedError, MissingError
+from keyturn_workers.core.wording import plural
 
 COLUMNS: Final = (
     *("proven_to", "generation", "kind", "answers", "objects", "rewrapped", "state", "digest"),
@@ -51,6 +46,7 @@ _MAX_SHOWN: Final = 3
 _UNKNOWN: Final = "not verified"
 _UNPROVEN: Final = "unproven"
 _VERIFIED: Final = "verified"
+_SIGNED: Final = "signature verified"
 app = typer.Typer(name="evidence", help="List, show, export or verify evidence.")
 _MIN_DIGEST: Final = 8
 
@@ -61,22 +57,24 @@ _MAX_TOTAL_BYTES: Final = 256 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class EvidenceFile:
-    """The bytes of a file, and its name: the path, or the last part of the S3 key."""
+    """A file's bytes and its name: the path, or the last part of the S3 key."""
 
     name: str
     envelope: bytes
 
     @property
     def evidence(self) -> Evidence | None:
-        """What it says; None if it is not a file of evidence."""
+        """The parsed evidence; None if the file is not evidence."""
         try:
             return parse(self.envelope)
         except MalformedEvidenceError:
             return None
 
 
-async def read_bucket(settings: S3Settings, project: str) -> list[EvidenceFile]:
-    """The evidence of a project in the bucket, in the order of the chain.
+async def read_bucket(
+    settings: S3Settings, project: str, keys: Sequence[VerifyKey] = ()
+) -> list[EvidenceFile]:
+    """Return the evidence of a project in the bucket, ordered by `in_order`.
 
     Raises:
         CommandError: there are too many files for any real chain.
@@ -90,20 +88,20 @@ async def read_bucket(settings: S3Settings, project: str) -> list[EvidenceFile]:
                 raise CommandError(f"too many files under {prefix}")
             try:
                 _, body = await storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
-            except MissingError:  # replaced while it was listed
+            except MissingError:  # replaced during the listing
                 continue
             except ArchivedError:
-                body = b""  # it stays in the list, as no evidence
+                body = b""  # it remains in the list, as no evidence
             left_bytes -= len(body)
             files.append(EvidenceFile(listed.key.removeprefix(prefix), body))
-    return in_order(files)
+    return in_order(files, project, keys)
 
 
 def read_paths(paths: Sequence[Path]) -> list[EvidenceFile]:
-    """The files in the order given; a folder means its `*.json` files in order of name.
+    """Return the files in the given order; a folder means its `*.json` files in order of name.
 
     Raises:
-        typer.BadParameter: one cannot be read.
+        typer.BadParameter: a file cannot be read.
     """
     files = []
     for path in paths:
@@ -122,23 +120,38 @@ def _read(path: Path) -> EvidenceFile:
         raise typer.BadParameter(f"{path}: {exc.strerror}") from None
 
 
-def in_order(files: Iterable[EvidenceFile]) -> list[EvidenceFile]:
-    """The files in the order of their chain, then those outside of it, then what is no evidence."""
+def in_order(
+    files: Iterable[EvidenceFile], project: str | None = None, keys: Sequence[VerifyKey] = ()
+) -> list[EvidenceFile]:
+    """Return the files in the order of their chain, then evidence outside it, then other files.
+
+    A bucket writer can plant a file that claims any place in the chain. So genuine files come
+    first: a foreign or forged one could otherwise hide all files behind it. `project` and `keys`
+    (public event keys) decide what is genuine, if known.
+    """
     by_envelope: defaultdict[bytes, list[EvidenceFile]] = defaultdict(list)
     malformed = []
-    for file in files:
+    for file in sorted(files, key=lambda file: not _is_genuine(file, project, keys)):
         if file.evidence is None:
             malformed.append(file)
         else:
             by_envelope[file.envelope].append(file)
-    # A file that is there twice is twice in the order too.
+    # A duplicate file is duplicated in the order, too.
     envelopes = [envelope for envelope, same in by_envelope.items() for _ in same]
     ordered = [by_envelope[envelope].pop(0) for envelope in in_chain_order(envelopes)]
     return ordered + malformed
 
 
+def _is_genuine(file: EvidenceFile, project: str | None, keys: Sequence[VerifyKey]) -> bool:
+    """Return whether a file is, as far as known, this project's evidence by one of the keys."""
+    evidence = file.evidence
+    if evidence is None or project not in (None, evidence.statement.project):
+        return False
+    return not keys or _signature_state(evidence, keys) == _SIGNED
+
+
 def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
-    """The row of one file: what it says, and the state of its place in the chain."""
+    """Return the row of a file: its statement, and the state of its place in the chain."""
     evidence = file.evidence
     if evidence is None:
         return {"file": file.name, "state": state}
@@ -160,14 +173,14 @@ def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
-    """The row for a table, with as much of the digest as `evidence show` needs."""
+    """Return the row for a table, with as much of the digest as `evidence show` needs."""
     if "digest" not in row:
         return row
     return row | {"digest": row["digest"][:16], "proven_to": shown_time(row["proven_to"])}
 
 
 def _answers(predicate: Predicate) -> str:
-    """The rotations and sweeps that a proof answers. Evidence of 0.10 names one, as `sweep_id`."""
+    """Return the rotations and sweeps that a proof answers; evidence of 0.10 has `sweep_id`."""
     ids = [origin.id for origin in predicate.origins[:_MAX_SHOWN]] or [predicate.sweep_id]
     more = predicate.origin_count - len(ids)
     return ", ".join(ids) + (f" and {more} more" if more > 0 else "")
@@ -176,10 +189,10 @@ def _answers(predicate: Predicate) -> str:
 def chain_rows(
     files: Sequence[EvidenceFile], keys: Sequence[VerifyKey], project: str
 ) -> tuple[list[dict[str, Any]], EvidenceError | None]:
-    """A row for each file in the order of the chain, and the first error in it.
+    """Return a row for each file in the order of the chain, and the first error in it.
 
-    `state` is `verified`; or the kind of the error; or `unproven`, for what comes after that
-    error; or `not verified` without any key.
+    `state` is `verified`, the kind of the error, `unproven` after that error, or `not verified`
+    without any key.
     """
     if not keys:
         states = [_UNKNOWN if file.evidence else "malformed" for file in files]
@@ -194,14 +207,14 @@ def chain_rows(
 def _verified_part(
     envelopes: Sequence[bytes], keys: Sequence[VerifyKey], project: str
 ) -> tuple[int, EvidenceError | None]:
-    """How many files from the first one on verify, and the error of the next one."""
+    """Return how many files from the first one on verify, and the error of the next one."""
     error: EvidenceError | None = None
     while envelopes:
         try:
             verify_chain(envelopes, keys, project=project)
         except EvidenceError as exc:
-            # A chain is checked for one kind of error after the other: an earlier file may
-            # have another one.
+            # A chain is checked for one kind of error after the other: an earlier file may have
+            # another error.
             error = exc
             envelopes = envelopes[: exc.index or 0]
         else:
@@ -210,7 +223,7 @@ def _verified_part(
 
 
 def proofs(chain: Sequence[Evidence]) -> list[str]:
-    """What a verified chain proves, a sentence each."""
+    """Return what a verified chain proves, a sentence each."""
     newest = chain[-1]
     last, counts, project = newest.predicate, newest.predicate.counts, newest.statement.project
     number, deployment = plural(counts.current, "encrypted object"), newest.statement.deployment
@@ -226,7 +239,7 @@ def proofs(chain: Sequence[Evidence]) -> list[str]:
 
 
 def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
-    """What a verified chain does not prove, a sentence each."""
+    """Return what a verified chain does not prove, a sentence each."""
     last = chain[-1].predicate
     sentences = []
     if newest is None:
@@ -236,19 +249,25 @@ def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
         )
     if not last.late_writes_refused:
         sentences.append(
-            "That there were no late writes: this storage accepts writes after their lease."
+            "That there were no late writes: this storage accepts writes after their lease, or its "
+            "clocks contradicted each other."
         )
     if number := last.counts.plaintext:
         verb = "is" if number == 1 else "are"
         sentences.append(f"That every object is encrypted: {number} {verb} plaintext.")
     sentences.append(
-        f"What has changed since {last.proven_to}: `keyturn verify` checks the bucket itself."
+        "That no one kept a wrap of an earlier key elsewhere: in pieces, in another encoding or "
+        "object, or outside the bucket."
+    )
+    sentences.append(
+        f"That nothing has changed since {last.proven_to}: `keyturn verify` checks the bucket "
+        "itself."
     )
     return sentences
 
 
 def _parse_keys(text: str) -> list[VerifyKey]:
-    """One public key, or several separated by commas, as in the setting."""
+    """Return one public key, or several separated by commas, as in the setting."""
     try:
         return [VerifyKey.from_bytes(seed_from_b64(part)) for part in text.split(",")]
     except ValueError as exc:
@@ -277,7 +296,7 @@ def _event_keys(options: list[list[VerifyKey]] | None) -> Sequence[VerifyKey]:
 def list_evidence(project: Project, public_key: PublicKeys = None, as_json: AsJson = False) -> None:
     """List a project's evidence, in the order of its chain."""
     keys = _event_keys(public_key)
-    files = asyncio.run(read_bucket(S3Settings.read(), project))
+    files = asyncio.run(read_bucket(S3Settings.read(), project, keys))
     rows, error = chain_rows(files, keys, project)
     print_rows(COLUMNS, rows if as_json else [_short(row) for row in rows], as_json=as_json)
     if not files:
@@ -306,7 +325,10 @@ def show(
     if which is not None and Path(which).is_file():
         files = read_paths([Path(which)])
     else:
-        files = asyncio.run(read_bucket(S3Settings.read(), project))
+        files = asyncio.run(read_bucket(S3Settings.read(), project, keys))
+        if which is None and (planted := [f for f in files if not _is_genuine(f, project, keys)]):
+            note(f"not of {project}, or not signed by a given key: {planted[0].name}")
+            files = [file for file in files if file not in planted]
         files = _select(files, which)
     evidence = files[0].evidence
     if evidence is None or evidence.statement.project != project:
@@ -336,12 +358,12 @@ def _select(files: Sequence[EvidenceFile], digest: str | None) -> list[EvidenceF
 
 def _signature_state(evidence: Evidence, keys: Sequence[VerifyKey]) -> str:
     if not keys:
-        return "not verified"
+        return _UNKNOWN
     try:
         evidence.verify(keys)
     except EvidenceError as exc:
         return exc.kind
-    return "signature verified"
+    return _SIGNED
 
 
 @app.command("export")
@@ -356,13 +378,18 @@ def export(
 
     The files are numbered in the order of the chain.
     """
-    files = asyncio.run(read_bucket(S3Settings.read(), project))
+    files = asyncio.run(read_bucket(S3Settings.read(), project, _event_keys(None)))
     if not files:
         raise NotFoundError("the bucket has no evidence of this project")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
-    for evidence in filter(None, (file.evidence for file in files)):
-        # By its content: a name in the bucket may be anything, also a path.
+    others: list[str] = []
+    for file in files:
+        evidence = file.evidence
+        if evidence is None or evidence.statement.project != project:
+            others.append(file.name)
+            continue
+        # Named by its content: its name in the bucket may be anything, even a path.
         predicate = evidence.predicate
         name = f"{len(written) + 1:05}-{predicate.generation}-{predicate.sweep_id}.json"
         _write(folder / name, evidence.envelope)
@@ -371,12 +398,13 @@ def export(
         print_json({"folder": str(folder), "files": written})
     else:
         note(f"{len(written)} file{'s' * (len(written) != 1)} written to {folder}")
-    if malformed := [file.name for file in files if file.evidence is None]:
-        raise CommandError(f"not evidence, and not exported: {', '.join(malformed[:5])}")
+    if others:
+        names = ", ".join(others[:5])
+        raise CommandError(f"not evidence of {project}, and not exported: {names}")
 
 
 def _write(path: Path, envelope: bytes) -> None:
-    """Write a file; one that is there must be the same."""
+    """Write a file; an existing one must be the same."""
     try:
         with path.open("xb") as file:
             file.write(envelope)
@@ -432,7 +460,7 @@ def verify(
         )
     deployment = deployment or EvidenceSettings.read().deployment
     given = read_paths(files)
-    given = in_order(given) if any_order else given
+    given = in_order(given, project, keys) if any_order else given
     try:
         chain = verify_chain(
             [file.envelope for file in given],
@@ -447,7 +475,7 @@ def verify(
 
 
 def _refusal(error: EvidenceError, files: Sequence[EvidenceFile]) -> CommandError:
-    """One line: the kind of the error, the file, and the reason."""
+    """Return one line: the kind of the error, the file, and the reason."""
     kind = error.kind.replace("_", " ")
     if error.index is None:
         hint = "" if files or not isinstance(error, CutEvidenceError) else ": no file was found"

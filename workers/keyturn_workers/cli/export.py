@@ -1,7 +1,7 @@
 """`keyturn export`: every object of a project, decrypted, in a folder or a bucket (SPEC 14).
 
 The objects come from a gateway, or from the bucket with the API key or the operator's keys, as for
-`keyturn download`. What is exported already is neither read nor written again.
+`keyturn download`. Exported objects are neither read nor written again.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rich.filesize import decimal
 
 from keyturn.errors import CodedError, GatewayError, SettingsError, TransientError
-from keyturn.gateway import ListedObject
+from keyturn.gateway.listing import ListedObject
 from keyturn.identifiers import has_control_characters, object_s3_key
 from keyturn.metadata import COBBLESTONE
 from keyturn.settings import S3Settings
@@ -47,13 +47,13 @@ from keyturn_workers.cli.output import (
     transfer_progress,
 )
 from keyturn_workers.cli.secrets import read_api_key
-from keyturn_workers.errors import first_error
-from keyturn_workers.export.folder import Folder
-from keyturn_workers.export.run import Destination, Export, Report, Source
-from keyturn_workers.export.s3_prefix import PREFIX_MAX_BYTES, S3Prefix
-from keyturn_workers.objects.download import Access, open_object
-from keyturn_workers.settings import AuditSettings, OperatorSettings
-from keyturn_workers.storage import Storage
+from keyturn_workers.core.errors import first_error
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.offline.download import Access, open_object
+from keyturn_workers.offline.export.folder import Folder
+from keyturn_workers.offline.export.run import Destination, Export, ExportReport, Source
+from keyturn_workers.offline.export.s3_prefix import PREFIX_MAX_BYTES, S3Prefix
+from keyturn_workers.process.settings import AuditSettings, OperatorSettings
 
 _S3: Final = "s3://"
 _COLUMNS: Final = ("key", "code", "detail")
@@ -68,7 +68,7 @@ class _Bucket(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """The project of one export, its destination, and how many objects are read at once."""
+    """The project of one export, its destination, and the number of objects read at once."""
 
     project: str
     target: Path | _Bucket
@@ -116,14 +116,14 @@ def export(
     elif url := configured_gateway(gateway):
         api_key = read_api_key(api_key_file, project, confirm=False)
 
-        async def through_gateway() -> Report:
+        async def through_gateway() -> ExportReport:
             async with gateway_client(url, api_key) as client:
 
                 def listing(after: str) -> AsyncGenerator[ListedObject, None]:
                     return client.list(project, after=after)
 
-                # A refusal ends the command before it creates a folder. The export itself tries
-                # again what may pass.
+                # A refusal ends the command before it creates a folder. The export itself retries
+                # transient errors.
                 with suppress(TransientError, GatewayError):
                     async with aclosing(listing("")) as first:
                         await anext(first, None)
@@ -146,7 +146,7 @@ def _parse_target(destination: str, endpoint_url: str | None) -> Path | _Bucket:
             f"a prefix has at most {PREFIX_MAX_BYTES} bytes, without control characters"
         )
     try:
-        # All of them, since the others would come from the settings of Keyturn's own bucket.
+        # All of them: missing ones would come from the settings of Keyturn's own bucket.
         settings = S3Settings(
             s3_endpoint_url=endpoint_url,
             s3_region=os.environ.get("AWS_REGION")
@@ -166,7 +166,9 @@ def _parse_target(destination: str, endpoint_url: str | None) -> Path | _Bucket:
     return _Bucket(settings, prefix)
 
 
-async def _export_as_operator(settings: OperatorSettings, run: _Run, reason: str | None) -> Report:
+async def _export_as_operator(
+    settings: OperatorSettings, run: _Run, reason: str | None
+) -> ExportReport:
     async with (
         command_audit(AuditSettings.read(), "export", reason) as audit,
         _source_bucket(settings, run) as storage,
@@ -177,14 +179,14 @@ async def _export_as_operator(settings: OperatorSettings, run: _Run, reason: str
         return await _export(_bucket_source(storage, access), run)
 
 
-async def _export_from_bucket(settings: S3Settings, access: Access, run: _Run) -> Report:
+async def _export_from_bucket(settings: S3Settings, access: Access, run: _Run) -> ExportReport:
     async with _source_bucket(settings, run) as storage:
         return await _export(_bucket_source(storage, access), run)
 
 
 @asynccontextmanager
 async def _source_bucket(settings: S3Settings, run: _Run) -> AsyncIterator[Storage]:
-    # An object, and the keyring that is read beside it; two listings.
+    # An object and its keyring are read in parallel; plus two listings.
     async with open_bucket(settings, max_connections=2 * run.concurrency + 2) as storage:
         if not [row async for row in storage.list(object_s3_key(run.project, ""), limit=1)]:
             await require_enrolled(storage, run.project)
@@ -220,7 +222,7 @@ async def _open_target(run: _Run) -> AsyncIterator[Destination]:
         ) from exc
 
 
-async def _export(source: Source, run: _Run) -> Report:
+async def _export(source: Source, run: _Run) -> ExportReport:
     async with _open_target(run) as destination:
         with transfer_progress() as progress:
             counting = partial(_count, source, progress) if sys.stderr.isatty() else None
@@ -244,7 +246,7 @@ async def _count(source: Source, progress: TransferProgress) -> None:
     progress.expect(objects, size_bytes)
 
 
-def _print(report: Report, project: str, destination: str, *, as_json: bool) -> None:
+def _print(report: ExportReport, project: str, destination: str, *, as_json: bool) -> None:
     failed = report.failed.total()
     there = report.exported + report.already_there
     if as_json:

@@ -1,14 +1,14 @@
 """`keyturn init` and `keygen`: development secrets and settings, single keys (SPEC 2, 11, 14).
 
-Five files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the
-gateway, `console.env` for the console, `publisher.env` for a service that publishes, `storage.env`
-for compose's development storage, which only needs the access keys. And the console's password
-file, `console/passwords`, still empty: in a folder of its own, so that a container that mounts the
-folder sees the file change. A shell (`set -a; . ./keyturn.env`), compose's `env_file`,
+Five files of mode 0600: `keyturn.env` for workers and the operator, `gateway.env` for the gateway,
+`console.env` for the console, `publisher.env` for a publishing service, `storage.env` for compose's
+development storage, which only needs the access keys. And the console's password file,
+`console/passwords`, still empty: in a folder of its own, so that a container that mounts the folder
+sees the file change. A shell (`set -a; . ./keyturn.env`), compose's `env_file`,
 `docker run --env-file` and `keyturn --env-file` read them alike. It must never overwrite a secret
 without `--force`: everything sealed under it would be lost.
 
-Of a key pair both halves are printed: the seed for its owner, the public key for those who seal to
+Both halves of a key pair are printed: the seed for its owner, the public key for those who seal to
 it or verify its signatures.
 """
 
@@ -21,14 +21,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.crypto import (
-    IntakeKey,
-    SigningKey,
-    VerifyKey,
-    from_base64,
-    new_api_key,
-    to_base64,
-)
+from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.intake import IntakeKey
+from keyturn.crypto.keys import new_api_key
+from keyturn.crypto.signatures import SigningKey, VerifyKey
 from keyturn.settings import SEED_BYTES
 from keyturn.topology import CONTROL_REQUESTS
 from keyturn_workers.cli.arguments import AsJsonText, validate_short_name
@@ -56,7 +52,7 @@ _Part = tuple[str, dict[str, str]]
 
 app = typer.Typer(name="keygen", help="Generate a key.")
 
-# What no shell changes in an assignment.
+# Characters that no shell changes in an assignment.
 _UNQUOTED: Final = re.compile(r"[A-Za-z0-9_@%+=:,./?*\[\]-]*")
 
 Output = Annotated[
@@ -69,18 +65,18 @@ KeyId = Annotated[str, typer.Option("--id", help="The key id.", callback=validat
 
 
 def new_seed() -> bytes:
-    """32 random bytes."""
+    """Return 32 random bytes."""
     return os.urandom(SEED_BYTES)
 
 
 def master_key_settings(name: str) -> dict[str, str]:
-    """A master key with an id: the settings of workers and operator."""
+    """Return a new master key as settings of workers and operator."""
     keys = json.dumps({name: to_base64(new_seed())})
     return {"KEYTURN_MASTER_KEYS": keys, "KEYTURN_ACTIVE_MASTER_KEY": name}
 
 
 def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """An intake key pair: the workers' settings, the publishers' settings."""
+    """Return an intake key pair: the workers' settings, the publishers' settings."""
     seed = new_seed()
     public = to_base64(IntakeKey.from_seed(seed).public_bytes)
     return (
@@ -90,14 +86,14 @@ def intake_key_settings(name: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def event_key_settings() -> tuple[dict[str, str], dict[str, str]]:
-    """An event key pair: the workers' settings, the publishers' settings."""
+    """Return an event key pair: the workers' settings, the publishers' settings."""
     seed = new_seed()
     public = to_base64(SigningKey.from_seed(seed).public_bytes)
     return {"KEYTURN_EVENT_KEY": to_base64(seed)}, {"KEYTURN_EVENT_PUBLIC_KEY": public}
 
 
 def publisher_key_settings(name: str, may: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A publisher's key pair: its entry in KEYTURN_PUBLISHERS, and its own settings."""
+    """Return a publisher's key pair: its entry in KEYTURN_PUBLISHERS, and its own settings."""
     seed = new_seed()
     public = to_base64(SigningKey.from_seed(seed).public_bytes)
     own = {"KEYTURN_PUBLISHER_NAME": name, "KEYTURN_PUBLISHER_KEY": to_base64(seed)}
@@ -105,14 +101,14 @@ def publisher_key_settings(name: str, may: list[str]) -> tuple[dict[str, Any], d
 
 
 def session_key_settings() -> dict[str, str]:
-    """The key that signs the console's cookies: the console's setting."""
+    """Return the key that signs the console's cookies: the console's setting."""
     return {"KEYTURN_CONSOLE_SESSION_KEY": to_base64(new_seed())}
 
 
 def env_lines(settings: dict[str, str]) -> list[str]:
-    """Settings as lines that a shell, compose's `env_file` and `docker run --env-file` read alike.
+    """Return settings as lines that a shell, compose and `docker run --env-file` read alike.
 
-    Only what a shell would change is quoted. Of these values `docker run` and podman keep the
+    Only values that a shell would change are quoted. Of these, `docker run` and podman keep the
     quotes, which Keyturn removes from JSON itself.
 
     Raises:
@@ -191,7 +187,7 @@ def publisher_key(
 def event_key(output: Output = None, as_json: AsJsonText = False) -> None:
     """Generate the key pair that events are signed with."""
     workers, publishers = event_key_settings()
-    # What events and logs name it by.
+    # Its name in events and logs.
     key_id = VerifyKey.from_bytes(from_base64(publishers["KEYTURN_EVENT_PUBLIC_KEY"])).id
     parts = {
         f"workers only (private), key id {key_id}": workers,
@@ -289,13 +285,13 @@ def _access_keys(settings: StorageKeySettings) -> dict[str, str]:
 def _texts(
     amqp_url: str, s3: dict[str, str], master_keys: dict[str, str], passwords: Path
 ) -> dict[str, str]:
-    """The text of each file."""
+    """Return the text of each file."""
     workers_intake, publishers_intake = intake_key_settings(_KEY_ID)
     workers_event, publishers_event = event_key_settings()
     grants: dict[str, Any] = {}
 
     def publisher(name: str, may: list[str]) -> list[_Part]:
-        """The parts of a publisher, to which this grants what it may."""
+        """Return the parts of a publisher, with these grants."""
         grant, own = publisher_key_settings(name, may)
         grants.update(grant)
         return [
@@ -320,7 +316,7 @@ def _texts(
     console = [
         *everywhere,
         *publisher(_CONSOLE, CONSOLE_MAY),
-        ("Signs the cookies of those who are signed in", session_key_settings()),
+        ("Signs the cookies of signed-in users", session_key_settings()),
         (
             "Who may sign in: see `keyturn console add-user`",
             {"KEYTURN_CONSOLE_PASSWORD_FILE": str(passwords)},
@@ -335,7 +331,7 @@ def _texts(
             workers_event | publishers_event,
         ),
         (
-            "The publishers: their keys, and what they may request for which projects",
+            "The publishers: their keys, permitted requests and projects",
             {"KEYTURN_PUBLISHERS": json.dumps(grants)},
         ),
     ]

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto import Secret, master_prk, record_kek_info
+from keyturn.crypto.keys import Secret, master_prk, record_kek_info
 from keyturn.errors import (
     KmsUnavailableError,
     SettingsError,
@@ -44,21 +44,26 @@ from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import Row, print_line, print_rows
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import MasterKeySettings, StatusSettings
-from keyturn_workers.errors import MissingError
-from keyturn_workers.key_uris import KeyUri, Pkcs11Uri, VaultUri, parse_key_uri
-from keyturn_workers.keyring.store import parse_keyring
-from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
-from keyturn_workers.master_keys.local import LocalMasterKey
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.master_keys.port import KeyDescription, MasterKey
-from keyturn_workers.master_keys.providers import (
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.key_uris import KeyUri, Pkcs11Uri, VaultUri, parse_key_uri
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.keys.keyring.store import parse_keyring
+from keyturn_workers.keys.master_keys.known_text import RESERVED_PROJECT, check_known_text
+from keyturn_workers.keys.master_keys.local import LocalMasterKey
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.keys.master_keys.port import KeyDescription, MasterKey
+from keyturn_workers.keys.master_keys.providers import (
     generate_master_key,
     import_master_key,
     open_master_key,
     open_operator_keys,
 )
-from keyturn_workers.settings import AuditSettings, KmsSettings, MasterKeySource, OperatorSettings
-from keyturn_workers.storage import Storage
+from keyturn_workers.process.settings import (
+    AuditSettings,
+    KmsSettings,
+    MasterKeySource,
+    OperatorSettings,
+)
 
 _COLUMNS: Final = (
     "master_key", "provider", "version", "active", "automatic_rotation", "imported", "reachable",
@@ -69,20 +74,20 @@ _CHECK_COLUMNS: Final = ("master_key", "provider", "derives", "known_text", "med
 _OPENS: Final = "opens"
 _NONE_YET: Final = "none yet"
 _WRONG: Final = "does not open"
-# The settings of each provider, by the scheme of its URIs; and those of all of them.
+# The settings of each provider, by the scheme of its URIs; and the common ones.
 _SETTINGS: Final = {"pkcs11": "pkcs11_", "awskms": "aws_kms_", "vault": "vault_"}
 _ALL: Final = "kms_"
 app = typer.Typer(name="keys", help="Manage master keys, and export one project's admin KEK.")
 
 KNOWN_INFO: Final = record_kek_info(RESERVED_PROJECT)
-"""What the KEK of the known texts is derived from. It opens no project's data."""
+"""The context for the KEK of the known texts. It opens no project's data."""
 
 
 def parse_uri(value: str) -> KeyUri:
     """Parse the URI of an argument or an option.
 
     Raises:
-        typer.BadParameter: it is no URI of a master key, or it has a PIN.
+        typer.BadParameter: it is not a master key's URI, or it has a PIN.
     """
     try:
         uri = parse_key_uri(value)
@@ -97,7 +102,7 @@ def parse_uri(value: str) -> KeyUri:
 
 @asynccontextmanager
 async def opened(source: MasterKeySource, settings: KmsSettings) -> AsyncIterator[MasterKey]:
-    """The master key until the block ends.
+    """Yield the master key.
 
     Raises:
         SettingsError: as `open_master_key`.
@@ -113,7 +118,7 @@ async def derive_known_kek(key: MasterKey) -> Secret:
     """Derive the KEK of the known texts twice.
 
     Raises:
-        KmsUnavailableError: the provider gives none, or the two differ.
+        KmsUnavailableError: the provider derives none, or the two differ.
     """
     first = await key.derive(KNOWN_INFO)
     second = await key.derive(KNOWN_INFO)
@@ -123,7 +128,7 @@ async def derive_known_kek(key: MasterKey) -> Secret:
 
 
 def describe_source(source: MasterKeySource) -> KeyDescription:
-    """What the settings alone say about a master key."""
+    """Return a master key's description from the settings alone."""
     if isinstance(source, Secret):
         return KeyDescription("local", "in the settings")
     version = str(source.version) if isinstance(source, VaultUri) else None
@@ -131,7 +136,7 @@ def describe_source(source: MasterKeySource) -> KeyDescription:
 
 
 def concerns(description: KeyDescription) -> list[str]:
-    """What an operator should know about a key that works, one line each."""
+    """Return warnings about a working key, one line each."""
     found = list(description.warnings)
     if description.provider == "local":
         found.append("anyone who can read a process's settings has the key")
@@ -148,7 +153,7 @@ def concerns(description: KeyDescription) -> list[str]:
 async def open_report_keys(
     settings: OperatorSettings, storage: Storage, role: str
 ) -> AsyncIterator[OperatorKeys]:
-    """The operator's keys until the block ends; `role` is the command's name.
+    """Yield the operator's keys; `role` is the command's name.
 
     Raises:
         SettingsError: a setting that a provider needs is missing.
@@ -190,7 +195,7 @@ def _print(columns: Sequence[str], rows: Sequence[Row], *, as_json: bool) -> Non
     """Print a row for each master key, and its warnings.
 
     Raises:
-        CommandError: the errors of those that have one.
+        CommandError: a key has an error; lists all errors.
     """
     print_rows(columns, rows, as_json=as_json)
     if not as_json:
@@ -231,7 +236,7 @@ async def _row(name: str, source: MasterKeySource, settings: MasterKeySettings) 
 
 
 async def _describe(key: MasterKey, source: MasterKeySource) -> tuple[KeyDescription, list[str]]:
-    """What the provider says; a process may be allowed to derive and not to describe."""
+    """Return the provider's description; a process may be allowed only to derive."""
     try:
         description = await key.describe()
     except KmsUnavailableError as exc:
@@ -271,7 +276,7 @@ def check_keys(
 
 async def _check(settings: StatusSettings, names: Sequence[str]) -> list[Row]:
     async with open_bucket(settings, max_connections=2) as storage:
-        # One after the other: what is measured is a provider that is otherwise idle.
+        # One after the other: the measurement needs an otherwise idle provider.
         return [await _check_one(storage, settings, name) for name in names]
 
 
@@ -305,7 +310,7 @@ async def _check_one(storage: Storage, settings: StatusSettings, name: str) -> R
 
 
 async def _warnings(key: MasterKey) -> list[str]:
-    """The concerns about a key that derives, whether it can be described or not."""
+    """Return the concerns about a key that derives, whether it can be described or not."""
     try:
         return concerns(await key.describe())
     except KmsUnavailableError as exc:
@@ -370,7 +375,7 @@ async def _create(settings: KmsSettings, uri: KeyUri) -> None:
 
 
 async def create_if_missing(settings: KmsSettings, uri: KeyUri) -> bool:
-    """Make sure that a key derives, and generate it if it cannot be used; whether it was new.
+    """Make sure that a key derives, generating it if unusable; return True if it is new.
 
     Raises:
         CommandError: it does not derive, and could not be generated.
@@ -430,7 +435,7 @@ async def _import(
     trail: AbstractAsyncContextManager[CommandAudit],
 ) -> None:
     expected = await derive_known_kek(LocalMasterKey(held))
-    # It may be there already: an import that was interrupted can be repeated.
+    # It may exist already: an interrupted import can be repeated.
     problem = await _problem(settings, uri, expected)
     if problem is None:
         return
@@ -449,7 +454,7 @@ async def _import(
 
 
 async def _problem(settings: MasterKeySettings, uri: KeyUri, expected: Secret) -> str | None:
-    """Why the key there cannot serve as this master key; None if it can.
+    """Return why the provider's key cannot serve as this master key; None if it can.
 
     Raises:
         CommandError: it is another key.
@@ -484,7 +489,7 @@ def held_key_settings(name: str, uri: KeyUri) -> dict[str, str]:
 
 
 def _provider_settings(settings: KmsSettings, uri: KeyUri) -> dict[str, str]:
-    """What the environment says about this provider; a secret only where it is given as a value."""
+    """Return the environment's settings of this provider; a secret only if given as a value."""
     prefixes = (_SETTINGS[uri.location.partition(":")[0]], _ALL)
     return {
         f"{PREFIX}{field.upper()}": _text(getattr(settings, field))
@@ -497,9 +502,9 @@ def _text(value: SecretStr | Path | str | float) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
-# One project's admin KEK opens every object of that project, and nothing of any other: an auditor
-# can verify the project (`keyturn verify`) without the master key. The file cannot be taken back; a
-# rotation of the master key makes it worthless for what is under the new one.
+# One project's admin KEK opens every object of that project, and of no other: an auditor can verify
+# the project (`keyturn verify`) without the master key. The file cannot be revoked; a rotation of
+# the master key makes it useless for objects under the new one.
 
 
 @app.command("export-project")
@@ -574,7 +579,7 @@ async def _admin_kek(keys: OperatorKeys, master_key: str, project: str) -> Secre
 
 
 async def _keyring_master_key(storage: Storage, keys: OperatorKeys, project: str) -> str:
-    """The id of the master key that the keyring names, and opens under."""
+    """Return the id of the master key that the keyring names, and opens under."""
     try:
         _, body = await storage.read(keyring_s3_key(project))
     except MissingError as exc:

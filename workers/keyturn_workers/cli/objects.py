@@ -1,9 +1,9 @@
 """`keyturn ls` and `inspect`: the objects of a project (SPEC 4.3, 4.5 to 4.7, 9.3).
 
-Both `ls` and `inspect` need only the bucket and no key. What they show is what metadata claims;
-only opening the wraps and the body proves it (`keyturn download`). They must never print a wrap,
-only its length. `ls` reads the metadata of each object, since no listing has the size of a
-plaintext. It works through a gateway too, with only the API key.
+Both need only the bucket and no key. They show the claims of metadata; only opening the wraps and
+the body proves them (`keyturn download`). They must never print a wrap, only its length. `ls` reads
+the metadata of each object, since no listing has the size of a plaintext. It also works through a
+gateway, with only the API key.
 """
 
 import asyncio
@@ -19,21 +19,19 @@ import typer
 from pydantic import SecretStr
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import HEADER_BYTES, SALT_BYTES, V0_OVERHEAD_BYTES, ChunkError, plaintext_size
+from keyturn.crypto.cobblestone import HEADER_BYTES, SALT_BYTES, plaintext_size
+from keyturn.crypto.wraps import V0_OVERHEAD_BYTES
 from keyturn.errors import (
+    ChunkError,
     CorruptObjectError,
     MalformedRequestError,
     NotFoundError,
+    UnencryptedGatewayWarning,
     UnknownAlgorithmError,
     UnknownProjectError,
 )
-from keyturn.gateway import (
-    Client,
-    ListedObject,
-    ListedPrefix,
-    UnencryptedGatewayWarning,
-)
-from keyturn.gateway.listing import PAGE_MAX_ENTRIES
+from keyturn.gateway.client import Client
+from keyturn.gateway.listing import PAGE_MAX_ENTRIES, ListedObject, ListedPrefix
 from keyturn.gateway.transport import is_unencrypted
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
@@ -51,8 +49,9 @@ from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import print_json, print_rows, print_table, to_seconds
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import GatewayUrlSettings
-from keyturn_workers.errors import MissingError
-from keyturn_workers.storage import PAGE_KEYS, ObjectHead, ObjectSummary, Storage
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import PAGE_KEYS, ObjectHead, ObjectSummary
 
 _CONCURRENCY: Final = 32
 _COLUMNS: Final = ("key", "plaintext_bytes", "changed_at")
@@ -112,7 +111,7 @@ def ls(
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What to list."""
+    """The listing to make."""
 
     project: str
     prefix: str
@@ -183,7 +182,7 @@ async def _ls(settings: S3Settings, request: _Request) -> tuple[list[dict[str, A
         if not listed:
             await require_enrolled(storage, request.project)
     if request.folders:
-        rows.sort(key=itemgetter("key"))  # objects and folders were listed apart
+        rows.sort(key=itemgetter("key"))  # objects and folders were listed separately
     return rows[: request.limit], len(rows) > request.limit
 
 
@@ -196,7 +195,7 @@ async def require_enrolled(storage: Storage, project: str) -> None:
 
 
 async def _pages(storage: Storage, request: _Request) -> AsyncIterator[list[ObjectSummary | str]]:
-    """Objects and folders (each as text) in the storage's order, no more at once than needed."""
+    """Yield objects and folders (as text) in the storage's order, no more at once than needed."""
     limit = min(max(request.limit + 1, _CONCURRENCY), PAGE_KEYS)
     after: str | None = ""
     while after is not None:
@@ -211,16 +210,16 @@ async def _pages(storage: Storage, request: _Request) -> AsyncIterator[list[Obje
 
 
 async def read_claims(storage: Storage, s3_key: str) -> dict[str, Any]:
-    """The claims of the metadata of the object at this S3 key; `gone` if there is none."""
+    """Return the claims of the metadata of the object at this S3 key; `gone` if missing."""
     try:
         head = await storage.head(s3_key)
     except MissingError:
-        return {"kind": "gone"}  # deleted since it was listed
+        return {"kind": "gone"}  # deleted since the listing
     return claims(head.metadata, head.size_bytes)
 
 
 def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
-    """What an object's metadata and length claim. Pure; proves nothing."""
+    """Return the claims of an object's metadata and length. Pure; proves nothing."""
     algorithm = metadata.get(object_metadata.ALGO)
     try:
         envelope = object_metadata.parse(metadata)
@@ -255,7 +254,7 @@ def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
 
 
 def plaintext_bytes(algorithm: str, stored_bytes: int) -> int | None:
-    """Bytes of the plaintext of a stored body; None if no plaintext has that length."""
+    """Return the bytes of a stored body's plaintext; None if no plaintext has that length."""
     if algorithm != COBBLESTONE:
         return max(stored_bytes - V0_OVERHEAD_BYTES, 0)
     try:
@@ -310,7 +309,7 @@ def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
 
 
 def configured_gateway(option: str | None) -> str | None:
-    """The gateway's URL: of the option, else of the settings; None to work without one.
+    """Return the gateway's URL from the option or the settings; None to work without one.
 
     Raises:
         SettingsError: the setting is not a gateway's URL.
@@ -326,7 +325,7 @@ def _context() -> ssl.SSLContext | None:
 
 @asynccontextmanager
 async def gateway_client(url: str, api_key: SecretStr) -> AsyncIterator[Client]:
-    """A client, with one line instead of a warning where the API key is sent unencrypted."""
+    """Yield a client; print one line, not a warning, if the API key is sent unencrypted."""
     if is_unencrypted(url):
         note("the API key is sent to the gateway unencrypted; use https://")
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""What commands print: tables for people, JSON for scripts, progress on a terminal (SPEC 14).
+"""Output of commands: tables for people, JSON for scripts, progress on a terminal (SPEC 14).
 
-Keys, metadata and headers are written by others. They are escaped first, so that a control
-sequence in a key never reaches a terminal. Outside a terminal, tables are plain columns.
+Keys, metadata and headers are untrusted. They are escaped first, so that a control sequence in a
+key never reaches a terminal. Outside a terminal, tables are plain columns.
 """
 
 import json
@@ -38,10 +38,10 @@ from keyturn.identifiers import format_time, parse_time
 _PLAIN_WIDTH: Final = 100_000
 _GAP: Final = 2
 _NUMBER: Final = re.compile(r"-|[\d,.]+")
-# Keys and paths may be longer than a terminal is wide: they are wrapped anywhere.
+# Keys and paths may be longer than a terminal is wide: they wrap anywhere.
 _LONG_NAMES: Final = frozenset({"from", "key", "path", "record", "s3_key", "to", "value"})
 _WRAPPED_LEAST: Final = 20
-# The columns that a table leaves out if it is too wide, the least needed first.
+# The columns that a table omits if it is too wide, the least needed first.
 _OPTIONAL: Final = (
     *("algorithm", "stored_bytes", "publisher", "request_id", "upload_id", "answers", "size"),
     *("automatic_rotation", "imported", "version", "earlier_keks", "kek_id", "enrolled_at"),
@@ -82,24 +82,24 @@ def add_wide_option(command: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with every unprintable character escaped."""
+    """Return the text with every unprintable character escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def to_seconds(instant: datetime | None) -> str | None:
-    """A time as SPEC 1 writes it, to the second."""
+    """Return a time in the form of SPEC 1, to the second."""
     return None if instant is None else f"{format_time(instant).partition('.')[0]}Z"
 
 
 def shown_time(time: str | None) -> str | None:
-    """A time of a message, to the second."""
+    """Return a message's time, to the second."""
     return None if time is None else to_seconds(parse_time(time))
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document; pure ASCII, so that nothing in it can control a terminal."""
+    """Print one JSON document in pure ASCII, so that it cannot control a terminal."""
     print(json.dumps(document, indent=2, default=str))  # noqa: T201  # its purpose
 
 
@@ -124,8 +124,8 @@ def print_rows(
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table: with a ruled header on a terminal, all columns and plain elsewhere.
 
-    A table that is too wide for the terminal leaves out optional columns, then wraps cells between
-    words: an id stays on one line, and can be copied. None prints as `-`.
+    A table too wide for the terminal omits optional columns, then wraps cells between words: an id
+    stays on one line, and can be copied. None prints as `-`.
     """
     terminal = sys.stdout.isatty()
     cells = [[_cell(value) for value in row] for row in rows]
@@ -157,7 +157,7 @@ def _total(widths: Iterable[int]) -> int:
 
 
 def _fit(columns: Sequence[Sequence[str]], available: int) -> dict[int, int]:
-    """Which columns to print (each with its name first), by their places, and how wide."""
+    """Return the columns to print (each begins with its name), by position, and their widths."""
     widths = {at: max(map(cell_len, column)) for at, column in enumerate(columns)}
     least = {}
     for at, column in enumerate(columns):
@@ -187,7 +187,7 @@ def _cell(value: object) -> Text:
 
 @contextmanager
 def progress_display(*columns: ProgressColumn, enabled: bool = True) -> Iterator[Progress]:
-    """Progress on standard error, removed at the end; disabled outside a terminal."""
+    """Show progress on standard error, removed at the end; disabled outside a terminal."""
     console = Console(file=sys.stderr)
     disable = not enabled or not sys.stderr.isatty()
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:
@@ -195,7 +195,7 @@ def progress_display(*columns: ProgressColumn, enabled: bool = True) -> Iterator
 
 
 class TransferProgress:
-    """Counts bytes, and the objects that they are of; shows the time left once all are known."""
+    """Counts bytes and their objects; shows the time left once the totals are known."""
 
     def __init__(self, progress: Progress, total_bytes: int | None) -> None:
         self._progress = progress
@@ -204,18 +204,18 @@ class TransferProgress:
         self._of = ""
 
     def label(self, text: str) -> None:
-        """Show what is being transferred."""
+        """Show the current transfer."""
         self._progress.update(self._task_id, description=printable(text))
 
     def advance(self, objects: int, size_bytes: int) -> None:
-        """Count further objects and bytes as done; a failure takes bytes back."""
+        """Count further objects and bytes as done; a failure subtracts bytes."""
         self._objects += objects
         self._progress.update(self._task_id, advance=size_bytes)
         if self._objects or self._of:
             self.label(f"{self._objects:,}{self._of} objects")
 
     def expect(self, objects: int, size_bytes: int) -> None:
-        """Show how many there are."""
+        """Show the totals."""
         self._of = f" of {objects:,}"
         self._progress.update(self._task_id, total=size_bytes)
 
@@ -224,7 +224,7 @@ class TransferProgress:
 def transfer_progress(
     total_bytes: int | None = None, *, enabled: bool = True
 ) -> Iterator[TransferProgress]:
-    """A progress bar for bytes; `total_bytes` is None where the size is not known yet."""
+    """Yield a progress bar for bytes; `total_bytes` is None if not known yet."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -238,7 +238,7 @@ def transfer_progress(
 
 @contextmanager
 def count_progress(total: int | None, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
-    """A progress bar for a number of things; yields what counts further ones as done."""
+    """Show a progress bar for a number of items; yield a function that counts further ones."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_display(*columns, enabled=enabled) as progress:
         task_id = progress.add_task("", total=total)

@@ -11,8 +11,8 @@ from typing import Annotated, Final
 import typer
 
 from keyturn.identifiers import ALL_PROJECTS
-from keyturn.messages import Event, RotationAccepted
-from keyturn.publisher import Publisher
+from keyturn.messages.events import Event, RotationAccepted
+from keyturn.publisher.client import Publisher
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import (
     ApiKeyFile,
@@ -136,7 +136,7 @@ def rotate(
     request = PendingRequest(project=project)
 
     async def run() -> Event | None:
-        """Publish, wait and watch as requested; the last event, or None without waiting."""
+        """Publish, wait and watch as requested; return the last event, or None without waiting."""
         async with Publisher.open(settings) as publisher:
             await request.send(
                 lambda: publisher.rotate(
@@ -230,7 +230,7 @@ def sweep(
 
 
 def _print_result(ids: dict[str, str], event: Event | None, *, as_json: bool) -> None:
-    """Print what became of a request; `ids` has its project, and its id by the name of that."""
+    """Print the outcome of a request; `ids` has its project, and its id under the id's name."""
     status = request_status(event)
     ((name, request_id),) = (item for item in ids.items() if item[0] != "project")
     if as_json:

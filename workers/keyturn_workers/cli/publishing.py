@@ -1,7 +1,7 @@
-"""What the commands that publish requests share (SPEC 6.2, 14).
+"""The common part of commands that publish requests (SPEC 6.2, 14).
 
-Each request has its id before it is sent. So a second attempt is the same request, and a
-user who stops waiting learns which id to follow.
+Each request has its id before it is sent. So a second attempt is the same request, and a user who
+stops waiting learns which id to follow.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from keyturn.errors import CodedError, KeyringRolledBackError
-from keyturn.identifiers import ALL_PROJECTS
-from keyturn.messages import Event, Failed, ProjectEnrolled, Rejected, RotationAccepted
-from keyturn.publisher import (
+from keyturn.errors import (
+    CodedError,
+    KeyringRolledBackError,
     NotDeliveredError,
     OutcomeUnknownError,
     PublisherError,
     WaitTimeoutError,
 )
+from keyturn.identifiers import ALL_PROJECTS
+from keyturn.messages.events import Event, Failed, ProjectEnrolled, Rejected, RotationAccepted
 from keyturn.publisher.requests import new_id
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_rows
@@ -28,11 +29,11 @@ PUBLISH_ATTEMPTS: Final = 2
 
 @dataclass(slots=True)
 class PendingRequest:
-    """One request: its id, its project, and whether the broker has confirmed it.
+    """One request.
 
     Attributes:
-        sent: Whether it has.
-        repeated: Whether it took more than one attempt, each of which may have arrived.
+        sent: True if the broker has confirmed it.
+        repeated: True if it took more than one attempt, each of which may have arrived.
     """
 
     id: str = field(default_factory=new_id)
@@ -41,16 +42,16 @@ class PendingRequest:
     repeated: bool = False
 
     async def send(self, publish: Callable[[], Awaitable[str]]) -> None:
-        """Publish it; errors as `publish_with_retry`."""
+        """Publish the request; errors as `publish_with_retry`."""
         self.repeated = await publish_with_retry(publish) > 1
         self.sent = True
 
     def discard_key_if_refused(self, event: Event | None, saved_to: Path | None) -> None:
-        """Delete the file of an API key that was generated for this request, if it was refused.
+        """Delete the file of an API key generated for this request, if the request was refused.
 
         Only for the refusal of the only attempt: after anything else, the project may have the key.
-        It may also have it where its keyring was rolled back: the request may have been served
-        before that, and been delivered again.
+        It may also have it if its keyring was rolled back: the request may have been served before
+        that, and been delivered again.
         """
         if saved_to is None or not isinstance(event, Rejected) or self.repeated:
             return
@@ -62,10 +63,10 @@ class PendingRequest:
 async def publish_with_retry(
     publish: Callable[[], Awaitable[str]], *, attempts: int = PUBLISH_ATTEMPTS
 ) -> int:
-    """Publish under one id, and again if the broker does not confirm; the number of attempts.
+    """Publish under one id, again if unconfirmed; return the number of attempts.
 
     Raises:
-        OutcomeUnknownError: an attempt was not confirmed, and no later one was either.
+        OutcomeUnknownError: an attempt was not confirmed, nor any later one.
     """
     attempt = 1
     unknown: OutcomeUnknownError | None = None
@@ -86,7 +87,7 @@ async def publish_with_retry(
 
 @contextmanager
 def resumable(request: PendingRequest) -> Iterator[None]:
-    """If waiting ends early, say that the work continues and how to follow it."""
+    """If the wait ends early, say that the work continues and how to follow it."""
     named = request.project not in (None, ALL_PROJECTS)
     option = f" --project {request.project}" if named else ""
     hint = (
@@ -103,7 +104,7 @@ def resumable(request: PendingRequest) -> Iterator[None]:
 
 
 def request_status(event: Event | None) -> str:
-    """The status of an enrollment, rotation or sweep after its last event, if there was one."""
+    """Return the status of an enrollment, rotation or sweep after its last event, if any."""
     match event:
         case None:
             return "queued"
@@ -120,12 +121,12 @@ def request_status(event: Event | None) -> str:
 
 
 def result_document(ids: dict[str, str], status: str, event: Event | None) -> dict[str, Any]:
-    """What a command prints as JSON: ids, status and the last event."""
+    """Return a command's JSON output: ids, status and the last event."""
     return ids | {"status": status, "event": event and event.model_dump(mode="json")}
 
 
 def event_error(event: Rejected | Failed) -> CommandError:
-    """The error for a rejected request, or for a sweep that failed."""
+    """Return the error for a rejected request, or for a failed sweep."""
     return CommandError(f"{event.code}: {event.detail}" if event.detail else event.code)
 
 
@@ -133,7 +134,7 @@ def event_error(event: Rejected | Failed) -> CommandError:
 
 
 def request_row(**ids: str) -> dict[str, Any]:
-    """The row of a request that is not sent yet."""
+    """Return the row of a request that is not sent yet."""
     return {**ids, "status": "failed", "code": None, "detail": None, "event": None}
 
 
@@ -143,7 +144,7 @@ async def publish_row(
     *,
     attempts: int = PUBLISH_ATTEMPTS,
 ) -> bool:
-    """Publish the request of a row, as `publish_with_retry`; its error, if any, is in the row."""
+    """Publish the request of a row, as `publish_with_retry`; note an error in the row."""
     try:
         await publish_with_retry(publish, attempts=attempts)
     except CodedError as exc:
@@ -158,7 +159,7 @@ async def publish_row(
 
 
 async def wait_for_row(row: dict[str, Any], event: Awaitable[Event], done: str) -> None:
-    """Wait for the event of a row that was sent; `done` is its status unless it is rejected."""
+    """Wait for the event of a sent row; `done` is its status unless it is rejected."""
     try:
         outcome = await event
     except PublisherError as exc:
@@ -170,7 +171,7 @@ async def wait_for_row(row: dict[str, Any], event: Awaitable[Event], done: str) 
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
-    """The row for a table: what silence can mean is the same for all, and in the error."""
+    """Return the row for a table: the possible causes of silence are only in the error."""
     if row["status"] != "pending":
         return row
     return row | {"detail": row["detail"].partition(": ")[0]}
@@ -181,10 +182,10 @@ def print_request_rows(
 ) -> None:
     """Print the columns that have a value, and fail if any request did.
 
-    `label` is the column that identifies a row, `done` the status of a request that succeeded.
+    `label` is the column that identifies a row, `done` the status of a successful request.
 
     Raises:
-        CommandError: the first failure, and how many there are.
+        CommandError: the first failure, and the number of failures.
     """
     used = [name for name in columns if any(row.get(name) is not None for row in rows)]
     print_rows(used, rows if as_json else [_short(row) for row in rows], as_json=as_json)

@@ -1,7 +1,7 @@
-"""`keyturn recover`: accept keyrings that were restored, or that lost their marks (SPEC 5.5, 14).
+"""`keyturn recover`: accept restored keyrings, or keyrings without their marks (SPEC 5.5, 14).
 
-It shows what it found, and asks. Each request names exactly that: the record and the mark. If
-either has changed by the time a worker reads them, nothing is done.
+It shows the findings, and asks. Each request names exactly the record and the mark. If either has
+changed by the time a worker reads them, nothing is done.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from keyturn.identifiers import ALL_PROJECTS, keyring_s3_key
-from keyturn.publisher import Publisher
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import (
@@ -34,19 +34,14 @@ from keyturn_workers.cli.publishing import (
     request_row,
     wait_for_row,
 )
-from keyturn_workers.cli.reports import Reports, open_marks
-from keyturn_workers.errors import MissingError
-from keyturn_workers.keyring import (
-    KEYRING_MAX_BYTES,
-    Mark,
-    MarkState,
-    MarkTable,
-    parse_keyring,
-)
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.status.records import RECORD_ERRORS
-from keyturn_workers.storage import Storage
+from keyturn_workers.cli.reports import StatusReports, open_marks
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.kek_deriver import KekDeriver
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.keys.keyring.marks import Mark, MarkState, MarkTable
+from keyturn_workers.keys.keyring.store import KEYRING_MAX_BYTES, parse_keyring
+from keyturn_workers.process.settings import OperatorSettings
+from keyturn_workers.reports.status.records import RECORD_ERRORS
 
 _AT_ONCE: Final = 64
 _FOUND: Final = (
@@ -59,15 +54,14 @@ _MAX_READS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Contradicted:
-    """A keyring that its mark contradicts: what a request to recover it must name.
+    """A keyring that its mark contradicts, as a request to recover it must name it.
 
     Attributes:
-        project: The project.
-        state: How they compare.
-        found: What the record says.
-        changed_at: When the record was put.
+        state: The result of their comparison.
+        found: The record, as a mark.
+        changed_at: The time of the record's last write.
         mark: The highest mark, if there is one.
-        marked_at: When that was published.
+        marked_at: The time of the mark's publication.
     """
 
     project: str
@@ -146,7 +140,7 @@ async def _recover(
 async def _find(
     settings: OperatorSettings, publisher: PublisherSettings, project: str
 ) -> list[Contradicted]:
-    """The keyrings that can be recovered.
+    """Return the keyrings that can be recovered.
 
     Raises:
         CommandError: there is none, and one project was named.
@@ -158,7 +152,7 @@ async def _find(
         open_bucket(settings) as storage,
         open_report_keys(settings, storage, "recover") as keys,
     ):
-        rows = await Reports(storage, keys, witness=marks).keyrings(only)
+        rows = await StatusReports(storage, keys, witness=marks).keyrings(only)
         for row in rows:
             if row.code is not None:
                 reason = f"{row.code}: {row.detail}" if row.detail else row.code
@@ -176,13 +170,13 @@ async def _find(
 
 
 async def read_contradicted(
-    storage: Storage, keys: OperatorKeys, table: MarkTable, project: str
+    storage: Storage, keys: KekDeriver, table: MarkTable, project: str
 ) -> Contradicted | None:
-    """A keyring and its mark as they are now; None if the mark does not contradict it any more.
+    """Return a keyring and its mark as they are now; None if they no longer contradict.
 
     Raises:
-        CommandError: the keyring changes all the time.
-        StorageUnavailableError, StorageAnswerError: it cannot be read.
+        CommandError: the keyring keeps changing.
+        StorageUnavailableError, StorageResponseError: it cannot be read.
     """
     for _ in range(_MAX_READS):
         since = table.received
@@ -204,7 +198,7 @@ async def read_contradicted(
 
 
 def _report(only: str | None, project: str, problem: str) -> None:
-    """Say why a project is left out; fail if it is the one that was named."""
+    """Say why a project is left out; fail if it is the named one."""
     if only is not None:
         raise CommandError(f"{project} {problem}")
     note(f"{project} {problem}")
@@ -214,7 +208,7 @@ def _confirm(found: list[Contradicted], *, yes: bool, as_json: bool) -> None:
     if not as_json:
         print_rows(_FOUND, [_row(each) for each in found])
     if yes or not sys.stdin.isatty():
-        return  # `--accept-restored` says it already, and each request names what was found
+        return  # `--accept-restored` confirms it, and each request names its findings
     which = found[0].project if len(found) == 1 else f"these {len(found)} projects"
     typer.confirm(f"Accept the keyring of {which} as it is now?", abort=True, err=True)
 

@@ -1,39 +1,38 @@
-"""Reports of status, asked for in process: what control workers answer consoles (SPEC 8, 16.1).
+"""Reports of status, read in process: the same as control workers send to consoles (SPEC 8, 16.1).
 
-Commands show what `keyturn_workers.status` reads, all of it, with the operator's own keys. Keyrings
-are compared with their marks (SPEC 5.5) where the broker can be reached: a command has no event
-key of its own here, follows the stream like a gateway, and adds no marks. A census of the objects
-shows which master keys are in use; whether one may be dropped is decided in
-`keyturn_workers.master_key_drop_rule`.
+Commands show everything that `reports.status` reads, with the operator's own keys. Keyrings are
+compared with their marks (SPEC 5.5) if the broker can be reached: a command has no event key of its
+own, follows the stream like a gateway, and adds no marks. A census of the objects shows which
+master keys are in use; `keyturn_workers.core.master_key_usage` decides whether one may be
+dropped.
 """
 
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from keyturn.crypto import VerifyKey
+from keyturn.crypto.signatures import VerifyKey
 from keyturn.errors import (
     EventsUnavailableError,
     KeyringRolledBackError,
-    UnknownMasterKeyError,
 )
 from keyturn.identifiers import ALL_PROJECTS, KEYRINGS_PREFIX, format_time
-from keyturn.messages import (
+from keyturn.messages.events import StatusReported
+from keyturn.messages.requests import StatusRequested
+from keyturn.messages.status import (
+    STATUS_MAX_LIMIT,
     ObjectGroupStatus,
     ProjectStatus,
     StatusFilter,
-    StatusReported,
-    StatusRequested,
     StatusView,
 )
-from keyturn.messages.status import STATUS_MAX_LIMIT
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.publisher.requests import new_id
 from keyturn.settings import DeploymentSettings
@@ -42,14 +41,23 @@ from keyturn_workers.cli.bucket import count, optional_task
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.output import Row, printable, progress_display, quiet
 from keyturn_workers.cli.settings import StatusSettings
-from keyturn_workers.keyring import Witness
-from keyturn_workers.keyring.mark_stream import MarkStream, following
-from keyturn_workers.master_key_drop_rule import KeyUsage, Surroundings, judge_drop, missing_key
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.status.key_usage import NONCURRENT, UNREADABLE, list_objects
-from keyturn_workers.status.reader import ROWS_OF, Identity, StatusReader
-from keyturn_workers.status.records import Bounds
-from keyturn_workers.storage import Storage
+from keyturn_workers.core.master_key_usage import (
+    NONCURRENT,
+    UNREADABLE,
+    Surroundings,
+    census_of,
+    judge_drop,
+    missing_key,
+    missing_keys,
+    usage_of,
+)
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
+from keyturn_workers.keys.keyring.marks import Witness
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.reports.status.key_usage import list_objects
+from keyturn_workers.reports.status.reader import ROWS_OF, Identity, StatusReader
+from keyturn_workers.reports.status.records import Bounds
 
 OBJECTS_AT_ONCE: Final = 64
 WHOLE: Final = Bounds(
@@ -62,20 +70,16 @@ WHOLE: Final = Bounds(
 )
 """A command reads everything, and shows it at once."""
 _TIMEOUT_S: Final = 60.0
-# Nothing is written under it.
+# No record is written under this lease.
 _LEASE_S: Final = 15
 _MAX_READS: Final = 8
 _MAX_FAILING: Final = 100
 
 
-class Reports:
-    """Answers queries about one bucket: `keyturn_workers.status` without a broker between.
+class StatusReports:
+    """Answers queries about one bucket: `keyturn_workers.reports.status` without a broker.
 
-    Args:
-        storage: The bucket.
-        keys: The operator's keys.
-        witness: The marks, if they can be read.
-        bounds: How much a report reads.
+    `witness` has the marks, if they can be read; `bounds` limits a report.
     """
 
     def __init__(
@@ -87,17 +91,17 @@ class Reports:
         bounds: Bounds = WHOLE,
     ) -> None:
         self._is_compared = witness is not None
-        # The views that name a deployment or the active master key are not asked for here.
+        # The views that name a deployment or the active master key are not used here.
         identity = Identity("", "", ())
         self._reader = StatusReader(storage, keys, identity, witness=witness, bounds=bounds)
 
     async def pages(
         self, view: StatusView, project: str | None = None, **query: Any
     ) -> AsyncIterator[StatusReported]:
-        """All pages of a view, of one project or of all.
+        """Yield all pages of a view, of one project or of all.
 
         Raises:
-            CodedError, StorageAnswerError: not all of it can be read.
+            CodedError, StorageResponseError: not all of it can be read.
         """
         report = None
         while report is None or _has_next(report):
@@ -116,16 +120,16 @@ class Reports:
             yield report
 
     async def rows(self, view: StatusView, project: str | None = None, **query: Any) -> list[Any]:
-        """All rows of a view; errors as `pages`."""
+        """Return all rows of a view; errors as `pages`."""
         found: list[Any] = []
         async for page in self.pages(view, project, **query):
             found += getattr(page, ROWS_OF[view]) or ()
         return found
 
     async def keyrings(self, project: str | None = None) -> list[ProjectStatus]:
-        """All keyrings, or that of one project, compared with their marks.
+        """Return all keyrings, or that of one project, compared with their marks.
 
-        One whose mark arrived while it was read is read again. Errors as `pages`.
+        A keyring whose mark arrived during the read is read again. Errors as `pages`.
         """
         found: list[ProjectStatus] = await self.rows("projects", project)
         for number, row in enumerate(found):
@@ -147,7 +151,7 @@ def _has_next(report: StatusReported) -> bool:
 async def open_marks(
     settings: DeploymentSettings, verify_keys: tuple[VerifyKey, ...]
 ) -> AsyncIterator[MarkStream]:
-    """The marks, all of them read, and followed until the block ends.
+    """Yield all marks, and follow them until the block ends.
 
     Raises:
         CommandError: the stream cannot be read.
@@ -171,61 +175,43 @@ async def open_marks(
             yield marks
 
 
-# What depends on which master key.
+# Master keys and their dependents.
 
 
-@dataclass(slots=True)
-class Records:
-    """Keyrings and records of sweeps by what opens them.
-
-    Attributes:
-        under: How many there are of each kind under each master key.
-        unreadable: How many of any kind do not open.
-        missing_master_keys: How many name each master key that is not available.
-        failing: Records of sweeps that do not open, up to a limit.
-    """
-
-    under: Counter[tuple[str, str | None]] = field(default_factory=Counter)
-    unreadable: int = 0
-    missing_master_keys: Counter[str] = field(default_factory=Counter)
-    failing: list[ObjectGroupStatus] = field(default_factory=list)
-
-    def add(self, row: ObjectGroupStatus) -> None:
-        """Count the records of one row."""
-        if row.kind != UNREADABLE:
-            self.under[row.kind, row.master_key] += row.count
-            return
-        self.unreadable += row.count
-        if row.code == UnknownMasterKeyError.code:
-            self.missing_master_keys[row.detail or ""] += row.count
-        if row.record is not None and not row.record.startswith(KEYRINGS_PREFIX):
-            self.failing.append(row)
-
-    def failing_rows(self) -> list[Row]:
-        """The first records of sweeps that do not open."""
-        failing = sorted(self.failing, key=lambda row: row.record or "")[:_MAX_FAILING]
-        return [
-            {"record": row.record, "code": row.code, "detail": row.detail or ""} for row in failing
-        ]
-
-
-async def read_records(reports: Reports, project: str | None) -> Records:
+async def read_records(reports: StatusReports, project: str | None) -> list[ObjectGroupStatus]:
     """Open every record of the bucket, or of one project; errors as `take_census`."""
-    records = Records()
-    for row in await reports.rows("objects", project, filter=StatusFilter(records=True)):
-        records.add(row)
-    return records
+    return await reports.rows("objects", project, filter=StatusFilter(records=True))
+
+
+def unreadable_sweeps(records: Iterable[ObjectGroupStatus]) -> dict[str, ObjectGroupStatus]:
+    """Return the records of sweeps that do not open, by S3 key."""
+    unreadable = {row.record: row for row in records if row.kind == UNREADABLE and row.record}
+    return {
+        s3_key: row
+        for s3_key, row in sorted(unreadable.items())
+        if not s3_key.startswith(KEYRINGS_PREFIX)
+    }
+
+
+def unreadable_rows(records: Iterable[ObjectGroupStatus]) -> list[Row]:
+    """Return the first records of sweeps that do not open."""
+    return [
+        {"record": s3_key, "code": row.code, "detail": row.detail or ""}
+        for s3_key, row in islice(unreadable_sweeps(records).items(), _MAX_FAILING)
+    ]
 
 
 Groups = Counter[ObjectGroupStatus]
-"""Objects by what they depend on; the rows have no count of their own."""
+"""Objects by the keys that they depend on; the rows have no count of their own."""
 
 
-async def take_census(reports: Reports, storage: Storage, project: str | None = None) -> Groups:
+async def take_census(
+    reports: StatusReports, storage: Storage, project: str | None = None
+) -> Groups:
     """Inspect every object of the bucket or of one project.
 
     Raises:
-        StorageUnavailableError, StorageAnswerError, KmsUnavailableError: the census would be
+        StorageUnavailableError, StorageResponseError, KmsUnavailableError: the census would be
             incomplete.
     """
     groups: Groups = Counter()
@@ -251,9 +237,9 @@ async def take_census(reports: Reports, storage: Storage, project: str | None = 
 
 
 async def find_rolled_back(
-    reports: Reports, keyrings: Sequence[ProjectStatus], groups: Groups
+    reports: StatusReports, keyrings: Sequence[ProjectStatus], groups: Groups
 ) -> list[ProjectStatus]:
-    """The keyrings; those older than what opens among their project's objects have a code."""
+    """Return the keyrings; those older than their project's readable objects have a code."""
     highest: dict[str | None, int] = {}
     for group in groups:
         if group.kind != NONCURRENT:
@@ -273,7 +259,7 @@ async def find_rolled_back(
 
 
 def object_rows(groups: Groups) -> list[Row]:
-    """A row for each group of objects, by project and kind, the newest generation first."""
+    """Return a row for each group of objects, by project and kind, the newest generation first."""
     names = ("project", "kind", "generation", "master_key", "code")
     rows = [{name: getattr(g, name) for name in names} | {"objects": groups[g]} for g in groups]
     return sorted(rows, key=_object_order)
@@ -286,43 +272,38 @@ def _object_order(row: Row) -> tuple[Any, ...]:
 
 def master_key_rows(
     settings: StatusSettings,
-    records: Records,
+    records: Sequence[ObjectGroupStatus],
     groups: Groups | None,
     running_sweeps: int,
     project: str | None,
 ) -> list[Row]:
-    """A row for each available master key, and for each missing one that a record names.
+    """Return a row for each available master key, and for each missing one in a record.
 
-    `groups` is None if objects were not inspected, `project` the only one that was inspected.
+    `groups` is None if objects were not inspected, `project` the only inspected project.
     """
-    objects: Counter[str | None] = Counter()
-    noncurrent: Counter[str | None] = Counter()
-    unreadable = 0
+    census = census_of(records)
     for group, number in (groups or Groups()).items():
-        (noncurrent if group.kind == NONCURRENT else objects)[group.master_key] += number
-        unreadable += number if group.kind == UNREADABLE else 0
-    around = Surroundings(running_sweeps, unreadable, records.unreadable, project)
+        census += census_of([group.model_copy(update={"count": number})])
+    around = Surroundings.of(census, running_sweeps, project)
     active = settings.active_master_key
     rows: list[Row] = []
     for name in settings.master_keys:
+        is_active = None if active is None else name == active
+        usage = usage_of(name, census, is_active=is_active, with_objects=groups is not None)
+        verdict = judge_drop(usage, around)
         row: Row = {
             "master_key": name,
             "held": True,
-            "active": None if active is None else name == active,
-            "objects": None if groups is None else objects[name],
-            "noncurrent": None if groups is None else noncurrent[name],
-            "keyrings": records.under["keyring", name],
-            "sweep_records": records.under["sweep_record", name],
+            "active": is_active,
+            "objects": usage.objects,
+            "noncurrent": None if groups is None else usage.noncurrent,
+            "keyrings": usage.keyrings,
+            "sweep_records": usage.sweep_records,
+            "may_be_dropped": verdict.may_be_dropped,
+            "told": f"{name}: {verdict.reason}",
         }
-        of_records = row["keyrings"] + row["sweep_records"]
-        usage = KeyUsage(row["objects"], row["noncurrent"] or 0, of_records, row["active"])
-        verdict = judge_drop(usage, around)
-        told = f"{name}: {verdict.reason}"
-        rows.append(row | {"may_be_dropped": verdict.may_be_dropped, "told": told})
-    for name, number in sorted(records.missing_master_keys.items()):
+        rows.append(row)
+    for name, number in missing_keys(census, settings.master_keys).items():
         row = {"master_key": name, "held": False, "may_be_dropped": None}
         rows.append(row | {"told": f"{name}: {missing_key(number)}"})
     return rows
-
-
-# Times.

@@ -1,12 +1,12 @@
 """Files with secrets, and the API keys that commands work with (SPEC 1, 14).
 
 An API key comes from a file, the environment or a prompt, never from an argument, which every
-process list would show. A generated one is saved or printed before anything is published: a
-project under a lost key would be unreadable. Files are written atomically, readable only by their
-owner.
+process list would show. A generated one is saved or printed before anything is published: a project
+under a lost key would be unreadable. Files are written atomically, readable only by their owner.
 """
 
 import os
+import stat
 import sys
 import tempfile
 from contextlib import suppress
@@ -16,7 +16,7 @@ from typing import Final
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto import new_api_key, user_kek
+from keyturn.crypto.keys import new_api_key, user_kek
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_line
 from keyturn_workers.cli.settings import ApiKeySettings
@@ -26,7 +26,7 @@ _MAX_BYTES: Final = 4096
 
 
 def read_secret(path: Path) -> str:
-    """The text of a small file with a secret.
+    """Return the text of a small file with a secret.
 
     Raises:
         typer.BadParameter: it cannot be read, is too long, or is not UTF-8.
@@ -42,19 +42,23 @@ def read_secret(path: Path) -> str:
         raise typer.BadParameter(f"{path}: {reason}") from None
 
 
-def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> None:
+def write_secret(
+    path: Path, content: str | bytes, *, force: bool = False, keep_mode: bool = False
+) -> None:
     """Write a file of mode 0600; `force` replaces an existing one atomically, with its owner.
+
+    With `keep_mode`, the new file gets the mode of the replaced one.
 
     Raises:
         CommandError: the file exists.
         OSError: it cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    # The name appears only after everything is written: never half a file or a wider mode.
+    # The name appears only after the write: never half a file or a wider mode.
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as exc:
-        # Names the file that was asked for.
+        # Names the requested file.
         raise OSError(exc.errno, exc.strerror, str(path)) from exc
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -62,7 +66,7 @@ def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> No
             file.flush()
             os.fchmod(descriptor, _OWNER_ONLY)
             if force:
-                _keep_owner(descriptor, path)
+                _keep(descriptor, path, mode=keep_mode)
             os.fsync(descriptor)
         if force:
             os.replace(temporary, path)  # noqa: PTH105  # a path as mkstemp gives it
@@ -75,11 +79,18 @@ def write_secret(path: Path, content: str | bytes, *, force: bool = False) -> No
             os.unlink(temporary)  # noqa: PTH108  # as above
 
 
-def _keep_owner(descriptor: int, path: Path) -> None:
-    """Root replaces a file that a process of another user must still read."""
-    if os.geteuid() == 0 and path.exists():
-        before = path.stat()
-        os.fchown(descriptor, before.st_uid, before.st_gid)
+def _keep(descriptor: int, path: Path, *, mode: bool) -> None:
+    """Keep a replaced file's owner and, if `mode`, its mode: that user or group reads the file."""
+    if not path.exists():
+        return
+    before, new = path.stat(), os.fstat(descriptor)
+    if (before.st_uid, before.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, str(path)) from exc
+    if mode:
+        os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 def read_or_generate_api_key(
@@ -91,15 +102,10 @@ def read_or_generate_api_key(
     as_json: bool,
     new: bool = False,
 ) -> SecretStr:
-    """The API key that the options ask for; a generated one is already saved or printed.
+    """Return the API key of the options; a generated one is already saved or printed.
 
-    Args:
-        project: The project that gets it.
-        file: A file that contains it.
-        save_to: A new file for a generated one.
-        generate: Whether to generate one.
-        as_json: Whether standard output is reserved for JSON.
-        new: Whether it replaces another one.
+    `save_to` is a new file for a generated key. `as_json` reserves standard output for JSON, and
+    `new` is true if the key replaces another.
 
     Raises:
         typer.BadParameter: the options contradict each other, or the API key is malformed.
@@ -123,13 +129,9 @@ def read_or_generate_api_key(
 
 
 def read_api_key(file: Path | None, project: str, *, confirm: bool, new: bool = False) -> SecretStr:
-    """The project's API key from the file, else the environment, else a hidden prompt.
+    """Return the project's API key from the file, else the environment, else a hidden prompt.
 
-    Args:
-        file: The file named by the option.
-        project: The project of the key.
-        confirm: Whether a prompt asks twice.
-        new: Whether it is the key that a rotation introduces.
+    With `confirm`, a prompt asks twice. `new` is true for the key that a rotation introduces.
 
     Raises:
         typer.BadParameter: there is none, or it is malformed (SPEC 1).
@@ -149,10 +151,10 @@ def read_api_key(file: Path | None, project: str, *, confirm: bool, new: bool = 
 
 
 def read_v0_api_key(file: Path) -> SecretStr:
-    """The API key of the legacy objects: the file's text without the final line break.
+    """Return the API key of the legacy objects: the file's text without the final line break.
 
-    A wrong key cannot be detected here (SPEC 4.6 gives these keys no form); it would only
-    show when the users' wraps do not open. So no other character is removed.
+    A wrong key cannot be detected here (SPEC 4.6 gives these keys no form), only once the users'
+    wraps do not open. So no other character is removed.
 
     Raises:
         typer.BadParameter: the file cannot be read, is empty, or is too long.

@@ -4,8 +4,9 @@ import typer
 import uvloop
 
 from keyturn_workers.cli.bucket import naming_storage
-from keyturn_workers.settings import GatewaySettings, WorkerSettings
-from keyturn_workers.worker.logging import configure
+from keyturn_workers.process.background import run_to_end
+from keyturn_workers.process.logging import configure
+from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 
 app = typer.Typer(name="worker", help="Run a worker process.")
 
@@ -14,12 +15,12 @@ def _run(*roles: str) -> None:
     settings = WorkerSettings.read()
     configure(settings.log_format, settings.log_level)
     # FastStream alone takes a second to import, and no other command needs it.
-    from keyturn_workers.tracing import open_tracing  # noqa: PLC0415
-    from keyturn_workers.worker.process import run_worker  # noqa: PLC0415
+    from keyturn_workers.pipeline.tracing.startup import open_tracing  # noqa: PLC0415
+    from keyturn_workers.pipeline.worker.process import run_worker  # noqa: PLC0415
 
     service = "keyturn-worker" if len(roles) > 1 else f"keyturn-worker-{roles[0]}"
     with naming_storage(settings), open_tracing(settings, service) as tracing:
-        uvloop.run(run_worker(settings, frozenset(roles), tracing))
+        uvloop.run(run_to_end(run_worker(settings, frozenset(roles), tracing)))
 
 
 @app.command("upload")
@@ -61,7 +62,7 @@ def gateway() -> None:
     configure(settings.log_format, settings.log_level)
     # uvicorn and Starlette are slow to import, and no other command needs them.
     from keyturn_workers.gateway.server import run_gateway  # noqa: PLC0415
-    from keyturn_workers.tracing import open_tracing  # noqa: PLC0415
+    from keyturn_workers.pipeline.tracing.startup import open_tracing  # noqa: PLC0415
 
     with open_tracing(settings, "keyturn-gateway") as tracing:
         uvloop.run(run_gateway(settings, tracing))

@@ -1,8 +1,8 @@
 """Settings of single commands, in addition to those of the workers (SPEC 11)."""
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from keyturn.gateway.transport import is_gateway_url
@@ -14,8 +14,9 @@ from keyturn.settings import (
     Settings,
     SigningKeySetting,
     VerifyKeysSetting,
+    check_amqp_url,
 )
-from keyturn_workers.settings import (
+from keyturn_workers.process.settings import (
     IntakeKeys,
     KmsSettings,
     MasterKeys,
@@ -58,14 +59,14 @@ class ProjectKekSettings(Settings):
 
 
 class EvidenceSettings(Settings):
-    """What evidence is verified with, if options do not say it (SPEC 15.2)."""
+    """The keys and names that verify evidence, unless options give them (SPEC 15.2)."""
 
     deployment: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] | None = None
     event_public_key: Annotated[VerifyKeysSetting, Field(validate_default=False)] = ()
 
 
 class ReaderSettings(Settings):
-    """What a KEK is derived with, in addition to the API key."""
+    """The secrets that derive a KEK, in addition to the API key."""
 
     pepper: SecretStr = SecretStr("")
     v0_pepper: SecretStr = SecretStr("")
@@ -73,15 +74,21 @@ class ReaderSettings(Settings):
 
 
 class GatewayUrlSettings(Settings):
-    """The gateway, for a command that can do without one."""
+    """The gateway, for a command that works without one, too."""
 
     gateway_url: GatewayUrl | None = None
 
 
 class BrokerSettings(BrokerTlsSettings):
-    """The broker, for a command that can do without one."""
+    """The broker, for a command that works without one, too."""
 
     amqp_url: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _check_amqp_url(self) -> Self:
+        if self.amqp_url is not None:
+            check_amqp_url(self.amqp_url.get_secret_value(), self)
+        return self
 
 
 class StorageKeySettings(Settings):
@@ -93,7 +100,7 @@ class StorageKeySettings(Settings):
 
 
 class ResignSettings(DeploymentSettings):
-    """Who signs a dead letter again, and who may have signed it before."""
+    """The publisher that signs a dead letter again, and the publishers that may have signed it."""
 
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
     publisher_key: SigningKeySetting
@@ -103,36 +110,36 @@ class ResignSettings(DeploymentSettings):
 
 
 class IntakeKeySettings(Settings):
-    """The intake keys, to open what another publisher sealed."""
+    """The intake keys, to open secrets that another publisher sealed."""
 
     intake_keys: IntakeKeys
 
 
 class MasterKeySettings(KmsSettings):
-    """The master keys alone, and the one that new projects get, if known."""
+    """The master keys alone, and the active one, if known."""
 
     master_keys: MasterKeys
     active_master_key: str | None = None
 
 
 class AuditVerifySettings(Settings):
-    """What an exported audit trail is verified with."""
+    """The keys that verify an exported audit trail."""
 
     deployment: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] = "default"
     event_public_key: VerifyKeysSetting
 
 
 class AuditReaderSettings(DeploymentSettings):
-    """What the audit trail is read and verified with."""
+    """The broker and the keys that verify the audit trail."""
 
     event_public_key: VerifyKeysSetting
 
 
 class SourceStatusSettings(OperatorSettings, SourceSettings):
-    """The sources, and what opens the records about them."""
+    """The sources, and the keys that open the records about them."""
 
 
 class StatusSettings(OperatorSettings):
-    """The operator's keys, and the master key that new projects get, if known."""
+    """The operator's keys, and the active master key, if known."""
 
     active_master_key: str | None = None

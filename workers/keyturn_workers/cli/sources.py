@@ -1,7 +1,7 @@
-"""`keyturn sources` and `keyturn import`: objects that are in S3 already (SPEC 17).
+"""`keyturn sources` and `keyturn import`: objects that are already in S3 (SPEC 17).
 
-`sources` shows what ingest workers have recorded about each source. `import` takes in all of a
-source by requests of its own, whether ingest workers watch it or not.
+`sources` shows the records of ingest workers about each source. `import` requests uploads of all
+objects of a source itself, whether ingest workers watch it or not.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keyturn.errors import SourceUnavailableError, UnknownSourceError
 from keyturn.identifiers import format_time
-from keyturn.publisher import Publisher
+from keyturn.publisher.client import Publisher
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson
 from keyturn_workers.cli.bucket import open_bucket, optional_task
@@ -34,17 +34,17 @@ from keyturn_workers.cli.output import (
 )
 from keyturn_workers.cli.settings import SourceStatusSettings
 from keyturn_workers.cli.watch import LINE_INTERVAL_S
-from keyturn_workers.ingest.importing import CONNECTIONS, Import, ImportResult, NotIn
-from keyturn_workers.ingest.intake import is_folder_marker, objects_of
-from keyturn_workers.ingest.record import MAX_REFUSED, SourceRecord, SourceRecords
-from keyturn_workers.settings import SourceSettings
-from keyturn_workers.sources.bucket import (
+from keyturn_workers.core.source_mapping import Source
+from keyturn_workers.pipeline.ingest.importing import CONNECTIONS, Import, ImportResult, NotImported
+from keyturn_workers.pipeline.ingest.record import MAX_REFUSED, SourceRecord, SourceRecords
+from keyturn_workers.pipeline.ingest.source_ingest import is_folder_marker, objects_of
+from keyturn_workers.pipeline.sources.bucket import (
     Deletion,
     SourceBucket,
     open_source,
     open_sources,
 )
-from keyturn_workers.sources.config import Source
+from keyturn_workers.process.settings import SourceSettings
 
 _COLUMNS: Final = (
     "source",
@@ -58,12 +58,12 @@ _COLUMNS: Final = (
     "refused",
 )
 _REFUSED_COLUMNS: Final = ("s3_key", "code", "refused_at", "upload_id")
-# What the time left is computed from: an object counts as its bytes and this.
+# For the time left: an object counts as its bytes plus this.
 _OBJECT_COST_BYTES: Final = 64 * 1024
 _SHOWN: Final = 20
 _NOT_POSSIBLE: Final = "not possible"
 _TICK_S: Final = 1.0
-# After so long without any outcome, the user is told what may be wrong.
+# After so long without any outcome, a note names possible causes.
 _SILENCE_S: Final = 30.0
 
 SourceName = Annotated[str, typer.Argument(help="The source's name in KEYTURN_SOURCES.")]
@@ -120,10 +120,10 @@ def import_source(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take in all objects of a source.
+    """Import all objects of a source.
 
     You can run it again at any time: nothing is stored twice. Exit status 0 means that every object
-    was taken in (with --no-wait: requested; with --dry-run: would be requested).
+    was imported (with --no-wait: requested; with --dry-run: would be requested).
     """
     settings = PublisherSettings.read()
     own = SourceSettings.read()
@@ -161,12 +161,12 @@ def _find(settings: SourceSettings, name: str) -> Source:
 async def _read(
     settings: SourceStatusSettings, name: str | None
 ) -> tuple[dict[str, SourceRecord], set[str]]:
-    """The record of the source, or of each, and which of all sources cannot delete as they should.
+    """Return each record, or the named one, and the sources that cannot delete as configured.
 
-    A source that cannot be reached is not among these.
+    An unreachable source is not among the latter.
     """
-    # It takes half a second to import what may reach a provider of master keys.
-    from keyturn_workers.master_keys.providers import open_operator_keys  # noqa: PLC0415
+    # It takes half a second to import code that may reach a provider of master keys.
+    from keyturn_workers.keys.master_keys.providers import open_operator_keys  # noqa: PLC0415
 
     async with (
         open_bucket(settings) as storage,
@@ -213,9 +213,9 @@ async def _import(
     async with AsyncExitStack() as stack:
         own_bucket = await stack.enter_async_context(open_bucket(own, max_connections=CONNECTIONS))
         sources = await stack.enter_async_context(
-            open_sources({name: own.sources[name]}, settings.deployment, own, own_bucket)
+            open_sources({name: own.sources[name]}, own, own_bucket)
         )
-        bucket = sources.buckets[name]
+        bucket = sources[name]
         publisher = None
         if not dry_run:
             publisher = await stack.enter_async_context(Publisher.open(settings))
@@ -235,14 +235,14 @@ async def _import(
         stays = not dry_run and await _find_deletion(bucket) == _NOT_POSSIBLE
     if stays:
         note(
-            f"the objects stay in the source {name}: its storage cannot delete only what was read. "
-            'Turn on versioning there, or set "delete": "unconditional"'
+            f"the objects stay in the source {name}: its storage cannot delete exactly the version "
+            'that was read. Turn on versioning there, or set "delete": "unconditional"'
         )
     return result
 
 
 async def _find_deletion(bucket: SourceBucket) -> Deletion | None:
-    """How stored objects are deleted from the source; None if that cannot be found out now."""
+    """Return how stored objects are deleted from the source; None if that is unknown now."""
     try:
         return await bucket.find_deletion()
     except SourceUnavailableError:
@@ -252,10 +252,7 @@ async def _find_deletion(bucket: SourceBucket) -> Deletion | None:
 class _ImportProgress:
     """Objects, bytes and the time left: a bar on a terminal, otherwise a line every few seconds.
 
-    Args:
-        progress: The bar.
-        waits: Whether workers must serve the requests before an object is done.
-        clock: Tells the time, in seconds.
+    `waits` is true if workers must serve the requests before an object is done.
     """
 
     def __init__(
@@ -274,7 +271,7 @@ class _ImportProgress:
         self._task = progress.add_task("", total=None, counts=self._counts())
 
     async def count(self, bucket: SourceBucket, prefix: str) -> None:
-        """List the source once more, for the totals, while the import is under way."""
+        """List the source a second time, for the totals, during the import."""
         async for row in objects_of(bucket, prefix):
             if not is_folder_marker(row):
                 self._objects += 1
@@ -282,13 +279,13 @@ class _ImportProgress:
         self._is_counted = True
 
     async def follow(self, *, lines: bool) -> None:
-        """Show how far the import has come, and that it waits, until this is canceled."""
+        """Show the progress, or that the import waits, until this is canceled."""
         while True:
             self.tick(lines=lines)
             await asyncio.sleep(_TICK_S)
 
     def show(self, result: ImportResult) -> None:
-        """Show that further objects are done."""
+        """Show further objects as done."""
         self._result = result
         self._outcome_at_s = self._clock()
         self._update()
@@ -337,12 +334,12 @@ def _import_progress(*, waits: bool) -> Iterator[_ImportProgress]:
 def _print_result(
     name: str, prefix: str, result: ImportResult, seconds: float, *, as_json: bool
 ) -> None:
-    """Print what became of all objects.
+    """Print the outcome for all objects.
 
     Raises:
-        CommandError: not every object was taken in.
+        CommandError: not every object was imported.
     """
-    not_in = result.refused.total()
+    not_imported = result.refused.total()
     if as_json:
         print_json(
             {
@@ -353,17 +350,16 @@ def _print_result(
                 "seconds": seconds,
                 "statuses": dict(result.statuses),
                 "refused": dict(result.refused),
-                "not_in": [_not_in_row(each) for each in result.not_in],
+                "not_in": [_not_imported_row(each) for each in result.not_imported],
             }
         )
     else:
-        if result.not_in:
-            shown = [_not_in_row(each) for each in result.not_in[:_SHOWN]]
+        if result.not_imported:
+            shown = [_not_imported_row(each) for each in result.not_imported[:_SHOWN]]
             print_rows(("s3_key", "code", "detail"), shown)
-            if not_in > len(shown):
-                note(
-                    f"{not_in - len(shown):,} more were not taken in; --json names up to a thousand"
-                )
+            if not_imported > len(shown):
+                more = not_imported - len(shown)
+                note(f"{more:,} more were not imported; --json names up to a thousand")
         rows = [*sorted(result.statuses.items()), *sorted(result.refused.items())]
         size = decimal(result.size_bytes)
         print_table(
@@ -371,13 +367,13 @@ def _print_result(
             [(f"{count:,}", outcome) for outcome, count in rows]
             + [(f"{result.objects:,}", f"in all: {size} in {seconds:g} s")],
         )
-    if not_in:
-        first = result.not_in[0]
+    if not_imported:
+        first = result.not_imported[0]
         raise CommandError(
-            f"{not_in:,} of {result.objects:,} objects were not taken in; the first: "
+            f"{not_imported:,} of {result.objects:,} objects were not imported; the first: "
             f"{first.s3_key}: {first.code}: {first.detail}"
         )
 
 
-def _not_in_row(each: NotIn) -> dict[str, str]:
+def _not_imported_row(each: NotImported) -> dict[str, str]:
     return {"s3_key": each.s3_key, "code": each.code, "detail": each.detail}

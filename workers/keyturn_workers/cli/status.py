@@ -1,8 +1,8 @@
 """`keyturn status`: keyrings, sweeps, objects, and which master keys are in use (SPEC 8, 14).
 
 It needs only the bucket. If it reaches the broker, it also compares keyrings with their marks
-(SPEC 5.5); `--watch` needs the broker. It opens records and wraps with
-the operator's master keys, and must never show a key, a wrap or a DEK.
+(SPEC 5.5); `--watch` needs the broker. It opens records and wraps with the operator's master keys,
+and must never show a key, a wrap or a DEK.
 """
 
 import asyncio
@@ -17,24 +17,18 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.crypto import VerifyKey
+from keyturn.counts import Counts
+from keyturn.crypto.signatures import VerifyKey
 from keyturn.errors import (
     NotFoundError,
     SettingsError,
     UnknownProjectError,
 )
 from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
-from keyturn.messages import (
-    Counts,
-    Event,
-    Failed,
-    ProjectStatus,
-    Rejected,
-    StatusFilter,
-    SweepStatus,
-)
+from keyturn.messages.events import Event, Failed, Rejected
+from keyturn.messages.status import ProjectStatus, StatusFilter, SweepStatus
 from keyturn.progress import describe
-from keyturn.publisher import Publisher
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.event_matcher import EventMatcher, is_end
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson, validate_project
@@ -53,19 +47,21 @@ from keyturn_workers.cli.publishing import PendingRequest, resumable
 from keyturn_workers.cli.reports import (
     OBJECTS_AT_ONCE,
     WHOLE,
-    Reports,
+    StatusReports,
     find_rolled_back,
     master_key_rows,
     object_rows,
     open_marks,
     read_records,
     take_census,
+    unreadable_rows,
+    unreadable_sweeps,
 )
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
-from keyturn_workers.keyring.mark_stream import MarkStream
-from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.sweep.store import parse_record_path
+from keyturn_workers.keys.keyring.mark_stream import MarkStream
+from keyturn_workers.keys.sweep_records import parse_record_path
+from keyturn_workers.process.settings import OperatorSettings
 
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
@@ -89,11 +85,11 @@ _FIELDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """What its record says about one sweep.
+    """The content of a sweep's record.
 
     Attributes:
         row: The sweep as a row.
-        document: What the command shows.
+        document: The output of the command.
         other_projects: Projects with another sweep of the same id: publishers choose the ids.
     """
 
@@ -110,23 +106,23 @@ async def read_sweep(
     *,
     time_left: bool = False,
 ) -> SweepReport | None:
-    """The report of a sweep; None if no record has it.
+    """Return the report of a sweep; None if there is no record of it.
 
-    Without `project` it is a sweep of all, or of the first project. `limit` is how many failures
-    to list, None for all. The time left needs a count of all objects.
+    Without `project` it is a sweep of all, or of the first project. `limit` is how many failures to
+    list, None for all. The time left needs a count of all objects.
 
     Raises:
         CommandError: the record does not open.
-        StorageUnavailableError: the storage does not answer.
+        StorageUnavailableError: the storage does not respond.
     """
-    # One more than the limit, to know of more.
+    # One more than the limit, to know whether there are more.
     failures = sys.maxsize if limit is None else limit + 1
     bounds = replace(WHOLE, counts_objects=time_left, failures=failures)
     async with (
         open_bucket(settings) as storage,
         open_report_keys(settings, storage, "status") as keys,
     ):
-        reports = Reports(storage, keys, bounds=bounds)
+        reports = StatusReports(storage, keys, bounds=bounds)
         names = [project] if project is not None else await _projects_of(reports, sweep_id)
         if not names:
             return None
@@ -147,8 +143,8 @@ async def read_sweep(
     return SweepReport(row, document, tuple(names[1:]))
 
 
-async def _projects_of(reports: Reports, sweep_id: str) -> list[str]:
-    """The projects that have a sweep with this id. Only `*` if there is one of all.
+async def _projects_of(reports: StatusReports, sweep_id: str) -> list[str]:
+    """Return the projects that have a sweep with this id; only `*` if there is one of all.
 
     The parts of a sweep of all share its id; they are not other sweeps.
     """
@@ -158,8 +154,7 @@ async def _projects_of(reports: Reports, sweep_id: str) -> list[str]:
     if ALL_PROJECTS in found:
         return [ALL_PROJECTS]
     if not found:
-        failing = (await read_records(reports, None)).failing
-        paths = (parse_record_path(row.record or "") for row in failing)
+        paths = map(parse_record_path, unreadable_sweeps(await read_records(reports, None)))
         unreadable = sorted(path.project for path in paths if path is not None and path.is_main)
         if unreadable:
             shown = ", ".join(unreadable[:_MAX_SHOWN])
@@ -202,7 +197,7 @@ def _part_rows(parts: Iterable[SweepStatus]) -> list[Row]:
 
 
 def sweep_row(row: SweepStatus) -> Row:
-    """A sweep in one row."""
+    """Return a sweep in one row."""
     counts = row.counts or Counts()
     return {
         "sweep_id": row.sweep_id,
@@ -300,7 +295,7 @@ async def _show_overview(
         open_report_keys(settings, storage, "status") as keys,
         _open_marks() as (marks, event_keys, problem),
     ):
-        reports = Reports(storage, keys, witness=marks)
+        reports = StatusReports(storage, keys, witness=marks)
         keyrings = await reports.keyrings(project)
         sweeps = await reports.rows("sweeps", project)
         records = await read_records(reports, project)
@@ -319,7 +314,7 @@ async def _show_overview(
         "marks_by_event_key": marks and marks_by_key(marks, event_keys),
         "keyrings": [_keyring_row(row) for row in keyrings if row.mark != _REMOVED],
         "sweeps": [sweep_row(row) for row in sweeps],
-        "records_that_do_not_open": records.failing_rows(),
+        "records_that_do_not_open": unreadable_rows(records),
         "objects": None if groups is None else object_rows(groups),
         "master_keys": master_key_rows(settings, records, groups, running, project),
     }
@@ -335,7 +330,7 @@ async def _show_overview(
 async def _open_marks() -> AsyncIterator[
     tuple[MarkStream | None, tuple[VerifyKey, ...], str | None]
 ]:
-    """The marks of keyrings and the keys that verify them, or why they cannot be read."""
+    """Yield the marks of keyrings and the keys that verify them, or why they cannot be read."""
     async with AsyncExitStack() as stack:
         marks = problem = None
         keys: tuple[VerifyKey, ...] = ()
@@ -349,7 +344,7 @@ async def _open_marks() -> AsyncIterator[
 
 
 def _act_now(keyrings: Iterable[ProjectStatus]) -> list[Row]:
-    """The keyrings that no worker uses until an operator acts."""
+    """Return the keyrings that no worker uses until an operator acts."""
     return [
         {
             "project": row.project,
@@ -362,8 +357,8 @@ def _act_now(keyrings: Iterable[ProjectStatus]) -> list[Row]:
 
 
 def marks_by_key(marks: MarkStream, verify_keys: tuple[VerifyKey, ...]) -> dict[str, int]:
-    """How many projects' marks each of the event keys signed."""
-    earlier = Counter(key_id for key_id, _ in marks.signed_before.values())
+    """Return the number of projects whose marks each event key signed."""
+    earlier = Counter(marks.signed_before.values())
     counts = {key.id: earlier[key.id] for key in verify_keys}
     projects = sum(1 for _ in marks.table.projects())
     counts[verify_keys[0].id] = projects - earlier.total()
@@ -393,7 +388,7 @@ def _keyring_row(row: ProjectStatus) -> Row:
 
 
 def _print_marks(document: dict[str, Any]) -> None:
-    """Which event keys signed marks: one that signed none may be removed (SPEC 6.10)."""
+    """Print which event keys signed marks: a key without any may be removed (SPEC 6.10)."""
     counts: dict[str, int] = document["marks_by_event_key"] or {}
     if len(counts) < _SEVERAL:
         return
@@ -402,7 +397,7 @@ def _print_marks(document: dict[str, Any]) -> None:
     for key_id, keyrings in counts.items():
         line = f"{key_id} signed the marks of {keyrings} keyrings"
         if not keyrings:
-            line = f"{key_id} signed no keyring's mark: workers need it for no mark"
+            line = f"{key_id} signed no keyring's mark: no mark needs it"
         print_line(line)
 
 
@@ -484,8 +479,8 @@ def _watch_sweep(
 ) -> None:
     """Follow a sweep until it ends, show its report, and fail unless it is clean.
 
-    Publishers choose ids. So another project may have a sweep with this id, and its end must
-    not pass for the end of this one.
+    Publishers choose ids. So another project may have a sweep with this id, and its end must not
+    pass for the end of this one.
     """
     row = report.row
     if report.other_projects and project is None:
@@ -508,7 +503,7 @@ def _watch_sweep(
 
 
 async def _follow(settings: PublisherSettings, report: SweepReport, *, as_json: bool) -> Event:
-    """Show the progress until the end; the last event."""
+    """Show the progress until the end; return the last event."""
     row = report.row
     count = None if row.project == ALL_PROJECTS else object_counter(row.project)
     since = None if row.started_at is None else parse_time(row.started_at)
@@ -520,10 +515,10 @@ async def _follow(settings: PublisherSettings, report: SweepReport, *, as_json: 
 async def _own_events(
     row: SweepStatus, events: AsyncGenerator[Event, None]
 ) -> AsyncGenerator[Event, None]:
-    """The events of this sweep until it ends.
+    """Yield the events of this sweep until it ends.
 
-    Not those of another sweep or rotation with the same id, and no rejections: each answers
-    one request, and the sweep goes on.
+    Skips those of another sweep or rotation with the same id, and rejections: each answers one
+    request, and the sweep goes on.
     """
     matcher = EventMatcher(
         publisher=row.publisher,

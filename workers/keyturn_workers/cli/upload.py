@@ -1,7 +1,7 @@
 """`keyturn upload`: upload files and folders (SPEC 6.4, 14).
 
-Every row comes from an event that the workers signed. With `--no-wait`, success means only that
-the broker has the requests.
+Every row comes from an event that the workers signed. With `--no-wait`, success means only that the
+broker has the requests.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import typer
 from keyturn.errors import MalformedRequestError, SettingsError
 from keyturn.identifiers import check_object_key
 from keyturn.metadata import check_content_type, encode_caller_metadata
-from keyturn.publisher import Publisher
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.publisher.staging import blocks
 from keyturn.settings import PublisherSettings, S3Settings
@@ -45,7 +45,7 @@ _UNKNOWN: Final = "application/octet-stream"
 class SelectedFile:
     """One file to upload; `path` is None for standard input.
 
-    `problem` says why it cannot be uploaded.
+    `problem` is the reason why it cannot be uploaded.
     """
 
     path: Path | None
@@ -56,20 +56,17 @@ class SelectedFile:
 
     @property
     def display_name(self) -> str:
-        """Its name on the command line."""
+        """The file's name on the command line."""
         return "-" if self.path is None else str(self.path)
 
 
 def select_files(
     paths: list[Path], prefix: str, content_type: str | None, on_skip: Callable[[str], None]
 ) -> list[SelectedFile]:
-    """All files that the arguments name, in a stable order.
+    """Return all files that the arguments name, in a stable order.
 
-    Args:
-        paths: Files and folders.
-        prefix: Precedes every object key, including its `/` if it has one.
-        content_type: Of all files; None guesses it from each name.
-        on_skip: Called with the name of each skipped file, and why.
+    `prefix` precedes every object key, including its `/` if it has one. Without `content_type`,
+    each name determines it. `on_skip` is called with the name of each skipped file, and why.
 
     Raises:
         typer.BadParameter: a path does not exist, or two files would have the same key.
@@ -86,7 +83,7 @@ def select_files(
 
 
 def _walk(argument: Path, on_skip: Callable[[str], None]) -> Iterator[tuple[Path, str]]:
-    """The files of one argument, with names relative to its parent."""
+    """Yield the files of one argument, with names relative to its parent."""
     if argument.is_file():
         yield argument, argument.name
         return
@@ -122,7 +119,7 @@ def _describe(path: Path, object_key: str, content_type: str | None) -> Selected
 
 
 def guess_content_type(name: str) -> str:
-    """A content type by file extension; that of a compressed file is its compression."""
+    """Return a content type by file extension; for a compressed file its compression's."""
     guessed, encoding = mimetypes.guess_type(name, strict=True)
     if encoding is not None:
         return _ENCODINGS.get(encoding, _UNKNOWN)
@@ -131,7 +128,7 @@ def guess_content_type(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What applies to every file of one command; `timeout_s` is None with `--no-wait`."""
+    """Options for every file of one command; `timeout_s` is None with `--no-wait`."""
 
     project: str
     metadata: dict[str, str]
@@ -218,7 +215,7 @@ def _select(
 
 
 def _staging_settings() -> S3Settings | None:
-    """The bucket for staging large bodies; None without one, which small bodies do not need."""
+    """Return the bucket for staging large bodies; None without one, which small bodies allow."""
     try:
         return S3Settings.read()
     except SettingsError as exc:
@@ -244,7 +241,7 @@ async def _upload_all(
                 row = request_row(path=file.display_name, key=file.object_key, upload_id=new_id())
                 async with slots:
                     sent = await _send(publisher, file, options, row, progress)
-                # The next ones are sent while this one waits for its event.
+                # The next files are sent while this one waits for its event.
                 if sent and options.timeout_s is not None:
                     await _await_event(publisher, options.project, row, options.timeout_s)
                 return row

@@ -1,7 +1,7 @@
 """`keyturn verify`: the independent check of a project, with one key (SPEC 14, 15.2).
 
 The key is the project's API key, or one project's admin KEK from `keyturn keys export-project`.
-The check itself is in `keyturn_workers.verify`, which shares no code with the workers' sweeps.
+The check itself is in `offline.verify`, which shares no code with the workers' sweeps.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import SpinnerColumn, TextColumn
 
-from keyturn.crypto import kek_id, user_kek, v0_user_kek
+from keyturn.crypto.keys import kek_id, user_kek, v0_user_kek
 from keyturn.identifiers import format_time
 from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import S3Settings
@@ -23,7 +23,9 @@ from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_line, print_rows, progress_display
 from keyturn_workers.cli.secrets import read_api_key, read_secret
 from keyturn_workers.cli.settings import ProjectKekSettings, ReaderSettings
-from keyturn_workers.verify import Report, VerificationKeys, check_project
+from keyturn_workers.offline.verify.object_check import VerificationKeys
+from keyturn_workers.offline.verify.project_check import check_project
+from keyturn_workers.offline.verify.report import VerifyReport
 
 _COLUMNS: Final = ("s3_key", "version", "kind", "state", "code", "detail")
 _SHOWN: Final = 20
@@ -90,7 +92,7 @@ def verify(
     keys = _read_keys(project, api_key_file, admin_kek_file, tuple(generation or ()))
     _check_kek_id(keys, kek_id_option)
     shown = limit or (_SHOWN_AS_JSON if as_json else _SHOWN)
-    report = Report("gone" if expect_gone else "opens", allow_plaintext, shown)
+    report = VerifyReport("gone" if expect_gone else "opens", allow_plaintext, shown)
     started_at = format_time(datetime.now(UTC))
     asyncio.run(_check(settings, keys, report, concurrency))
     document = {
@@ -134,7 +136,7 @@ def _read_keys(
 
 
 def _check_kek_id(keys: VerificationKeys, expected: str | None) -> None:
-    """Refuse another key than the one that evidence names: it would open nothing either."""
+    """Refuse a key other than the one that evidence names: it would open nothing either."""
     if expected is None:
         return
     if keys.role != "user":
@@ -151,7 +153,7 @@ def _describe(keys: VerificationKeys) -> dict[str, Any]:
 
 
 async def _check(
-    settings: S3Settings, keys: VerificationKeys, report: Report, concurrency: int
+    settings: S3Settings, keys: VerificationKeys, report: VerifyReport, concurrency: int
 ) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.completed} objects"))
     with progress_display(*columns) as progress:

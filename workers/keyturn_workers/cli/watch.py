@@ -1,8 +1,8 @@
 """Following a rotation or a sweep by its events until it ends (SPEC 6.7, 14).
 
-Nothing depends on it: it only reads the event stream, and may stop and start again.
-Progress goes to standard error: a bar on a terminal, otherwise a line every few seconds,
-nothing with JSON output. The caller prints the end.
+Watching is optional: it only reads the event stream, and may stop and start again. Progress goes to
+standard error: a bar on a terminal, otherwise a line every few seconds, nothing with JSON output.
+The caller prints the end.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColu
 from rich.progress import Progress as ProgressBar
 
 from keyturn.counts import Counts
-from keyturn.errors import SettingsError
+from keyturn.errors import PublisherError, SettingsError
 from keyturn.identifiers import ALL_PROJECTS, parse_time
-from keyturn.messages import (
+from keyturn.messages.events import (
     CountedEvent,
     Event,
     Failed,
@@ -30,7 +30,6 @@ from keyturn.messages import (
     SweepProgressed,
 )
 from keyturn.progress import Progress, describe
-from keyturn.publisher import PublisherError
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import count_objects, open_bucket, optional_task
 from keyturn_workers.cli.errors import CommandError, note
@@ -39,9 +38,9 @@ from keyturn_workers.cli.publishing import event_error
 
 LINE_INTERVAL_S: Final = 5.0
 _TICK_S: Final = 1.0
-# A wait that becomes longer by this is worth a line.
+# A wait is reported if it becomes longer by this.
 _EXTENDED: Final = timedelta(seconds=5)
-# Leaves room on a terminal of 80 columns for how far it is, and why it waits.
+# Leaves room on a terminal of 80 columns for the progress, and the reason of a wait.
 _BAR_CHARACTERS: Final = 10
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
 
@@ -49,12 +48,12 @@ ObjectCounter = Callable[[], Coroutine[Any, Any, int]]
 
 
 class Followed:
-    """What the events of a rotation or sweep have said so far.
+    """The state of a rotation or sweep by its events so far.
 
     Attributes:
-        state: What is going on.
-        expected: How many objects a listing returned, if there was one.
-        is_extended: Whether the wait for a proof has begun again.
+        state: The current activity.
+        expected: The number of objects in a listing, if there was one.
+        is_extended: True if the wait for a proof has begun again.
     """
 
     def __init__(self) -> None:
@@ -66,7 +65,7 @@ class Followed:
         self._started_at: datetime | None = None
 
     def add(self, event: Event) -> None:
-        """Take over an event."""
+        """Add an event."""
         self._started_at = self._started_at or parse_time(event.at)
         self.state = _state(event)
         if isinstance(event, CountedEvent):
@@ -87,7 +86,7 @@ class Followed:
 
     @property
     def progress(self) -> Progress | None:
-        """How far it is; None before the first event, and of a sweep of all."""
+        """The progress; None before the first event, and for a sweep of all."""
         if len(self._progress) != 1:
             return None
         (progress,) = self._progress.values()
@@ -97,7 +96,7 @@ class Followed:
         return progress
 
     def parts(self, now: datetime) -> Iterator[str]:
-        """The parts of a one-line summary."""
+        """Yield the parts of a one-line summary."""
         progress, counts = self.progress, self.counts
         yield f"{counts.objects} objects" if progress is None else describe(progress, now)
         yield f"{counts.rewrapped} rewrapped"
@@ -109,7 +108,7 @@ class Followed:
 
 
 def _is_extended(before: Progress, after: Progress) -> bool:
-    """Whether an object can be proven only later than it seemed."""
+    """Return whether an object can be proven only later than it seemed."""
     if before.phase != "proving" or before.proof_possible_at is None:
         return False
     if after.phase != "proving" or after.proof_possible_at is None:
@@ -119,7 +118,7 @@ def _is_extended(before: Progress, after: Progress) -> bool:
 
 
 Display = Callable[[Followed], None]
-"""Shows what is known now."""
+"""Shows the current state."""
 
 
 async def watch(
@@ -129,7 +128,7 @@ async def watch(
     count: ObjectCounter | None = None,
     known: Event | None = None,
 ) -> Event:
-    """Show the progress of a rotation or sweep until it ends; the last event.
+    """Show the progress of a rotation or sweep until it ends; return the last event.
 
     Args:
         events: Its events, and no others, until the end.
@@ -151,7 +150,7 @@ async def watch(
     with open_display(as_json=as_json) as show:
 
         async def tick() -> None:
-            # Between events the time goes on, and the earliest end comes closer.
+            # Time passes between events, and the earliest end comes closer.
             while True:
                 show(followed)
                 await asyncio.sleep(_TICK_S)
@@ -181,7 +180,7 @@ def _state(event: Event) -> str:
 
 
 def object_counter(project: str) -> ObjectCounter | None:
-    """Counts a project's objects; None if no bucket is configured."""
+    """Return a counter of a project's objects; None if no bucket is configured."""
     try:
         settings = S3Settings.read()
     except SettingsError:
@@ -196,7 +195,7 @@ def object_counter(project: str) -> ObjectCounter | None:
 
 @contextmanager
 def open_display(*, as_json: bool) -> Iterator[Display]:
-    """The display for this process's standard error."""
+    """Yield the display for this process's standard error."""
     if as_json:
         yield lambda _followed: None
     elif sys.stderr.isatty():
@@ -207,7 +206,7 @@ def open_display(*, as_json: bool) -> Iterator[Display]:
 
 
 def line_display(clock: Callable[[], float] = time.monotonic) -> Display:
-    """Prints a plain line at first and then every few seconds, by this clock."""
+    """Return a display of plain lines, at first and then every few seconds, by this clock."""
     next_s = -math.inf
 
     def show(followed: Followed) -> None:
@@ -222,7 +221,7 @@ def line_display(clock: Callable[[], float] = time.monotonic) -> Display:
 
 @contextmanager
 def bar_display(console: Console) -> Iterator[Display]:
-    """A progress bar of the phase, with the counts; it disappears at the end."""
+    """Yield a progress bar of the phase, with the counts; it disappears at the end."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[state]}", markup=False),
@@ -249,9 +248,7 @@ def bar_display(console: Console) -> Iterator[Display]:
 def print_end(event: Event, **more: object) -> None:
     """Print the end of a rotation or sweep as a table of the counts that matter.
 
-    Args:
-        event: The last event.
-        more: Further columns, such as the id.
+    `more` are further columns, such as the id.
     """
     if not isinstance(event, CountedEvent):
         return
@@ -277,5 +274,5 @@ def check_end(event: Event, request_id: str) -> None:
 
 
 def not_clean(failed: int, noncurrent_stale: int) -> str:
-    """Why a sweep is not clean."""
+    """Return why a sweep is not clean."""
     return f"not clean: {failed} failed, {noncurrent_stale} stale noncurrent versions"

@@ -1,17 +1,16 @@
-"""What people do through the console: signed requests, each published once (SPEC 6.7, 16.1).
+"""People's requests through the console: signed, each published once (SPEC 6.7, 16.1).
 
     actions = Actions(publisher)
     action = Action(request_id, "sweep", "acme", person.name, options=SweepOptions())
     action = await actions.request(action)
     action.state  # sending, published, accepted, rejected, not_sent or unknown
 
-A request's id is decided by the form that it comes from. So a form that is sent twice publishes
-once, and an attempt that the broker did not confirm is repeated under the same id, which takes
-effect once.
+A form determines the id of its request. So a form that is sent twice publishes once, and an attempt
+that the broker did not confirm is repeated under the same id, which takes effect once.
 
 Memory is bounded: at most `max_kept` requests are remembered, and none younger than the forms'
-longest life is forgotten, since its form could be sent again. A new API key is held only until the
-broker has confirmed its request, and never longer than `KEY_LIFE_S`.
+longest life is forgotten, since its form could be sent again. A new API key is held until the
+broker has confirmed its request, for at most `KEY_LIFE_S`.
 """
 
 import asyncio
@@ -33,11 +32,13 @@ from keyturn.errors import (
     PublisherError,
     WaitTimeoutError,
 )
-from keyturn.messages import DeadLettersAction, DeadLettersMoved, Event, Rejected
-from keyturn.publisher import Publisher
+from keyturn.messages.events import DeadLettersMoved, Event, Rejected
+from keyturn.messages.fields import DeadLettersAction
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.event_matcher import RequestType
 from keyturn_workers.console.auth.person import Person
 from keyturn_workers.console.form_tokens import FORM_LIFE_S, KEY_LIFE_S, FormTokens, FreshKeys
+from keyturn_workers.core.sweep_options import SweepOptions
 
 ActionKind = Literal["sweep", "rotation", "delete", "dead_letters"]
 REQUEST_TYPES: Final[dict[ActionKind, RequestType]] = {
@@ -49,16 +50,16 @@ REQUEST_TYPES: Final[dict[ActionKind, RequestType]] = {
 
 
 class ActionState(StrEnum):
-    """Where a request is.
+    """The state of a request.
 
     | state | what is known |
     | --- | --- |
     | `sending` | it is being published |
     | `published` | the broker has it; no worker has answered |
-    | `accepted` | a worker has accepted it, or has done it |
-    | `rejected` | a worker has refused it |
+    | `accepted` | a worker has accepted or completed it |
+    | `rejected` | a worker has rejected it |
     | `not_sent` | it is on no queue; nothing happens |
-    | `unknown` | the broker did not confirm it: it may be on its queue, or not |
+    | `unknown` | the broker did not confirm it: it may be on its queue |
     """
 
     SENDING = "sending"
@@ -70,24 +71,12 @@ class ActionState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SweepOptions:
-    """What a sweep does beyond bringing wraps to the desired state (SPEC 6.6)."""
-
-    master_key: str | None = None
-    encrypt_plaintext: bool = False
-    repair: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Letters:
-    """Dead letters of one queue that are to be replayed or discarded.
+    """Dead letters of one queue to replay or discard.
 
-    Attributes:
-        code: All with this code.
-        letters: Or single ones: the hex SHA-256 of their bodies.
-        count: How many of them were shown to the person.
-        moved: How many were moved, once that is known.
-        left: How many could not be.
+    They are all letters with `code`, or the `letters` with these hex SHA-256 digests of their
+    bodies. The person saw `count` of them; `moved` is None until known; `left` could not be
+    moved.
     """
 
     move: DeadLettersAction
@@ -107,16 +96,16 @@ class Action:
     Attributes:
         request_id: The id of the request; of a sweep or rotation also that of its sweep.
         project: `*` for all.
-        person: The name of the person, which the request names as its actor.
+        person: The person's name, which the request names as its actor.
         options: Of a sweep.
         object_key: Of a delete.
-        letters: Of dead letters.
+        letters: Of a replay or discard of dead letters.
         expected_generation: Of a rotation: the generation that it replaces.
-        generation: Of a rotation that was accepted.
-        code: Why it was refused.
-        detail: The same for people; also why it was not sent, or why no answer can be read.
-        is_waiting: Whether its answer is waited for.
-        attempts: How often it was published, each time under the same id.
+        generation: Of an accepted rotation.
+        code: The code of a rejection, failed publish or partial move.
+        detail: The reason in words; also why its response cannot be read.
+        is_waiting: True while the console waits for its answer.
+        attempts: The number of publishes, each under the same id.
     """
 
     request_id: str
@@ -138,18 +127,18 @@ class Action:
 
     @property
     def is_final(self) -> bool:
-        """Whether its answer is known."""
+        """True if the answer is known."""
         return self.state in (ActionState.ACCEPTED, ActionState.REJECTED)
 
     @property
     def may_be_repeated(self) -> bool:
-        """Whether publishing it again, under the same id, helps: it takes effect once."""
+        """True if another publish under the same id helps: the request takes effect once."""
         return self.state in (ActionState.NOT_SENT, ActionState.UNKNOWN)
 
 
 def repeated(action: Action, person: str, at: datetime) -> Action:
-    """When it is published once more, under the same id."""
-    # An attempt whose outcome is unknown stays so until one is confirmed.
+    """Return the action when it is published once more, under the same id."""
+    # The outcome stays unknown until an attempt is confirmed.
     is_unsent = action.state is ActionState.NOT_SENT
     return replace(
         action,
@@ -161,19 +150,19 @@ def repeated(action: Action, person: str, at: datetime) -> Action:
 
 
 def published(action: Action, at: datetime) -> Action:
-    """After the broker's confirmation; an answer may have been faster."""
+    """Return the action after the broker's confirmation; an answer may have been faster."""
     if action.is_final:
         return action
     return replace(action, state=ActionState.PUBLISHED, updated_at=at, code=None, detail="")
 
 
 def failed_to_publish(action: Action, error: KeyturnError, at: datetime) -> Action:
-    """After an attempt to publish that was not confirmed."""
+    """Return the action after an unconfirmed publish."""
     if action.is_final:
         return action
     detail = error.detail if isinstance(error, CodedError) else str(error)
     code = error.code if isinstance(error, CodedError) else None
-    # Once an attempt may have reached a queue, the failure of a later one does not take it back.
+    # Once an attempt may have reached a queue, a later failure does not undo it.
     may_be_sent = action.state is ActionState.UNKNOWN or isinstance(error, OutcomeUnknownError)
     is_unsent = isinstance(error, CodedError | NotDeliveredError) and not may_be_sent
     state = ActionState.NOT_SENT if is_unsent else ActionState.UNKNOWN
@@ -181,7 +170,7 @@ def failed_to_publish(action: Action, error: KeyturnError, at: datetime) -> Acti
 
 
 def answered(action: Action, event: Event, at: datetime) -> Action:
-    """After an event of its request, whose signature was checked."""
+    """Return the action after an event of its request, whose signature was checked."""
     if isinstance(event, Rejected):
         return replace(
             action,
@@ -201,20 +190,20 @@ def answered(action: Action, event: Event, at: datetime) -> Action:
 
 
 def cannot_wait(action: Action, error: PublisherError, at: datetime) -> Action:
-    """While the stream with the answer cannot be read."""
-    return replace(action, updated_at=at, detail=f"its answer cannot be read: {error}")
+    """Return the action while the stream with the answer cannot be read."""
+    return replace(action, updated_at=at, detail=f"the response cannot be read: {error}")
 
 
 MAX_KEPT: Final = 1000
 PUBLISH_WAIT_S: Final = 2.0
-"""How long a page waits for the broker's confirmation; the publish itself continues."""
+"""A page waits this long for the broker's confirmation; the publish itself continues."""
 ANSWER_WAIT_S: Final = 86400.0
 _READ_AGAIN_S: Final = 5.0
 _log = structlog.get_logger()
 
 
 class TooManyActionsError(HTTPException):
-    """More requests than are remembered were made within the life of a form."""
+    """More requests were made within the life of a form than are remembered."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -227,27 +216,24 @@ class _Entry:
     action: Action
     api_key: SecretStr | None
     is_held: bool = True
-    """Whether it can be published (again): until it is confirmed, or its API key is too old."""
+    """True until the request is confirmed, or its API key is too old: it can be published."""
     is_settled: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
     def let_go(self) -> None:
-        """Hold what would be published no longer, so that no API key stays in memory."""
+        """Discard the unpublished request, so that no API key stays in memory."""
         self.is_held, self.api_key = False, None
 
 
 class Actions:
     """The requests that people made through this console since it started.
 
-    Args:
-        publisher: Signs and publishes; connected or not.
-        max_kept: How many are remembered.
-        publish_wait_s: How long a call waits for the broker's confirmation.
-        answer_wait_s: How long an answer is waited for.
-        read_again_s: The pause before a stream that cannot be read is read again.
+    `publisher` may be disconnected. At most `max_kept` requests are remembered. A call waits
+    `publish_wait_s` for the broker's confirmation, an answer is awaited for `answer_wait_s`, and an
+    unreadable stream is read again after `read_again_s`.
 
     Attributes:
-        forms: The tokens of the forms that lead here.
+        forms: The tokens of the forms for these requests.
         fresh_keys: API keys that were shown and are not published yet.
     """
 
@@ -270,16 +256,14 @@ class Actions:
         self.fresh_keys = FreshKeys()
 
     async def request(self, action: Action, *, api_key: SecretStr | None = None) -> Action:
-        """Publish a request, and return where it is; with a known id nothing is published.
+        """Publish a request and return its state; with a known id nothing is published.
 
-        Args:
-            action: What is requested.
-            api_key: The new one of a rotation.
+        `api_key` is the new one of a rotation.
 
         Raises:
             TooManyActionsError: nothing was published.
         """
-        # Registered before anything is awaited: a form that is sent twice at once comes here twice.
+        # Registered before any await: a form that is sent twice at once calls this twice.
         if (known := self._entries.get(action.request_id)) is not None:
             await self._wait_briefly(known)
             return known.action
@@ -291,7 +275,7 @@ class Actions:
         return entry.action
 
     async def repeat(self, person: Person, request_id: str) -> Action | None:
-        """Publish a request again under its id; as it is if that cannot help. None if unknown."""
+        """Publish a request again under its id, if that helps. Return None if the id is unknown."""
         entry = self._entries.get(request_id)
         if entry is None:
             return None
@@ -303,7 +287,7 @@ class Actions:
         return entry.action
 
     def may_repeat(self, request_id: str) -> bool:
-        """Whether `repeat` would publish: a request that was not confirmed, and is still held."""
+        """Return whether `repeat` would publish: the request is unconfirmed and still held."""
         entry = self._entries.get(request_id)
         return (
             entry is not None
@@ -313,12 +297,12 @@ class Actions:
         )
 
     def get(self, request_id: str) -> Action | None:
-        """A request by its id; None if it was not made here, or is forgotten."""
+        """Return a request by its id; None if it was not made here, or is forgotten."""
         entry = self._entries.get(request_id)
         return None if entry is None else entry.action
 
     async def close(self) -> None:
-        """Stop waiting. What was published continues."""
+        """Stop waiting. Published requests continue."""
         tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
         for task in tasks:
             task.cancel()
@@ -392,7 +376,7 @@ class Actions:
                     request_id=action.request_id,
                 )
             case _:
-                raise RuntimeError(f"the request lacks what its kind needs: {action.kind}")
+                raise RuntimeError(f"the request lacks a field of its kind: {action.kind}")
 
     async def _wait(self, entry: _Entry) -> None:
         entry.action = replace(entry.action, is_waiting=True)

@@ -33,21 +33,21 @@ _PAGES = (now, projects, requests, sweeps, rotation, keys, dead, queues, audit, 
 
 
 class SignedIn(Protocol):
-    """Sign-in, as the application needs it."""
+    """The sign-in that the application needs."""
 
     @property
     def routes(self) -> Sequence[BaseRoute]:
-        """`/sign-in`, `/sign-out` and what belongs to them."""
+        """The routes of sign-in and sign-out."""
         ...
 
     @property
     def middleware(self) -> Sequence[Middleware]:
-        """From outermost to innermost."""
+        """The middleware, from outermost to innermost."""
         ...
 
 
 async def _healthz(_request: Request) -> Response:
-    """Whether the process answers: of the broker and of control workers it says nothing."""
+    """Answer while the process does; this reveals nothing about the broker and control workers."""
     return PlainTextResponse("ok\n")
 
 
@@ -63,7 +63,7 @@ def create_app(context: ConsoleContext, auth: SignedIn) -> Starlette:
         middleware=list(auth.middleware),
         exception_handlers={HTTPException: http_error_page, Exception: server_error_page},
     )
-    # A redirect to the address without its slash would be to http://, also behind a proxy.
+    # A redirect to the address without its slash would lead to http://, also behind a proxy.
     app.router.redirect_slashes = False
     app.state.console = context
     return app

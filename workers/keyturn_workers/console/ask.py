@@ -1,17 +1,17 @@
-"""Queries of state: what a page asks of control workers, and the last answer to it (SPEC 16.1).
+"""Queries of state from control workers, and the last answer to each (SPEC 16.1).
 
     answer = await asker.ask(Query("projects", order="project"))
     answer.report   # the last report that could be read, or None
     answer.at       # when its reading began: the age of what is shown
-    answer.problem  # why there is nothing newer, and `answer.since` since when
+        answer.problem  # why there is no newer answer, and `answer.since` since when
 
-Equal queries share one request, and an answer of the last second serves everyone. Where a newer
-answer does not come soon, the page shows the last one with its age, and is asked again a moment
-later by the browser. Nothing else is kept: an answer is forgotten a minute after the last page
-that asked for it, and the oldest beyond `MAX_KEPT`.
+Equal queries share one request, and an answer of the last second serves every page. If no newer
+answer comes soon, the page shows the last one with its age, and the browser asks again a moment
+later. An answer is forgotten a minute after the last page that asked for it, the oldest also beyond
+`MAX_KEPT`.
 
-If control workers do not answer, requests pause, longer and longer, so that they do not find a pile
-of stale requests when they return. A person who opens a page does not wait for the end of a pause.
+If control workers do not answer, requests pause, longer and longer, so that no pile of stale
+requests awaits their return. A person who opens a page does not wait for the end of a pause.
 """
 
 import asyncio
@@ -32,22 +32,17 @@ from keyturn.errors import (
     WaitTimeoutError,
 )
 from keyturn.identifiers import ALL_PROJECTS, parse_time
-from keyturn.messages import (
-    STATUS_LIMIT,
-    StatusFilter,
-    StatusRejected,
-    StatusReported,
-    StatusView,
-)
-from keyturn.publisher import Publisher
+from keyturn.messages.events import StatusRejected, StatusReported
+from keyturn.messages.status import STATUS_LIMIT, StatusFilter, StatusView
+from keyturn.publisher.client import Publisher
 
 MAX_KEPT: Final = 100
 KEEP_S: Final = 60.0
 FRESH_S: Final = 1.0
 FIRST_WAIT_S: Final = 2.0
-"""How long a page waits for the first answer to a query."""
+"""A page waits this long for the first answer to a query."""
 NEWER_WAIT_S: Final = 0.25
-"""How long a page waits for a newer answer, where it has one, or knows that none comes."""
+"""A page waits this long for a newer answer, if it has one or expects none."""
 TIMEOUT_S: Final = 15.0
 PAUSES_S: Final = (5.0, 15.0, 30.0, 60.0)
 """Between requests that control workers do not answer."""
@@ -55,13 +50,13 @@ _BROKER_PAUSE_S: Final = 2.0
 """Between attempts to reach the broker: a failed attempt leaves no message."""
 _CONNECT_TIMEOUT_S: Final = 3.0
 REFUSED_PAUSE_S: Final = 60.0
-"""Until a query that was refused is retried automatically: each refusal is a dead letter."""
+"""Until a refused query is retried automatically: each refusal is a dead letter."""
 MAX_WAITING: Final = 50
-"""Queries that wait for their answers at once; others are asked when the page is next opened."""
+"""Queries that await answers at once; others are asked when their page is next opened."""
 PAGE_ROWS: Final = 100
 """Rows of one page of a table."""
 MAX_UNDER_WAY: Final = 4
-"""Requests at once, of all queries: a control worker reads two at a time, and lets six wait."""
+"""Requests at once, of all queries: a control worker reads two at a time and queues six."""
 _BUSY_TRIES: Final = 3
 _BUSY_PAUSE_S: Final = 0.3
 
@@ -72,7 +67,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked for, as `status.requested` says it; two that are equal have one answer."""
+    """A query as in `status.requested`; two equal ones have one answer."""
 
     view: StatusView
     project: str = ALL_PROJECTS
@@ -85,18 +80,18 @@ class Query:
 
 
 def filled(**values: FilterValue | None) -> tuple[tuple[str, FilterValue], ...]:
-    """A filter of the values that say something."""
+    """Return a filter of the non-empty values."""
     return tuple((name, value) for name, value in values.items() if value)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is known of a query.
+    """The state of a query.
 
     Attributes:
         report: The last report with rows; None before there is one.
-        problem: Why there is nothing newer, as a sentence; empty if nothing is wrong.
-        since: Since when that is so.
+        problem: Why there is no newer report, as a sentence; empty if nothing is wrong.
+        since: When the problem began.
     """
 
     report: StatusReported | None = None
@@ -105,21 +100,17 @@ class Answer:
 
     @property
     def at(self) -> datetime | None:
-        """When the reading of the report began."""
+        """The time at which the reading of the report began."""
         return None if self.report is None else parse_time(self.report.at)
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a table.
+    """One page of a table, numbered from 1.
 
-    Attributes:
-        rows: Its rows.
-        number: Which page, from 1.
-        size: Rows of a whole page.
-        total: All rows that match the filter.
-        of_all: The same without the filter.
-        is_complete: Whether nothing was left out: no bound was reached, and all has been read.
+    `size` counts the rows of a full page, `total` all rows that match the filter, and `of_all` the
+    rows without the filter. `is_complete` is true if no bound was reached and everything has been
+    read.
     """
 
     rows: Sequence[T]
@@ -131,12 +122,12 @@ class Page(Generic[T]):
 
     @property
     def pages(self) -> int:
-        """How many pages there are, at least 1."""
+        """The number of pages, at least 1."""
         return max(1, -(-self.total // self.size))
 
 
 def page_of(report: StatusReported, rows: Sequence[T] | None, query: Query) -> Page[T]:
-    """The page that a report holds, with its rows."""
+    """Return a report's page, with its rows."""
     shown = rows or ()
     total = len(shown) if report.total is None else report.total
     return Page(
@@ -165,7 +156,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Silence:
-    """How many requests in a row were not answered, until when to pause, since when, and why."""
+    """The unanswered requests in a row, when and why that began, and when the pause ends."""
 
     failures: int = 0
     until: float = 0.0
@@ -176,11 +167,8 @@ class _Silence:
 class Asker:
     """Asks control workers, and keeps the last answers. Used from one event loop.
 
-    Args:
-        publisher: Signs and publishes; connected or not.
-        timeout_s: Seconds until a request counts as not answered.
-        first_wait_s: How long `ask` waits where there is no answer yet.
-        clock: A monotonic clock, in seconds.
+    `publisher` may be disconnected. A request counts as unanswered after `timeout_s`; `ask` waits
+    `first_wait_s` for a first answer. `clock` is monotonic, in seconds.
     """
 
     def __init__(
@@ -204,17 +192,17 @@ class Asker:
         self._silence = _Silence()
 
     def peek(self, query: Query) -> Answer:
-        """What is known now; nothing is asked for."""
+        """Return the answer known now, without a request."""
         entry = self._entries.get(query)
         return self._shown(Answer() if entry is None else entry.answer)
 
     async def ask(self, query: Query, *, is_eager: bool = True, is_brief: bool = False) -> Answer:
-        """The newest answer that comes soon, or the last one.
+        """Return the newest answer that comes soon, or the last one.
 
         Args:
-            query: What is asked for.
-            is_eager: Whether a person opens a page: that does not wait for the end of a pause.
-            is_brief: Whether the page is as good without the answer.
+            query: The query.
+            is_eager: True if a person opens a page: then it does not wait for the end of a pause.
+            is_brief: True if the page is as good without the answer.
         """
         entry = self._entry(query)
         if entry.task is None and self._is_due(entry, is_eager=is_eager):
@@ -228,15 +216,13 @@ class Asker:
     async def read(
         self, query: Query, *, actor: str | None = None
     ) -> StatusReported | StatusRejected:
-        """The answer to a query, which is not kept.
+        """Return the answer to a query, without keeping it.
 
-        Args:
-            query: What is asked for.
-            actor: The person who started this; the audit trail names them.
+        `actor` is the person who started this; the audit trail names them.
 
         Raises:
-            PublisherError: it could not be sent, or was not answered in time.
-            MalformedRequestError: it cannot be asked for.
+            PublisherError: the request could not be sent, or was not answered in time.
+            MalformedRequestError: the query is invalid.
         """
         async with self._slots:
             for _ in range(_BUSY_TRIES):
@@ -247,7 +233,7 @@ class Asker:
             return event
 
     async def close(self) -> None:
-        """Abandon what is under way."""
+        """Abandon the requests under way."""
         tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
         for task in tasks:
             task.cancel()
@@ -285,7 +271,7 @@ class Asker:
             self._note_silence(exc)
         except (CodedError, ValidationError) as exc:
             words = str(exc) if isinstance(exc, CodedError) else "the filter is malformed"
-            entry.note_problem(f"It cannot be asked for: {words}.")
+            entry.note_problem(f"It cannot be requested: {words}.")
         else:
             self._note_answer()
             detail = f" ({event.detail})" if event.detail else ""
@@ -301,7 +287,7 @@ class Asker:
             entry.task = None
 
     async def _request(self, query: Query, actor: str | None) -> StatusReported | StatusRejected:
-        # A publish waits half a minute for a broker that is away; a page should say so at once.
+        # A publish waits half a minute for an unavailable broker; a page should say so at once.
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 await self._publisher.connect()
@@ -320,11 +306,11 @@ class Asker:
         )
         event = await self._publisher.wait(request_id, timeout_s=self._timeout_s)
         if not isinstance(event, StatusReported | StatusRejected):  # the waiter matches types
-            raise PublisherError(f"unexpected answer {event.type}")
+            raise PublisherError(f"unexpected response {event.type}")
         return event
 
     def _shown(self, answer: Answer) -> Answer:
-        """The answer; where nothing is answered at all, with the reason of that."""
+        """Return the answer; while no query is answered at all, with the reason."""
         if not self._silence.problem:
             return answer
         return Answer(answer.report, self._silence.problem, self._silence.since)
@@ -332,7 +318,7 @@ class Asker:
     def _note_silence(self, error: PublisherError) -> None:
         silence, problem = self._silence, _words(error)
         if problem != silence.problem:
-            _log.warning("control workers do not answer", problem=problem)
+            _log.warning("control workers do not respond", problem=problem)
         pause_s, failures = _BROKER_PAUSE_S, silence.failures
         if isinstance(error, WaitTimeoutError):
             pause_s = self._pauses_s[min(failures, len(self._pauses_s) - 1)]
@@ -346,13 +332,13 @@ class Asker:
 
     def _note_answer(self) -> None:
         if self._silence.problem:
-            _log.info("control workers answer again")
+            _log.info("control workers respond again")
         self._silence = _Silence()
 
 
 def _words(error: PublisherError) -> str:
-    """Why nothing was answered, as a sentence for a page."""
+    """Return why no answer came, as a sentence for a page."""
     if isinstance(error, WaitTimeoutError):
-        return "No control worker answers."
+        return "No control worker responds."
     text = str(error)
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}."

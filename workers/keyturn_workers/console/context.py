@@ -15,19 +15,14 @@ from keyturn_workers.console.prometheus import Prometheus
 
 ATTENTION = Query("attention")
 QUEUES = Query("queues")
-"""What the header of every page shows."""
+"""The query for the header of every page."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsoleContext:
     """The parts of the console that pages use.
 
-    Attributes:
-        publisher_name: Under which the console publishes.
-        asker: Asks control workers for what is shown.
-        actions: Requests that persons made, and their answers.
-        census: Counts what depends on each master key.
-        prometheus: The history, if there is one.
+    `publisher_name` is the name under which the console publishes.
     """
 
     publisher_name: str
@@ -38,15 +33,15 @@ class ConsoleContext:
 
 
 def context_of(request: Request) -> ConsoleContext:
-    """The context of the application that serves this request."""
+    """Return the context of the application that serves this request."""
     context: ConsoleContext = request.app.state.console
     return context
 
 
 async def ask(request: Request, *queries: Query) -> tuple[Answer, ...]:
-    """The answers that a page shows; what its header shows is asked for at the same time.
+    """Return the answers that a page shows, and ask for the header's answer at the same time.
 
-    A page that is open asks by itself (htmx), which waits for the end of a pause.
+    A refresh by the open page (htmx) waits for the end of a pause.
     """
     is_eager = "hx-request" not in request.headers
     asker = context_of(request).asker

@@ -1,12 +1,12 @@
-"""What a form leads to: signed tokens, so that each form is served once, and fresh API keys.
+"""Signed form tokens, by which each form is served once, and fresh API keys.
 
-A page that offers an action is made without any state: what its form is about, and the id of the
-request that it would publish, are in a token of the form. A token is of one session and one
-purpose, and its key is of this process: a form from before a restart publishes nothing (SPEC 16.3).
+A page that offers an action keeps no state: a token in the form carries its subject and the id of
+the request that it would publish. A token belongs to one session and one purpose, and its key to
+this process: a form from before a restart publishes nothing (SPEC 16.3).
 
-A fresh API key is made for one session and one project, and shown in the response that made it. It
-is never shown again: a person who loses it makes another one, since a key that was not published
-opens nothing. It is held in memory, for `KEY_LIFE_S` at most (SPEC 8.1, 14).
+A fresh API key is made for one session and one project, and shown only in the response that made
+it. A person who loses it makes another: an unpublished key opens nothing. It is held in memory for
+at most `KEY_LIFE_S` (SPEC 8.1, 14).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Final
 from itsdangerous import BadData, URLSafeTimedSerializer
 from pydantic import SecretStr
 
-from keyturn.crypto import new_api_key
+from keyturn.crypto.keys import new_api_key
 from keyturn.publisher.requests import new_id
 from keyturn_workers.console.auth.sessions import StrictTimestampSigner
 
@@ -26,16 +26,16 @@ _SECRET_BYTES: Final = 32
 
 
 class FormExpiredError(Exception):
-    """The form is older than its life, of another session, or from before a restart."""
+    """The form has expired, or belongs to another session or a process before a restart."""
 
 
 @dataclass(frozen=True, slots=True)
 class FormToken:
-    """What a form says.
+    """The content of a form's token.
 
     Attributes:
         request_id: The id of the request that the form publishes.
-        subject: What it is about, such as a project; never a secret.
+        subject: The target of the request, such as a project; never a secret.
     """
 
     request_id: str
@@ -55,7 +55,7 @@ class FormTokens:
     def make(
         self, session_id: str, purpose: str, *subject: str, request_id: str | None = None
     ) -> str:
-        """A token for a new form; by default with the id of a new request."""
+        """Return a token for a new form; by default with the id of a new request."""
         return str(
             self._serializer.dumps([session_id, purpose, request_id or new_id(), list(subject)])
         )
@@ -63,7 +63,7 @@ class FormTokens:
     def read(
         self, token: str, session_id: str, purpose: str, *, life_s: int = FORM_LIFE_S
     ) -> FormToken:
-        """What the token of a form says.
+        """Return the content of a form's token.
 
         Raises:
             FormExpiredError: it is not a token of this session for this purpose, or too old.
@@ -85,11 +85,10 @@ MAX_HELD: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class FreshKey:
-    """A key that was made for a rotation that is not confirmed yet.
+    """A key made for a rotation that is not confirmed yet.
 
-    Attributes:
-        rotation_id: The id under which the rotation would be published.
-        expected_generation: The generation that the person saw, which it replaces.
+    `rotation_id` is the id of the rotation to publish; `expected_generation` is the generation that
+    the person saw, which the rotation replaces.
     """
 
     rotation_id: str
@@ -100,11 +99,9 @@ class FreshKey:
 
 
 class FreshKeys:
-    """The keys that are held, newest last. Used from one event loop.
+    """The keys held, newest last, each for `life_s`. Used from one event loop.
 
-    Args:
-        life_s: Seconds after which a key is dropped.
-        max_held: How many are held; beyond that the oldest is dropped.
+    Beyond `max_held` the oldest is dropped.
     """
 
     def __init__(self, *, life_s: float = KEY_LIFE_S, max_held: int = MAX_HELD) -> None:
@@ -113,10 +110,10 @@ class FreshKeys:
         self._held: dict[str, FreshKey] = {}
 
     def make(self, session_id: str, project: str, expected_generation: int) -> FreshKey:
-        """A fresh key. An earlier one of the same session and project is dropped.
+        """Make a key. An earlier one of the same session and project is dropped.
 
-        So a page that was loaded twice cannot publish another key than the one that it showed
-        last, which is the one that the person can have saved.
+        So a page that was loaded twice can only publish the key that it showed last, the one that
+        the person can have saved.
         """
         for other in tuple(self._held.values()):
             if (other.session_id, other.project) == (session_id, project):
@@ -131,10 +128,10 @@ class FreshKeys:
         return fresh
 
     def find(self, rotation_id: str, session_id: str) -> FreshKey | None:
-        """A key that is still held for this session."""
+        """Return a key that is still held for this session."""
         fresh = self._held.get(rotation_id)
         return fresh if fresh is not None and fresh.session_id == session_id else None
 
     def drop(self, rotation_id: str) -> None:
-        """Hold a key no longer."""
+        """Discard a key."""
         self._held.pop(rotation_id, None)

@@ -1,13 +1,13 @@
-"""What depends on each master key: a census of the whole bucket, and what follows from it.
+"""A census of the bucket: what depends on each master key, and which key can be dropped.
 
-A person starts the census. Its pages are those of the view `objects` (SPEC 16.1), read one after
-the other; only their sums are kept, until the console restarts. One that was stopped goes on where
-it stopped. Whether a key can be dropped is decided by the same rule as for `keyturn status`.
+A person starts the census. It reads the pages of the view `objects` (SPEC 16.1) one after the other
+and keeps only their sums, until the console restarts. A stopped count resumes where it stopped.
+`keyturn status` decides by the same rule whether a key can be dropped.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -16,53 +16,45 @@ import structlog
 
 from keyturn.errors import CodedError, PublisherError
 from keyturn.identifiers import parse_time
-from keyturn.messages import MasterKeyStatus, StatusRejected, StatusReported
+from keyturn.messages.events import StatusRejected, StatusReported
+from keyturn.messages.status import MasterKeyStatus
 from keyturn_workers.console.ask import Asker, Query
-from keyturn_workers.master_key_drop_rule import (
+from keyturn_workers.core.master_key_usage import (
     DropVerdict,
-    KeyUsage,
+    KeyCensus,
     Surroundings,
+    census_of,
     judge_drop,
     missing_key,
+    missing_keys,
+    usage_of,
 )
 
 KEYS_PER_PAGE: Final = 1000
 RESUMABLE: Final = timedelta(days=1)
-"""A count that stopped longer ago begins anew: it would say little about now."""
+"""A count that stopped longer ago starts again: it would say little about the present."""
 _PAUSE_S: Final = 5.0
-_NONCURRENT: Final = "noncurrent"
-_UNREADABLE: Final = "unreadable"
-_RECORDS: Final = ("keyring", "sweep_record")
 
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Group:
-    """What is counted together."""
-
-    kind: str
-    master_key: str
-    code: str
-
-
 @dataclass(frozen=True, slots=True)
 class Census:
-    """A count of the bucket, as far as it came.
+    """A count of the bucket, maybe partial.
 
     Attributes:
-        started_at: When its first page was read.
-        as_of: When its newest page was read.
-        ended_at: The same, once it is complete.
+        started_at: The time of its first page.
+        as_of: The time of its newest page.
+        ended_at: The same, once the count is complete.
         inspected: Objects, versions and records counted so far.
-        next: Where its next page begins.
-        problem: The code with which its last page could not be read.
+        next: The cursor of its next page.
+        problem: The error code of its last page.
     """
 
     started_at: datetime | None = None
     as_of: datetime | None = None
     ended_at: datetime | None = None
-    counts: Mapping[Group, int] = field(default_factory=dict)
+    counts: KeyCensus = field(default_factory=dict)
     next: str | None = None
     problem: str = ""
 
@@ -72,21 +64,18 @@ class Census:
         return sum(self.counts.values())
 
     def is_resumable(self, now: datetime) -> bool:
-        """Whether the count goes on where it stopped."""
+        """Return whether the count can resume where it stopped."""
         as_of = self.as_of
         return self.next is not None and as_of is not None and now - as_of < RESUMABLE
 
     def plus(self, report: StatusReported) -> "Census":
-        """The count with a further page."""
+        """Return the count with a further page."""
         at = parse_time(report.at)
-        counts = Counter(self.counts)
-        for row in report.objects or ():
-            counts[Group(row.kind, row.master_key or "", row.code or "")] += row.count
         return Census(
             started_at=self.started_at or at,
             as_of=at,
             ended_at=at if report.next is None else None,
-            counts=counts,
+            counts=Counter(self.counts) + census_of(report.objects or ()),
             next=report.next,
         )
 
@@ -94,9 +83,7 @@ class Census:
 class CensusTaker:
     """Counts once at a time, in the background. Used from one event loop.
 
-    Attributes:
-        newest: The newest count: also one that is not complete.
-        complete: The newest complete one.
+    `newest` is the newest count, maybe partial; `complete` is the newest complete one.
     """
 
     def __init__(
@@ -115,11 +102,11 @@ class CensusTaker:
 
     @property
     def is_running(self) -> bool:
-        """Whether it counts now."""
+        """True while a count is under way."""
         return self._task is not None and not self._task.done()
 
     def start(self, actor: str) -> None:
-        """Begin a count, or go on with the one that stopped; nothing if one is under way."""
+        """Start a count or resume the stopped one; do nothing if one is under way."""
         if self.is_running:
             return
         if not self.newest.is_resumable(self._clock()):
@@ -127,12 +114,12 @@ class CensusTaker:
         self._task = asyncio.create_task(self._count(actor))
 
     def cancel(self) -> None:
-        """Stop; what was counted stays."""
+        """Stop; the partial count is kept."""
         if self._task is not None:
             self._task.cancel()
 
     async def close(self) -> None:
-        """Stop, and wait for it."""
+        """Stop, and wait for the end."""
         self.cancel()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
@@ -152,7 +139,7 @@ class CensusTaker:
             if isinstance(answer, StatusRejected):
                 self.newest = replace(self.newest, problem=answer.code)
                 return
-            if answer.code is not None:  # such as that the storage is away
+            if answer.code is not None:  # e.g. the storage is unavailable
                 self.newest = replace(self.newest, problem=answer.code)
                 await asyncio.sleep(self._pause_s)
                 continue
@@ -167,11 +154,11 @@ class KeyRow:
     """One master key, and what still depends on it.
 
     Attributes:
-        status: What the control worker that answered says; None if it does not hold the key.
-        projects: How many keyrings are sealed under it.
-        objects: What a complete count found under it; None before there is one. The same for
-            older versions and for records.
-        safe_to_drop: None if that is not known.
+        status: The key's status by the control worker that answered; None if it lacks the key.
+        projects: The number of keyrings sealed under it.
+        objects: Objects under it by a complete count; None before there is one. The same for older
+            versions and for records.
+        safe_to_drop: None if unknown.
         reason: Why it can or cannot be dropped, in one sentence.
     """
 
@@ -186,12 +173,12 @@ class KeyRow:
 
     @property
     def is_active(self) -> bool:
-        """Whether new projects are enrolled under it."""
+        """True if new projects are enrolled under it."""
         return self.status is not None and self.status.active
 
     @property
     def is_used(self) -> bool:
-        """Whether anything is known to be under it."""
+        """True if anything is known to be under it."""
         return bool(self.projects or self.objects or self.noncurrent or self.records)
 
 
@@ -202,77 +189,51 @@ def key_rows(
     running_sweeps: int | None,
     is_complete: bool,
 ) -> tuple[KeyRow, ...]:
-    """The keys that are held, the active one first; then those that only records name.
+    """Return the available keys, the active one first; then keys that only records name.
 
-    Args:
-        keys: What a control worker holds, with the keyrings under each.
-        census: The newest complete count.
-        running_sweeps: Sweeps and rotations under way; None if that is not known.
-        is_complete: Whether all keyrings were read.
+    `keys` are a control worker's, `census` is the newest complete count. `running_sweeps` counts
+    sweeps and rotations under way (None: unknown); `is_complete` is true if all keyrings were read.
     """
-    by_key: dict[str, Counter[str]] = {}
-    unreadable: Counter[str] = Counter()
-    for group, count in census.counts.items() if census is not None else ():
-        if group.master_key:
-            by_key.setdefault(group.master_key, Counter())[group.kind] += count
-        if group.kind == _UNREADABLE or (group.kind in _RECORDS and group.code):
-            unreadable[group.kind] += count
-    around = Surroundings(
-        running_sweeps=running_sweeps or 0,
-        unreadable_objects=unreadable[_UNREADABLE],
-        unreadable_records=sum(unreadable[kind] for kind in _RECORDS),
-    )
+    counts: KeyCensus = {} if census is None else census.counts
+    around = Surroundings.of(counts, running_sweeps or 0)
     is_known = is_complete and running_sweeps is not None
     held = sorted(keys, key=lambda key: (not key.active, key.master_key))
-    rows = [
-        _row(key, by_key.get(key.master_key, Counter()), census, around, is_known=is_known)
-        for key in held
-    ]
-    missing = sorted(by_key.keys() - {key.master_key for key in keys})
-    return (*rows, *(_missing_row(name, by_key[name]) for name in missing))
+    rows = [_row(key, census, around, is_known=is_known) for key in held]
+    missing = missing_keys(counts, {key.master_key for key in keys})
+    return (*rows, *(_missing_row(name, counts, missing[name]) for name in missing))
 
 
 def _row(
-    key: MasterKeyStatus,
-    counts: Counter[str],
-    census: Census | None,
-    around: Surroundings,
-    *,
-    is_known: bool,
+    key: MasterKeyStatus, census: Census | None, around: Surroundings, *, is_known: bool
 ) -> KeyRow:
     projects = key.projects or 0
-    records = max(projects, counts["keyring"]) + counts["sweep_record"]
-    objects = None if census is None else _objects(counts)
-    usage = KeyUsage(objects, counts[_NONCURRENT], records, key.active)
-    verdict = judge_drop(usage, around)
+    counts: KeyCensus = {} if census is None else census.counts
+    usage = usage_of(key.master_key, counts, is_active=key.active, with_objects=census is not None)
+    # Projects may have been enrolled since the count.
+    verdict = judge_drop(replace(usage, keyrings=max(projects, usage.keyrings)), around)
     if verdict.may_be_dropped and not is_known:
-        verdict = DropVerdict(None, "not all keyrings and sweeps were read yet")
+        verdict = DropVerdict(None, "not all keyrings and sweeps have been read yet")
     return KeyRow(
         master_key=key.master_key,
         status=key,
         projects=projects,
-        objects=objects,
-        noncurrent=None if census is None else counts[_NONCURRENT],
-        records=None if census is None else sum(counts[kind] for kind in _RECORDS),
+        objects=usage.objects,
+        noncurrent=None if census is None else usage.noncurrent,
+        records=None if census is None else usage.records,
         safe_to_drop=verdict.may_be_dropped,
         reason=verdict.reason,
     )
 
 
-def _missing_row(name: str, counts: Counter[str]) -> KeyRow:
-    records = sum(counts[kind] for kind in _RECORDS)
+def _missing_row(name: str, counts: KeyCensus, records: int) -> KeyRow:
+    usage = usage_of(name, counts, is_active=None)
     return KeyRow(
         name,
         None,
-        counts["keyring"],
-        _objects(counts),
-        counts[_NONCURRENT],
+        usage.keyrings,
+        usage.objects,
+        usage.noncurrent,
         records,
         safe_to_drop=False,
         reason=missing_key(records),
     )
-
-
-def _objects(counts: Mapping[str, int]) -> int:
-    others = (_NONCURRENT, _UNREADABLE, *_RECORDS)
-    return sum(count for kind, count in counts.items() if kind not in others)

@@ -1,8 +1,8 @@
 """History for the charts of *Now*, from a Prometheus that scrapes the workers (SPEC 16.2).
 
-The console keeps no history: where `CONSOLE_PROMETHEUS_URL` is set, it asks that server, and no
-other host. What it reads are numbers and codes; a server that answers anything else is reported on
-the page. An answer is used for `FRESH_S` by all who look.
+The console keeps no history: if `CONSOLE_PROMETHEUS_URL` is set, it asks that server, and no other
+host. It reads only numbers and codes; any other content is reported as a problem on the page. An
+answer serves every page for `FRESH_S`.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ _CODES: Final = "sum by (code) (increase(keyturn_requests_refused_total[{0}s]))"
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What happened over a span of time.
+    """Rates and counts over a span of time.
 
     Attributes:
-        at: When it was asked for; None if it never was.
-        series: By name, how many a minute, at the end of each part of the span.
-        totals: By name, how many in all.
-        codes: How many requests were refused with each code, the most frequent first.
-        problem: Why it could not be read, as a sentence.
+        at: The time of the query; None if there was none.
+        series: By name, the number a minute, at the end of each part of the span.
+        totals: By name, the number in all.
+        codes: The number of refused requests with each code, the most frequent first.
+        problem: Why the history could not be read, as a sentence.
     """
 
     at: datetime | None = None
@@ -52,19 +52,18 @@ class History:
 
 
 class _UnusableError(Exception):
-    """The server answered something else than numbers."""
+    """The server's response is not numbers."""
 
 
 class Prometheus:
     """Reads the history of a deployment. Used from one event loop.
 
-    Args:
-        url: Of the server, such as `http://prometheus:9090`; it may hold a path and credentials.
-        transport: How it is reached; over the network by default.
+    `url` is the server's, such as `http://prometheus:9090`; it may contain a path and credentials.
+    Without `transport` the network is used.
     """
 
     def __init__(self, url: str, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        # No proxy of the environment, no redirect: no other host is asked.
+        # No proxy of the environment, no redirect: the console asks no other host.
         self._client = httpx2.AsyncClient(
             base_url=f"{url.rstrip('/')}/api/v1/",
             timeout=TIMEOUT_S,
@@ -76,7 +75,7 @@ class Prometheus:
         self._reading: dict[int, asyncio.Task[History]] = {}
 
     async def read(self, hours: int) -> History:
-        """The last hours; what was read before, and why there is nothing newer, if it fails."""
+        """Return the last hours; if that fails, the previous history with the problem."""
         known = self._known.get(hours)
         if known is not None and time.monotonic() - known[0] < FRESH_S:
             return known[1]
@@ -93,7 +92,7 @@ class Prometheus:
     async def _read(self, hours: int) -> History:
         known = self._known.get(hours, (0.0, History()))[1]
         try:
-            # The client's own timeout is that of each piece.
+            # The client's own timeout applies to each read and write.
             async with asyncio.timeout(TIMEOUT_S):
                 history = await self._ask(hours, datetime.now(UTC))
         except (TimeoutError, httpx2.HTTPError, _UnusableError) as exc:
@@ -124,7 +123,7 @@ class Prometheus:
         )
 
     async def _series(self, query: str, step_s: int, now: datetime) -> list[Point]:
-        """One value for each part of the span; 0 where the server has none."""
+        """Return one value for each part of the span; 0 where the server has none."""
         start = now - timedelta(seconds=step_s * (BUCKETS - 1))
         found = await self._query(
             "query_range",
@@ -163,7 +162,7 @@ class Prometheus:
 
 
 def _pairs(row: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """The times and values of a row; what is no count, such as NaN, counts as nothing."""
+    """Return the times and values of a row; a value that is no count, such as NaN, is skipped."""
     try:
         pairs = [(float(at), float(value)) for at, value in row.get("values", [row.get("value")])]
     except (TypeError, ValueError, OverflowError) as exc:
@@ -174,7 +173,7 @@ def _pairs(row: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def _codes(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    """Codes of SPEC 12 with their counts; the server may hold anything."""
+    """Return codes of SPEC 12 with their counts; the server may return any label."""
     known = all_errors()
     counts = [
         (code, sum(value for _, value in _pairs(row)))
@@ -195,9 +194,9 @@ def _code(row: Mapping[str, Any]) -> str:
 
 def _words(error: Exception) -> str:
     if isinstance(error, httpx2.HTTPStatusError):
-        return f"Prometheus answered with status {error.response.status_code}."
+        return f"Prometheus responded with status {error.response.status_code}."
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
-        return "Prometheus did not answer in time."
+        return "Prometheus did not respond in time."
     if isinstance(error, httpx2.HTTPError):
         return "Prometheus cannot be reached."
-    return "Prometheus answered something else than numbers."
+    return "Prometheus responded with something other than numbers."

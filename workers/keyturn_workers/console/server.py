@@ -1,6 +1,6 @@
 """One console process (SPEC 16).
 
-It starts without a broker, and says on its pages since when nothing was answered. On SIGTERM and
+It starts without a broker, and its pages show since when no query was answered. On SIGTERM and
 SIGINT it accepts no new connection, completes responses within `SHUTDOWN_GRACE_S`, and exits with
 status 0.
 """
@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp
 
-from keyturn.publisher import Publisher
+from keyturn.publisher.client import Publisher
 from keyturn.tls import PairSettings
 from keyturn_workers.console.actions import Actions
 from keyturn_workers.console.app import create_app
@@ -24,10 +24,10 @@ from keyturn_workers.console.key_usage import CensusTaker
 from keyturn_workers.console.prometheus import Prometheus
 from keyturn_workers.console.rendering.templates import compile_templates
 from keyturn_workers.console.settings import ConsoleSettings, url_of
-from keyturn_workers.http_server.server import check_broker_tls, open_listeners, serve
-from keyturn_workers.http_server.tls import open_certificate
+from keyturn_workers.process.http_server.server import check_broker_tls, open_listeners, serve
+from keyturn_workers.process.http_server.tls import open_certificate
 
-# A browser that takes nothing, or whose request's head takes longer, is disconnected.
+# A client that reads nothing, or whose request's head takes longer, is disconnected.
 _IDLE_TIMEOUT_S: Final = 60.0
 _HEAD_TIMEOUT_S: Final = 15.0
 _MAX_CONNECTIONS: Final = 500
@@ -58,8 +58,8 @@ async def run_console(settings: ConsoleSettings) -> None:
         for listener in listeners:
             sockets.enter_context(listener)
         port = listeners[0].getsockname()[1]
-        # The driver logs each attempt to connect, several lines a minute while the broker is away;
-        # the console says once that nothing is answered.
+        # The driver logs each attempt to connect, several lines a minute while the broker is down;
+        # the console logs once that no query is answered.
         logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
         async with open_console(settings, port) as app:
             await serve(
@@ -76,11 +76,9 @@ async def run_console(settings: ConsoleSettings) -> None:
 
 @asynccontextmanager
 async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[ASGIApp]:
-    """Yield the protected application, whose publisher is open; the broker may be away.
+    """Yield the protected application with an open publisher; the broker may be unavailable.
 
-    Args:
-        settings: Of the console.
-        port: Where it listens.
+    `port` is the console's own.
 
     Raises:
         SettingsError: a file that the settings name cannot be used.

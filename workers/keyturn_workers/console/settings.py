@@ -1,7 +1,7 @@
 """Settings of the operator's console (SPEC 11, 16).
 
-It is a publisher, so it reads what publishers read, with its own name, key and grant. It reads
-neither the bucket's settings nor a master key.
+The console is a publisher, so it reads publishers' settings, with its own name, key and grant. It
+reads neither the bucket's settings nor a master key.
 """
 
 import ipaddress
@@ -20,15 +20,15 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
-from keyturn.crypto import Secret
+from keyturn.crypto.keys import Secret
 from keyturn.settings import PublisherSettings, json_text, seed_from_b64
-from keyturn_workers.settings import LogSettings, PublicUrl
+from keyturn_workers.process.settings import LogSettings, PublicUrl
 
 _OPENID: Final = "openid"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine for every browser."""
+    """Return whether every browser takes a host name or address for its own machine."""
     if host == "localhost":
         return True
     try:
@@ -38,12 +38,12 @@ def is_loopback(host: str) -> bool:
 
 
 def url_of(host: str, port: int, scheme: str = "http") -> str:
-    """The origin of a server that listens there."""
+    """Return the origin of a server on this host and port."""
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def is_private(url: str) -> bool:
-    """Whether nobody on the network can read what a browser sends to the URL."""
+    """Return whether no one on the network can read a browser's requests to the URL."""
     parts = urlsplit(url)
     is_local = parts.scheme == "http" and is_loopback(parts.hostname or "")
     return is_local or parts.scheme == "https"
@@ -58,7 +58,7 @@ def _origin(url: str) -> str:
 
 
 def _issuer(url: str) -> str:
-    # Compared with what the provider says as it is, so a slash at its end counts.
+    # Compared literally with the provider's own issuer, so a final slash counts.
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("not an https:// URL")
@@ -108,54 +108,54 @@ class ConsoleSettings(PublisherSettings, LogSettings):
 
     console_host: str = "127.0.0.1"
     console_port: Annotated[int, Field(ge=0, le=65535)] = 8090
-    # TLS on that port: PEM files, read again when they change. Neither: plain HTTP.
+    # TLS on that port: PEM files, read again when they change. Without them: plain HTTP.
     console_tls_cert: Path | None = None
     console_tls_key: Path | None = None
     # The origin as browsers see it; needed behind a proxy.
     console_public_url: PublicOrigin | None = None
-    # Signs the cookies. Another one signs everybody out.
+    # Signs the cookies. A new key signs everybody out.
     console_session_key: SessionKey
-    # How long a session lasts at most, and how long without a person's action.
+    # A session's maximum life, and its maximum time without a person's action.
     console_session_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 8 * 3600
     console_idle_s: Annotated[int, Field(ge=1, le=7 * 24 * 3600)] = 3600
-    # Where sessions that were signed out are noted, so that a restart does not revive them.
+    # The file of signed-out sessions, so that a restart does not revive them.
     console_signed_out_file: Path | None = None
     console_password_file: Path | None = None
     console_oidc_issuer: Issuer | None = None
     console_oidc_client_id: Annotated[str, Field(min_length=1)] | None = None
     console_oidc_client_secret: SecretStr | None = None
     console_oidc_scopes: Annotated[str, AfterValidator(_scopes)] = "openid profile email"
-    # The claim with the roles: a string or a list; of nested ones the path, with dots.
+    # The claim with the roles: a string or a list; if nested, the path with dots.
     console_oidc_role_claim: ClaimName = "roles"
     console_oidc_view_roles: Names = ("view",)
     console_oidc_operate_roles: Names = ("operate",)
     console_oidc_name_claim: ClaimName = "preferred_username"
     console_oidc_ca_file: Path | None = None
-    # A Prometheus that scrapes the workers: charts of *Now* over more than an hour. It may hold
-    # credentials.
+    # A Prometheus that scrapes the workers: charts of *Now* over more than an hour. The URL may
+    # contain credentials.
     console_prometheus_url: PrometheusUrl | None = None
     shutdown_grace_s: Annotated[float, Field(gt=0)] = 60
 
     @property
     def console_scheme(self) -> str:
-        """What the console speaks on its port."""
+        """The URL scheme of the console's port."""
         return "http" if self.console_tls_cert is None else "https"
 
     @model_validator(mode="after")
     def _check_sign_in(self) -> Self:
         if (self.console_oidc_issuer is None) != (self.console_oidc_client_id is None):
-            raise ValueError("CONSOLE_OIDC_ISSUER and CONSOLE_OIDC_CLIENT_ID are set together")
+            raise ValueError("CONSOLE_OIDC_ISSUER and CONSOLE_OIDC_CLIENT_ID must be set together")
         if self.console_oidc_issuer is None and self.console_password_file is None:
             raise ValueError(
                 "CONSOLE_OIDC_ISSUER or CONSOLE_PASSWORD_FILE is missing: "
-                "one of them says who may sign in"
+                "one of them is required for signing in"
             )
         return self
 
     @model_validator(mode="after")
     def _check_console_tls(self) -> Self:
         if (self.console_tls_cert is None) != (self.console_tls_key is None):
-            raise ValueError("CONSOLE_TLS_CERT and KEYTURN_CONSOLE_TLS_KEY are set together or not")
+            raise ValueError("CONSOLE_TLS_CERT and KEYTURN_CONSOLE_TLS_KEY must be set together")
         return self
 
     @model_validator(mode="after")

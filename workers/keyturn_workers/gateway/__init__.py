@@ -1,17 +1,17 @@
 """The gateway: HTTP in, plaintext out (SPEC 9).
 
-| module | what it holds |
+| module | contents |
 | --- | --- |
-| `server` | one process: its parts, on `http_server` |
+| `server` | assembles one process, on `http_server` |
 | `app` | routes, error handlers, CORS, metrics of each request |
-| `auth`, `keyring_lookups` | who may read: only the keyring decides |
-| `shares` | what one project may use at once |
-| `request`, `problems` | what a request says, and errors as responses |
+| `auth`, `keyring_lookups` | authentication of callers, by keyrings only |
+| `shares` | limits on one project's concurrent use |
+| `request`, `problems` | parsing of requests, and errors as responses |
 | `read`, `objects` | GET and HEAD of an object: opened with the right key, and its plaintext |
 | `listing`, `links` | a project's objects, and links to them |
-| `uploads`, `deletes`, `rotations` | what is published on a caller's behalf |
-| `publishing` | what was published and has no outcome yet |
-| `description`, `metrics` | what the gateway says about itself |
+| `uploads`, `deletes`, `rotations` | requests published on a caller's behalf |
+| `publishing` | published requests that have no outcome yet |
+| `description`, `metrics` | the OpenAPI description and the Prometheus metrics |
 
 It never sends a byte that is not authenticated, and never ends an incomplete response normally.
 """

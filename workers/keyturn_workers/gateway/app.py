@@ -28,7 +28,8 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keyturn.errors import CodedError
-from keyturn.publisher import Publisher
+from keyturn.publisher.client import Publisher
+from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.gateway.auth import AuthenticationError, Authenticator
 from keyturn_workers.gateway.deletes import DeleteRoutes
 from keyturn_workers.gateway.description import DOCS_HEADERS, docs_page, openapi_json
@@ -42,7 +43,9 @@ from keyturn_workers.gateway.request import parse_object_path, parse_project
 from keyturn_workers.gateway.rotations import RotationRoutes
 from keyturn_workers.gateway.shares import ConcurrencyLimit, GatewayBusyError
 from keyturn_workers.gateway.uploads import UploadRoutes
-from keyturn_workers.http_server.client_connection import (
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.process.health import Check, run_checks
+from keyturn_workers.process.http_server.client_connection import (
     ClientGoneError,
     ClientSlowError,
     TrackedReceive,
@@ -51,10 +54,7 @@ from keyturn_workers.http_server.client_connection import (
     note_error,
     with_send_timeout,
 )
-from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.storage import Storage
-from keyturn_workers.sweep import SweepStore
-from keyturn_workers.worker.health import Check, run_checks
+from keyturn_workers.process.settings import GatewaySettings
 
 OBJECTS: Final = "/v1/projects/{project}/objects/{key:any_text}"
 LISTING: Final = "/v1/projects/{project}/objects"
@@ -76,23 +76,13 @@ _log = structlog.get_logger()
 
 
 class _AnyText(PathConvertor):
-    """Starlette's `path` takes no line break: a refusal of such a key would need no API key."""
+    """Allows line breaks: Starlette's `path` would refuse such a key without authentication."""
 
     regex = "(?s:.*)"
 
 
 class Gateway:
-    """The routes of one gateway.
-
-    Args:
-        settings: Of the gateway.
-        auth: Authenticates callers.
-        opener: Opens objects.
-        storage: The bucket.
-        sweeps: The records of sweeps.
-        publisher: The gateway's publisher.
-        metrics: The gateway's metrics, served at `/metrics`.
-    """
+    """The routes of one gateway."""
 
     def __init__(
         self,
@@ -124,21 +114,17 @@ class Gateway:
         )
 
     async def close(self) -> None:
-        """Stop waiting for the outcomes of what was published."""
+        """Stop waiting for the outcomes of published requests."""
         for publishing in (self.rotations, self.uploads, self.deletes):
             await publishing.pending.close()
 
     def application(self, checks: Mapping[str, Check]) -> ASGIApp:
-        """Return the whole application.
-
-        Args:
-            checks: What `/readyz` checks, by name.
-        """
+        """Return the whole application; `/readyz` runs the `checks`."""
         register_url_convertor("any_text", _AnyText())
         routes = [
             Route(OBJECTS, self._objects, methods=["GET", "HEAD", "PUT", "DELETE"], name="objects"),
             Route(LISTING, self._listing.get, methods=["GET"], name="listing"),
-            # After the objects: only a POST is not one of an object whose key ends with `/links`.
+            # After the objects: any method but POST is for an object whose key ends with `/links`.
             Route(LINKS, self._links.post, methods=["POST"], name="links"),
             Route(DELETES, self.deletes.post, methods=["POST"], name="deletes"),
             Route(ROTATIONS, self.rotations.post, methods=["POST"], name="rotations"),
@@ -163,7 +149,7 @@ class Gateway:
 
 @cache
 def _descriptions() -> tuple[bytes, bytes]:
-    """Return the OpenAPI description, and the same as a page."""
+    """Return the OpenAPI description, as JSON and as a page."""
     openapi = openapi_json()
     return openapi, docs_page(orjson.loads(openapi))
 
@@ -224,7 +210,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 def _close_if_body(method: str) -> dict[str, str]:
-    """Close the connection after the response: the rest of a request's body is not read."""
+    """Return headers that close the connection: the rest of a request's body is not read."""
     return {"connection": "close"} if method in ("PUT", "POST") else {}
 
 
@@ -238,7 +224,7 @@ class _Readiness:
         self._results: dict[str, bool] = {}
 
     async def results(self) -> dict[str, bool]:
-        """Return which checks pass."""
+        """Return the result of each check."""
         async with self._lock:
             if time.monotonic() - self._checked_at >= _READINESS_MAX_AGE_S:
                 self._results = await run_checks(self._checks)
@@ -309,7 +295,7 @@ class LimitsMiddleware:
 
 
 class _TrackedSend:
-    """Wraps `send` to record how far the response is."""
+    """Wraps `send` to record the response's progress."""
 
     __slots__ = ("_metrics", "_scope", "_send", "_started_at", "client_gone", "ended", "status")
 
@@ -349,8 +335,8 @@ def _method(scope: Scope) -> str:
 def _with_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
     """Return the application with CORS for these origins; `*` is every origin.
 
-    It must be outside of the application's error handlers: a page can read a problem document
-    only if that has the headers too.
+    CORS must wrap the error handlers: a page can read a problem document only if that has the
+    headers too.
     """
     if not origins:
         return app
@@ -367,7 +353,7 @@ def _with_cors(app: ASGIApp, origins: Collection[str]) -> ASGIApp:
 
 
 class _Cors(CORSMiddleware):
-    """Starlette's, with refusals as problem documents."""
+    """Starlette's CORS middleware, with refusals as problem documents."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Return the response to a preflight: it needs no API key, and reads nothing."""

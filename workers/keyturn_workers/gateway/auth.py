@@ -1,12 +1,11 @@
 """Authenticates callers by their project's current API key, or by a link (SPEC 9.1, 9.3).
 
 The KEK derived from the key must equal, in constant time, the KEK in the project's keyring; a
-link's token must be the MAC under that KEK. This is decided before anything about an object is
-read. A wrong key, an unknown project, a rotated key and a link that is wrong in any way get the
-same response, in the same words, and after about the same time: there is a minimum for it. A
-request without a well-formed API key is refused at once, in different words: no keyring is
-looked up for it, so they say nothing about a project. API keys and tokens are never logged nor
-kept.
+link's token must be the MAC under that KEK. Authentication comes before any read of an object. A
+wrong key, an unknown project, a rotated key and an invalid link get the same response text, after
+about the same time: a refusal takes a minimum time. A request without a well-formed API key is
+refused at once with another text: no keyring is looked up, so the text reveals nothing about a
+project. API keys and tokens are never logged or kept.
 """
 
 import asyncio
@@ -21,7 +20,8 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from keyturn.crypto import Secret, UploadLinkClaims, check_api_key, is_link_token, user_kek
+from keyturn.crypto.keys import Secret, check_api_key, user_kek
+from keyturn.crypto.links import UploadLinkClaims, is_link_token
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
@@ -32,20 +32,22 @@ from keyturn.errors import (
     UnknownProjectError,
 )
 from keyturn.identifiers import is_project
-from keyturn_workers.background import share
-from keyturn_workers.errors import StorageAnswerError
+from keyturn_workers.core.errors import StorageResponseError
+from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.request import Link, UploadLink
-from keyturn_workers.keyring import KeyringContradictedError, KeyringReader, KeyringSnapshot
+from keyturn_workers.keys.keyring.marks import KeyringContradictedError
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.process.background import share
 
 REFUSAL_MIN_S: Final = 0.1
 """The minimum time of a 401: more than a keyring read, so that the time does not show one."""
 LINK_MAX_AGE_S: Final = 2.0
-"""How old the keyring may be that decides about a link, however long keyrings are cached."""
+"""The maximum age of the keyring for a link, however long keyrings are cached."""
 _MAX_FAILURES: Final = 10_000
 _SCHEME: Final = "bearer"
 _FORM: Final = "Authorization: Bearer <API key>"
-# The project to derive a key for, in place of what is not a project id.
+# The KEK is derived for this project if the path has no valid project id.
 _PLACEHOLDER_PROJECT: Final = "nobody"
 _PLACEHOLDER_KEK: Final = Secret(os.urandom(32))
 
@@ -56,13 +58,8 @@ _log = structlog.get_logger()
 class Caller:
     """An authenticated caller, by a snapshot of the project's keyring.
 
-    Attributes:
-        project: The project's id.
-        snapshot: The keyring that admits the caller.
-        kek: The project's user KEK.
-        knew_marks: Whether the newest marks were known when the caller came: then no mark
-            contradicts the keyring.
-        upload_link: What a caller by upload link may send; None for any other caller.
+    `knew_marks` is true if the newest marks were known when the caller came: then no mark
+    contradicts the keyring. `upload_link` limits the upload of a caller by upload link.
     """
 
     project: str
@@ -73,11 +70,11 @@ class Caller:
 
 
 Matches: TypeAlias = Callable[[Secret], bool]
-"""Whether what a caller presents belongs to this KEK of a project; in constant time."""
+"""Checks, in constant time, if the caller's key or link belongs to this KEK of a project."""
 
 
 class NoApiKeyError(UnauthorizedError):
-    """The request holds no well-formed API key. The detail says why, whatever the project is."""
+    """The request has no well-formed API key. The detail says why, whatever the project is."""
 
 
 class AuthenticationError(UnauthorizedError):
@@ -91,14 +88,9 @@ class AuthenticationError(UnauthorizedError):
 class Authenticator:
     """Authenticates callers by the keyrings.
 
-    Args:
-        keyrings: Reads keyrings, with a cache. A rotated key is accepted for as long as that, a
-            link for `LINK_MAX_AGE_S` at most.
-        lookups: Looks up keyrings for callers that no cached keyring accepts.
-        pepper: The deployment's pepper (SPEC 2.1).
-        deployment: The name of the installation, which links are bound to.
-        cache_s: How long a keyring that cannot be opened is not read again.
-        refusal_min_s: The minimum time of a refusal.
+    A rotated key is accepted for as long as `keyrings` caches its keyring, a link for at most
+    `LINK_MAX_AGE_S`. Links are bound to the name of the `deployment`. A keyring that cannot be
+    opened is not read again for `cache_s`. A refusal takes at least `refusal_min_s`.
     """
 
     def __init__(
@@ -123,15 +115,14 @@ class Authenticator:
     async def authenticate(self, project: str, authorization: list[str]) -> Caller:
         """Return the caller, if the key is the project's current one.
 
-        Args:
-            project: The project's id as in the path.
-            authorization: The values of all `Authorization` headers.
+        `project` is as in the path, and may be invalid; `authorization` has the values of all
+        `Authorization` headers.
 
         Raises:
             NoApiKeyError: no well-formed API key was sent.
-            AuthenticationError: it is not, or there is no such project.
+            AuthenticationError: the key is not current, or there is no such project.
             CorruptObjectError: the keyring was forged, moved or damaged.
-            KeyringRolledBackError: a mark contradicts it.
+            KeyringRolledBackError: a mark contradicts the keyring.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
         began = time.monotonic()
@@ -142,13 +133,13 @@ class Authenticator:
         return await self._authenticate(project, partial(_equal, kek), self._cache_s, began)
 
     async def with_marks(self, caller: Caller) -> Caller:
-        """The caller, before a request is published: authenticated again if marks were not known.
+        """Return the caller for a publication, authenticated again if the marks were not known.
 
-        What a rolled-back keyring admits to read, its thief could read before. But what is
-        published for an old API key would be done in its owner's name.
+        The holder of an old API key, whom a rolled-back keyring admits, could read the same objects
+        before. But a request published for that key would be made in its owner's name.
 
         Raises:
-            MarksUnavailableError: they are not known.
+            MarksUnavailableError: the marks are still not known.
             Other errors as `reauthenticate`.
         """
         if caller.knew_marks:
@@ -161,12 +152,8 @@ class Authenticator:
     ) -> Caller:
         """Return a caller who may read or upload this one object, if the link is for it.
 
-        A link that expired or is malformed needs no keyring: none would make it valid.
-
-        Args:
-            project: The project's id as in the path.
-            object_key: The object's key, or None if it is not one.
-            link: The link's parameters, or None if they are malformed.
+        An expired or malformed link needs no keyring: none would make it valid. `project` is as in
+        the path; `object_key` is None if the path has no valid key, `link` if it is malformed.
 
         Raises:
             AuthenticationError, CorruptObjectError, UnknownMasterKeyError,
@@ -175,7 +162,7 @@ class Authenticator:
         began = time.monotonic()
         if object_key is None or link is None or link.expires <= time.time():
             raise AuthenticationError(self._not_before(began))
-        # What is not a project id may hold a zero byte, which no token is made of.
+        # An invalid project id may contain a zero byte, which a token never covers.
         name = project if is_project(project) else _PLACEHOLDER_PROJECT
         claims = link.claims(name, object_key)
 
@@ -216,7 +203,7 @@ class Authenticator:
     async def reauthenticate(self, caller: Caller) -> Caller:
         """Authenticate the caller again, by a keyring read that starts now.
 
-        A caller by link is known by the KEK that the link was made under.
+        A caller by link is identified by the KEK that the link was made under.
 
         Raises:
             UnauthorizedError: the key has been rotated.
@@ -226,7 +213,7 @@ class Authenticator:
             snapshot = await self._keyrings.read_fresh(caller.project)
         except UnknownProjectError as exc:
             raise UnauthorizedError from exc
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         if not _equal(caller.kek, snapshot.desired.user_kek):
             raise UnauthorizedError
@@ -243,11 +230,11 @@ class Authenticator:
     async def _keyring_for(
         self, project: str, matches: Matches, max_age_s: float
     ) -> KeyringSnapshot | None:
-        """Return the keyring that decides about a caller who presents this, or None.
+        """Return the keyring to authenticate the caller by, or None.
 
-        Only one that was right at the last read costs a separate read. All others share lookups
-        that are sent after the request came. So the current key is never refused, nor a link
-        made with it, and a wrong one is refused by what the storage says now, for unknown
+        A separate read is made only if the key or link matched the last read. All other callers
+        share lookups sent after the request came. So the current key, or a link made with it, is
+        never refused, and a wrong one is refused by the storage's present state, for unknown
         projects too.
         """
         since, failure = self._failures.get(project, (0.0, None))
@@ -274,9 +261,9 @@ class Authenticator:
             raise failure from exc
 
     async def _recent(self, project: str, max_age_s: float) -> KeyringSnapshot | None:
-        """Return the keyring by a read that started within this time, or None.
+        """Return the keyring by a read that started within `max_age_s`, or None.
 
-        It is the cache's time, or a shorter one.
+        `max_age_s` is the cache's time, or shorter.
         """
         try:
             snapshot = self._keyrings.get_cached(project) or await self._read_shared(project)
@@ -285,7 +272,7 @@ class Authenticator:
                 snapshot = await self._keyrings.read_fresh(project)
         except UnknownProjectError:
             return None
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         return snapshot
 
@@ -319,7 +306,7 @@ def _api_key(authorization: list[str]) -> str:
     """Return the API key of the only `Authorization` header.
 
     Raises:
-        NoApiKeyError: there is none, or it is malformed. It repeats nothing of what was sent.
+        NoApiKeyError: it is missing or malformed. The error repeats nothing of the header.
     """
     if not authorization:
         raise NoApiKeyError(f"no API key was sent: use the header {_FORM}")
@@ -334,7 +321,7 @@ def _api_key(authorization: list[str]) -> str:
     try:
         check_api_key(api_key)
     except ValueError as exc:  # its text names the rule, never the key
-        raise NoApiKeyError(f"what was sent is not an API key: {exc}") from exc
+        raise NoApiKeyError(f"the bearer token is not an API key: {exc}") from exc
     return api_key
 
 

@@ -9,8 +9,8 @@ an object is refused after one read of the storage. A tombstone is deleted again
 request may have been lost.
 
 All deletes share `keyturn.control` with the enrollments, rotations and sweeps of every project.
-Each one served leaves a record in the audit trail, each one refused a dead letter. The limit of
-pending deletes is what one API key can cause of all three: a request of another project waits
+A served delete leaves a record in the audit trail, a refused one a dead letter. The limit of
+pending deletes bounds what one API key can cause of all three: a request of another project waits
 behind at most that many deletes of this one from each gateway. A delete counts for at least as
 long as a real one takes. The outcome of deleting a tombstone or a locked object comes within
 milliseconds: without that minimum, repeating it would fill the audit trail or the dead letters.
@@ -27,15 +27,17 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from keyturn.errors import NotFoundError, NotPermittedError
-from keyturn.messages import DeletedKeys, DeleteRejected, Event, ObjectDeleted
-from keyturn.publisher import (
+from keyturn.errors import (
     BrokerUnavailableError,
     NotDeliveredError,
+    NotFoundError,
+    NotPermittedError,
     NotSentHereError,
-    Publisher,
     PublisherError,
 )
+from keyturn.messages.events import DeleteRejected, Event, ObjectDeleted
+from keyturn.messages.fields import DeletedKeys
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.objects import ObjectOpener
@@ -52,12 +54,12 @@ from keyturn_workers.gateway.request import (
     read_json_body,
 )
 from keyturn_workers.gateway.shares import ConcurrencyLimit, SharedLimit
-from keyturn_workers.http_server.client_connection import run_while_connected
-from keyturn_workers.settings import GatewaySettings
+from keyturn_workers.process.http_server.client_connection import run_while_connected
+from keyturn_workers.process.settings import GatewaySettings
 
 _NO_CONTENT: Final = 204
 _PRECONDITION_FAILED: Final = 412
-# A delete whose outcome is not known by then no longer counts as pending.
+# A delete that has no known outcome by then no longer counts as pending.
 _OUTCOME_WAIT_S: Final = 600.0
 # Two leases by default: no object is deleted sooner.
 _MIN_PENDING_S: Final = 30.0
@@ -85,15 +87,7 @@ class DeletesBody(BaseModel):
 
 
 class DeleteRoutes:
-    """Handles deletes.
-
-    Args:
-        settings: Of the gateway.
-        auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in total.
-        publisher: The gateway's publisher.
-        opener: Checks whether a key has an object.
-    """
+    """Handles deletes."""
 
     def __init__(
         self,
@@ -134,12 +128,12 @@ class DeleteRoutes:
             StorageUnavailableError: the storage cannot be read.
             ClientGoneError: the client disconnected while it waited.
         """
-        # Not earlier than here: a wrong key must not learn how this gateway is set up.
+        # Only now: a wrong key must not reveal how this gateway is set up.
         if not self._is_allowed:
             raise NotPermittedError(_FORBIDDEN)
         request_id = new_id()
         ids = {"request_id": request_id}
-        # It counts before the storage is read: concurrent requests cannot all pass.
+        # The request counts before the storage is read: concurrent requests cannot all pass.
         with self.pending.hold(caller.project, request_id) as pending:
             if not await self._meets_conditions(request, caller, key):
                 return problem(_PRECONDITION_FAILED, "the object does not meet the conditions")
@@ -170,7 +164,7 @@ class DeleteRoutes:
     async def _delete_many(
         self, request: Request, caller: Caller, keys: tuple[str, ...]
     ) -> Response:
-        """Publish the delete of those keys that have an object or a tombstone; errors as `delete`.
+        """Publish the delete of the keys that have an object or a tombstone; errors as `delete`.
 
         The response names each key that is deleted, and each that is refused with its code.
         """
@@ -213,11 +207,7 @@ class DeleteRoutes:
         )
 
     async def _find_used(self, caller: Caller, keys: Sequence[str]) -> set[str]:
-        """Return the keys that have an object or a tombstone.
-
-        Raises:
-            StorageUnavailableError: the storage cannot be read.
-        """
+        """Return the keys that have an object or a tombstone."""
         found = set[str]()
 
         async def look(key: str) -> None:
@@ -230,8 +220,8 @@ class DeleteRoutes:
     async def _send(self, publish: Callable[[], Awaitable[str]]) -> None:
         """Publish, unless the broker has just refused a delete.
 
-        A broker whose permissions for this gateway lack `delete.requested` closes the channel.
-        That fails whatever else is being published on it: uploads of other projects.
+        A broker whose permissions for this gateway lack `delete.requested` closes the channel. Then
+        everything else being published on it fails too: uploads of other projects.
         """
         loop = asyncio.get_running_loop()
         if loop.time() < self._paused_until:
@@ -246,7 +236,7 @@ class DeleteRoutes:
             raise
 
     async def _meets_conditions(self, request: Request, caller: Caller, key: str) -> bool:
-        """Whether the request's conditions hold; raise if there is nothing to delete."""
+        """Check if the request's conditions hold; raise if there is nothing to delete."""
         stored = await self._opener.find_stored(caller, key)
         if stored is None:
             raise NotFoundError(_NOTHING_THERE)
@@ -258,7 +248,7 @@ class DeleteRoutes:
 def _document(
     outcomes: Mapping[str, ObjectDeleted | DeleteRejected], missing: Sequence[dict[str, str]]
 ) -> dict[str, Any]:
-    """Return the outcome of each key: of those that were published, and of those that were not."""
+    """Return the outcome of each key, published or not."""
     deleted = [key for key, event in outcomes.items() if isinstance(event, ObjectDeleted)]
     refused = [
         _refused(key, event.code, event.detail)

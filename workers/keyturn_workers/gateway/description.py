@@ -81,5 +81,5 @@ def _parameters(parameters: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """A description as HTML. Of Markdown, which OpenAPI allows, ours have only inline code."""
+    """Return a description as HTML. Inline code is the only Markdown in our descriptions."""
     return _CODE.sub(r"<code>\1</code>", escape(text))

@@ -1,15 +1,14 @@
-"""Current keyrings, with few requests to the storage however many callers ask (SPEC 9.1).
+"""Lookups of current keyrings, with few storage requests for many callers (SPEC 9.1).
 
 A key that does not match the cached keyring may be the *current* one: the project was enrolled
-or rotated a moment ago. So a refusal is based on what the storage said after the request came.
-But a client without a key must not cost one read for each request, be it for one project or for
+or rotated a moment ago. So a refusal is based on the storage's state after the request came. But
+a client without a key must not cost one read for each request, be it for one project or for
 made-up ones. A few reads a second are made; beyond them, callers share a listing of all
 keyrings, whose ETags show which cached keyrings are current.
 
-With many projects, a listing takes seconds. So projects that exist have further reads, which
-made-up ones cannot use up, and of which one project gets one a second. Such a read only admits
-callers. A refusal waits for the listing all the same: otherwise its time would show which
-projects exist.
+With many projects, a listing takes seconds. So existing projects have reserved reads, one a
+second for each project, which made-up projects cannot use up. Such a read only admits callers. A
+refusal waits for the listing all the same: otherwise its time would show which projects exist.
 """
 
 import asyncio
@@ -19,10 +18,11 @@ from typing import Final
 
 from keyturn.errors import StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
-from keyturn_workers.background import share
-from keyturn_workers.errors import StorageAnswerError
-from keyturn_workers.keyring import KeyringReader, KeyringSnapshot
-from keyturn_workers.storage import Storage
+from keyturn_workers.core.errors import StorageResponseError
+from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.process.background import share
 
 READS_PER_S: Final = 20.0
 _BURST: Final = 40
@@ -59,10 +59,10 @@ class _Tokens:
 
 
 class _KeyringFilter:
-    """Which keyrings exist, in 2 MiB: a Bloom filter.
+    """A Bloom filter of the existing keyrings, in 2 MiB.
 
-    Of a million projects' keyrings, all are found, and one in 70 of those that do not exist. The
-    hash has a random key in each process, so that callers cannot search for such names.
+    With the keyrings of a million projects, it also finds one in 70 that do not exist. The hash
+    has a random key in each process, so that callers cannot search for such names.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class _KeyringFilter:
 
 
 class _Listing:
-    """One listing: the projects it is for, by their keyring's S3 key, and the ETags it shows."""
+    """One listing: its projects, by their keyring's S3 key, and the ETags that it shows."""
 
     def __init__(self) -> None:
         self.projects: dict[str, str] = {}
@@ -93,10 +93,6 @@ class KeyringLookups:
     """Looks up keyrings for callers that no cached keyring accepts.
 
     Memory is bounded by the number of waiting callers.
-
-    Args:
-        keyrings: Reads keyrings, and keeps the last read of each.
-        storage: The bucket.
     """
 
     def __init__(self, keyrings: KeyringReader, storage: Storage) -> None:
@@ -107,11 +103,11 @@ class KeyringLookups:
         self._existing = _KeyringFilter()
         # Lookups whose request has not been sent yet: new callers share them.
         self._unsent: dict[str, _Lookup] = {}
-        # Those of them for which there was no token: they wait for a listing.
+        # Unsent lookups for which there was no token: they wait for a listing.
         self._listed: set[_Lookup] = set()
         # Lookups whose request was sent, with the time (`time.monotonic`), and has no response yet.
         self._in_progress: dict[str, tuple[float, _Lookup]] = {}
-        # The same for reserved reads, and when the next one of a project may be sent.
+        # Reserved reads that are not sent yet, and when the next one of a project may be sent.
         self._reserved: dict[str, _Lookup] = {}
         self._reserved_at: dict[str, float] = {}
         self._next: tuple[_Listing, asyncio.Task[None]] | None = None
@@ -123,13 +119,11 @@ class KeyringLookups:
     ) -> KeyringSnapshot | None:
         """Return the project's keyring by a request that is sent after this call, or None.
 
-        Args:
-            project: The project.
-            accepts: Whether the caller has the key of this keyring. If not, the response comes
-                no sooner than that for a project that does not exist.
+        `accepts` checks if the caller has the key of this keyring. If not, the result comes no
+        sooner than for a project that does not exist.
 
         Raises:
-            CorruptObjectError: it was forged, moved or damaged.
+            CorruptObjectError: the keyring was forged, moved or damaged.
             UnknownMasterKeyError, StorageUnavailableError: try again later.
         """
         lookup = self._unsent.get(project)
@@ -170,11 +164,11 @@ class KeyringLookups:
             if etag is None:
                 return None
             known = self._keyrings.get_last(project)
-            # If this process has not read it, or it has changed, it is read. The next listing
-            # can then use the cached one.
+            # A keyring that this process has not read, or that has changed, is read. The next
+            # listing can then use the cached one.
             unchanged = known is not None and known.etag == etag
             return known if unchanged else await self._read(project)
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         finally:
             task = asyncio.current_task()
@@ -192,7 +186,7 @@ class KeyringLookups:
         return snapshot
 
     def _read_reserved(self, project: str) -> _Lookup:
-        """A read that is sent after this call, or None if projects that exist sent too many."""
+        """Return a read sent after this call. It gives None if existing projects sent too many."""
         read = self._reserved.get(project)
         if read is None:
             read = self._reserved[project] = share(self._run_reserved(project))
@@ -248,6 +242,6 @@ class KeyringLookups:
 
 
 def _result(lookup: _Lookup) -> KeyringSnapshot | None:
-    """What it found; None if it found nothing, failed, or is not done."""
+    """Return the lookup's keyring; None if it found none, failed, or is not done."""
     failed = not lookup.done() or lookup.cancelled() or lookup.exception() is not None
     return None if failed else lookup.result()

@@ -5,8 +5,8 @@
     {"method": "PUT"}        a URL of a gateway, which uploads the object without the API key
 
 A link to an object is made from the keyring alone: nothing is stored, and the object need not
-exist yet. A rotation ends it. A link to the ciphertext is a presigned URL. A rotation does not end
-that one, so it is valid for minutes only.
+exist yet. A rotation ends the link. A link to the ciphertext is a presigned URL, which a rotation
+does not end, so it is valid for minutes only.
 """
 
 import math
@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from keyturn.crypto import HEADER_BYTES, link_token
+from keyturn.crypto.cobblestone import HEADER_BYTES
+from keyturn.crypto.links import link_token
 from keyturn.errors import MalformedRequestError, NotFoundError
 from keyturn.metadata import OWN_PREFIX
 from keyturn_workers.gateway.auth import Authenticator, Caller
@@ -34,7 +35,7 @@ from keyturn_workers.gateway.request import (
     read_json_body,
 )
 from keyturn_workers.gateway.shares import ConcurrencyLimit
-from keyturn_workers.settings import GatewaySettings
+from keyturn_workers.process.settings import GatewaySettings
 
 LINK_MAX_S: Final = 7 * 24 * 3600
 LINK_DEFAULT_S: Final = 3600
@@ -58,14 +59,7 @@ class LinkBody(BaseModel):
 
 
 class LinkRoutes:
-    """Makes links.
-
-    Args:
-        settings: Of the gateway; links are bound to its deployment's name.
-        auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in total.
-        opener: Opens the objects whose ciphertext is linked to.
-    """
+    """Makes links, which are bound to the deployment's name."""
 
     def __init__(
         self,
@@ -113,7 +107,7 @@ class LinkRoutes:
 
     def _unsigned(self, body: LinkBody) -> Link | UploadLink:
         """Return the requested link, without its token."""
-        # Rounded up: a link works for at least as long as was asked for.
+        # Rounded up: a link works for at least as long as requested.
         expires = math.ceil(time.time()) + body.expires_s
         if body.method == "GET":
             return Link(expires, body.inline, token="")

@@ -1,9 +1,9 @@
 """`GET` of a project's objects, one page at a time (SPEC 1, 4, 9.3).
 
 A page costs a bounded number of storage requests: a few listings, and a HEAD for each object that
-its listing does not identify. When they are used up, the page ends early, and the next one
-continues there. So many deleted objects do not delay a response, and a page may be empty although
-more follow.
+its listing does not identify. When these are used up, the page ends early, and the next one
+continues there. So many deleted objects do not delay a response, and a page may be empty before
+the last one.
 """
 
 import re
@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import V0_OVERHEAD_BYTES, SealError, plaintext_size
-from keyturn.errors import CodedError, MalformedRequestError, StorageUnavailableError
+from keyturn.crypto.cobblestone import plaintext_size
+from keyturn.crypto.wraps import V0_OVERHEAD_BYTES
+from keyturn.errors import CodedError, MalformedRequestError, SealError, StorageUnavailableError
 from keyturn.identifiers import (
     OBJECT_KEY_MAX_BYTES,
     has_control_characters,
@@ -27,13 +28,14 @@ from keyturn.identifiers import (
     object_s3_key,
 )
 from keyturn.metadata import Plaintext, Tombstone, V0Wraps, Wraps
-from keyturn_workers.errors import MissingError, StorageAnswerError
+from keyturn_workers.core.errors import MissingError, StorageResponseError
+from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import ObjectSummary
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.request import parse_project
 from keyturn_workers.gateway.shares import ConcurrencyLimit, SharedLimit
-from keyturn_workers.http_server.client_connection import run_while_connected
-from keyturn_workers.keyring import Keyring
-from keyturn_workers.storage import ObjectSummary, Storage
+from keyturn_workers.process.http_server.client_connection import run_while_connected
 
 MAX_ENTRIES: Final = 1000
 """The most entries on one page, and the default."""
@@ -82,7 +84,7 @@ class ListingQuery:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no object key of SPEC 1 can begin with the prefix."""
+        """True if no object key of SPEC 1 can begin with the prefix."""
         *folders, _ = self.prefix.split("/")
         return any(folder in ("", ".", "..") for folder in folders)
 
@@ -108,7 +110,7 @@ def _parameters(query_string: bytes) -> dict[str, str]:
 
 
 def needs_head(keyring: Keyring, stored_bytes: int) -> bool:
-    """Whether only an object's metadata shows what it is.
+    """Check if only an object's metadata shows its kind.
 
     An object without stored bytes is a tombstone, unless another writer made it.
     """
@@ -116,7 +118,7 @@ def needs_head(keyring: Keyring, stored_bytes: int) -> bool:
 
 
 def encrypted_size(stored_bytes: int) -> int | None:
-    """The plaintext's size by the stored size; None if no encrypted object has that one."""
+    """Return the plaintext's size by the stored size; None if no encrypted object has that."""
     try:
         return plaintext_size(stored_bytes)
     except SealError:
@@ -124,14 +126,14 @@ def encrypted_size(stored_bytes: int) -> int | None:
 
 
 def is_tombstone(metadata: Mapping[str, str]) -> bool:
-    """Whether these are the metadata of a deleted key."""
+    """Check if this is the metadata of a deleted key."""
     return metadata.get(object_metadata.ALGO) == object_metadata.DELETED
 
 
 def size_by_metadata(
     keyring: Keyring, metadata: Mapping[str, str], stored_bytes: int
 ) -> int | None:
-    """The plaintext's size by metadata and stored size; None if no read would open the object."""
+    """Return the plaintext's size by metadata and stored size; None if no read would open it."""
     try:
         envelope = object_metadata.parse(metadata)
     except CodedError:
@@ -153,13 +155,13 @@ LISTINGS_AT_ONCE: Final = 16
 bounds how long other requests wait while projects list as fast as they can."""
 
 LISTINGS_AT_ONCE_A_PROJECT: Final = 4
-"""Of these, those of one project. Its other pages wait, and no other project does."""
+"""The part of one project. Its other pages wait, and no other project's."""
 
 HEADS_AT_ONCE: Final = 64
 """HEAD requests for listings, of all requests together."""
 
 HEADS_AT_ONCE_A_PROJECT: Final = 16
-"""Of these, those of one project."""
+"""The part of one project."""
 
 MAX_HEADS: Final = 1000
 """The most HEAD requests for one page."""
@@ -195,22 +197,14 @@ class ObjectLister:
         self._heads = SharedLimit(HEADS_AT_ONCE, HEADS_AT_ONCE_A_PROJECT)
 
     async def list(self, keyring: Keyring, query: ListingQuery) -> Page:
-        """Return one page.
-
-        Args:
-            keyring: The project's; it says which kinds of objects the project has.
-            query: Which page.
-
-        Raises:
-            StorageUnavailableError: the storage failed.
-        """
+        """Return one page. The keyring says which kinds of objects the project has."""
         page = Page(next_after=query.after)
         if query.is_empty:
             page.next_after = None
             return page
         try:
             await self._fill(page, keyring, query)
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         return page
 
@@ -278,13 +272,7 @@ def _valid_folders(folders: Iterable[str]) -> list[str]:
 
 
 class ListingRoutes:
-    """Lists objects.
-
-    Args:
-        auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in total.
-        storage: The bucket.
-    """
+    """Lists objects."""
 
     def __init__(self, auth: Authenticator, limit: ConcurrencyLimit, storage: Storage) -> None:
         self._auth = auth

@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from keyturn.errors import all_errors
 from keyturn_workers.gateway.problems import status_for_code
-from keyturn_workers.worker.metrics import Registry
+from keyturn_workers.process.metrics_registry import Registry
 
 _FIRST_BYTE_BUCKETS_S: Final = (
     0.001,

@@ -1,35 +1,32 @@
 """Opens one object for an authenticated caller, and reads its plaintext (SPEC 3.1, 4, 5.4, 9.2).
 
     EncryptedReader   Cobblestone-256: decrypted chunk by chunk, as the storage sends it
-    LegacyReader      an object of the earlier system: opened whole before its first byte is sent
+    LegacyReader      a v0 object: opened whole before its first byte is sent
     PlaintextReader   stored without encryption: sent as it is, where the keyring allows that
 
-`ObjectOpener` decides which one an object needs, and opens it with the right key. A reader never
-returns a byte of a chunk that is not authenticated, nor the last piece of an object before its end
-is. All reads of one encrypted object are bound to the header that was checked when it was opened:
+`ObjectOpener` chooses the reader, and opens the object with the right key. A reader never returns
+a byte of an unauthenticated chunk, nor the last piece of an object before its end has
+authenticated. All reads of one encrypted object are bound to the header checked at its opening:
 chunks of another body at the same key do not decrypt, so a read can resume on a new connection.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import (
-    BODY_CONTEXT,
+from keyturn.crypto.cobblestone import (
     CHUNK_BYTES,
     HEADER_BYTES,
     SALT_BYTES,
     SEALED_CHUNK_BYTES,
-    V0_OVERHEAD_BYTES,
     ChunkReader,
-    SealError,
     plaintext_size,
-    v0_open,
 )
+from keyturn.crypto.wraps import BODY_CONTEXT, V0_OVERHEAD_BYTES, v0_open
 from keyturn.errors import (
     AlreadyExistsError,
     ArchivedObjectError,
@@ -37,24 +34,27 @@ from keyturn.errors import (
     CorruptObjectError,
     DeletedKeyError,
     NotFoundError,
+    SealError,
     StorageUnavailableError,
 )
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Wraps, stored_at
-from keyturn_workers.errors import (
+from keyturn.tasks import gather_all
+from keyturn_workers.core.body_stream import read_first_bytes
+from keyturn_workers.core.errors import (
     ArchivedError,
     MissingError,
     PreconditionError,
-    StorageAnswerError,
+    StorageResponseError,
 )
+from keyturn_workers.core.kek_deriver import KekDeriver
+from keyturn_workers.core.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
+from keyturn_workers.core.storable_key import check_storable, is_alias
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import Lease, ObjectHead
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.request import Span
 from keyturn_workers.gateway.shares import ProjectSlots
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.body_stream import read_first_bytes
-from keyturn_workers.objects.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
-from keyturn_workers.objects.storable_key import check_storable, is_alias
-from keyturn_workers.storage import Lease, ObjectHead, Storage
 
 Piece = bytes | bytearray | memoryview
 Pieces = AsyncGenerator[Piece, None]
@@ -68,7 +68,7 @@ class ObjectReader(Protocol):
 
     @property
     def head(self) -> ObjectHead:
-        """What the storage says about the object."""
+        """The head of the stored object."""
         ...
 
     @property
@@ -82,10 +82,9 @@ class ObjectReader(Protocol):
         ...
 
     async def verify(self, prefetch: Span | None = None) -> None:
-        """Prove the size. Once it has returned, it does nothing.
+        """Prove the size. Further calls do nothing.
 
-        Args:
-            prefetch: A range that will be read next; it may be fetched at the same time.
+        `prefetch` is a range that will be read next; it may be fetched at the same time.
 
         Raises:
             CorruptObjectError: the object does not authenticate.
@@ -136,14 +135,9 @@ _RESUME_PAUSES_S: Final = (0.05, 0.3, 1.0)
 class EncryptedReader:
     """Decrypts one object whose header commits to the unwrapped DEK.
 
-    Args:
-        storage: The bucket.
-        s3_key: The object's S3 key.
-        head: What the storage says about the object.
-        first_bytes: The beginning of the stored body: the header at least.
-        chunks: Decrypts the chunks under this header.
-        size_bytes: The size of the plaintext, by the stored length.
-        stream: The rest of the stream that `first_bytes` came from, if it is still open.
+    `first_bytes` begin the stored body, with the header at least; `stream` is the rest of the
+    stream that they came from, if it is still open. `size_bytes` is the size of the plaintext, by
+    the stored length.
     """
 
     storage: Storage
@@ -177,7 +171,7 @@ class EncryptedReader:
                 reads = [self._fetch(offset, self.head.size_bytes)]
                 if 0 < end - first <= _PREFETCH_CHUNKS:
                     reads.append(self._fetch(_offset(first), _offset(end)))
-                sealed, *self._prefetched = await _gather(reads)
+                sealed, *self._prefetched = await gather_all(reads)
                 self._prefetched_offset = _offset(first)
             with seal_errors_as_corrupt():
                 self._last_chunk = self.chunks.open_chunk(index, sealed, last=True)
@@ -225,7 +219,7 @@ class EncryptedReader:
             yield last
 
     def _full_chunks(self, span: Span) -> tuple[int, int]:
-        """Return a range's first chunk and the one after its last, without the object's last."""
+        """Return a range's first chunk and the end of its chunks, without the object's last."""
         full = self.size_bytes // CHUNK_BYTES
         return span.first // CHUNK_BYTES, min((span.end - 1) // CHUNK_BYTES + 1, full)
 
@@ -233,7 +227,7 @@ class EncryptedReader:
         """Yield the plaintext of full chunks, from `first` to `end` (exclusive).
 
         If `last_chunk` is given, the stored body is read to its end, from the stream that the
-        object was opened with, and what follows these chunks is added to it.
+        object was opened with, and the bytes behind these chunks are added to `last_chunk`.
         """
         end_offset = _offset(end) if last_chunk is None else self.head.size_bytes
         stream = None if last_chunk is None else self.stream
@@ -305,20 +299,10 @@ class EncryptedReader:
                         yield piece
         except MissingError as exc:
             raise NotFoundError("the object was deleted while it was read") from exc
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         if offset < end:
             raise StorageUnavailableError("the object is shorter than before")
-
-
-async def _gather(reads: Sequence[Coroutine[Any, Any, bytes]]) -> list[bytes]:
-    """Run the reads at once. The first error cancels the others and is raised unwrapped."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(read) for read in reads]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _offset(chunk: int) -> int:
@@ -331,12 +315,7 @@ _IN_THREAD_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class LegacyLimits:
-    """Limits the objects of the earlier system, which are opened whole.
-
-    Attributes:
-        slots: How many are in memory at once.
-        max_bytes: The largest stored body.
-    """
+    """Limits v0 objects, which are opened whole. `max_bytes` is the largest stored body."""
 
     slots: ProjectSlots
     max_bytes: int
@@ -344,16 +323,10 @@ class LegacyLimits:
 
 @dataclass(slots=True)
 class LegacyReader:
-    """Opens one object of the earlier system.
+    """Opens one v0 object.
 
-    Args:
-        storage: The bucket.
-        project: Whose slot it takes.
-        s3_key: The object's S3 key.
-        head: What the storage says about the object.
-        dek: Opens the body.
-        limits: How large it may be, and how many may be open.
-        stack: Releases the slot: the plaintext is in memory until the response is sent.
+    It takes a slot of `project`, which `stack` releases: the plaintext is in memory until the
+    response is sent.
     """
 
     storage: Storage
@@ -379,7 +352,7 @@ class LegacyReader:
         """Open the object. See `ObjectReader`.
 
         Raises:
-            TooManyRequestsError: the project has its share of them open.
+            TooManyRequestsError: the project has its share of v0 objects open.
             GatewayBusyError: no slot became free.
             PreconditionError: the object was replaced.
         """
@@ -415,13 +388,7 @@ class LegacyReader:
 
 @dataclass(slots=True)
 class PlaintextReader:
-    """Streams one plaintext object.
-
-    Args:
-        storage: The bucket.
-        s3_key: The object's S3 key.
-        head: What the storage says about the object.
-    """
+    """Streams one plaintext object."""
 
     storage: Storage
     s3_key: str
@@ -467,12 +434,10 @@ START_BYTES: Final = HEADER_BYTES + SEALED_CHUNK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What one read shows of a key: nothing is opened, so nothing of it is proven.
+    """The state of a key, by one read that opens nothing: nothing of it is proven.
 
-    Attributes:
-        etag: The ETag for HTTP; None for a tombstone, and for an archived object.
-        modified_at: When the content was stored; None where there is no ETag.
-        is_tombstone: Whether the object was deleted.
+    `etag` is the ETag for HTTP; None for a tombstone, and for an archived object. `modified_at` is
+    when the content was stored; None without an ETag.
     """
 
     etag: str | None = None
@@ -483,18 +448,14 @@ class StoredObject:
 class ObjectOpener:
     """Opens objects of one bucket.
 
-    Args:
-        storage: The bucket.
-        auth: Reads the keyring again if an object is newer than the caller's snapshot of it.
-        keys: The operator's keys.
-        legacy: Limits the objects of the earlier system.
+    `auth` reads the keyring again if an object is newer than the caller's snapshot of it.
     """
 
     def __init__(
         self,
         storage: Storage,
         auth: Authenticator,
-        keys: OperatorKeys,
+        keys: KekDeriver,
         legacy: LegacyLimits,
     ) -> None:
         self._storage = storage
@@ -508,10 +469,7 @@ class ObjectOpener:
     ) -> AsyncIterator[ObjectReader]:
         """Yield a reader of the object, whose header commits to its DEK.
 
-        Args:
-            caller: Who reads.
-            object_key: The object's key.
-            start_bytes: How many bytes to read first; None opens a stream of the whole object.
+        `start_bytes` is how much to read first; None opens a stream of the whole object.
 
         Raises:
             NotFoundError: there is no object, or a tombstone.
@@ -547,11 +505,11 @@ class ObjectOpener:
             raise NotFoundError("no object has this key") from exc
         except ArchivedError as exc:
             raise ArchivedObjectError("restore the object from its archive first") from exc
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
 
     async def require_unused_key(self, caller: Caller, object_key: str) -> None:
-        """Refuse a key that has been used: it never takes another body (SPEC 4.4, 9.3).
+        """Refuse a key that has been used: it never gets another body (SPEC 4.4, 9.3).
 
         Raises:
             AlreadyExistsError: the key has an object.
@@ -568,11 +526,7 @@ class ObjectOpener:
         raise AlreadyExistsError("an object with this key exists")
 
     async def find_stored(self, caller: Caller, object_key: str) -> StoredObject | None:
-        """Return what one read shows of a key, which opens nothing; None if there is nothing.
-
-        Raises:
-            StorageUnavailableError: the storage failed.
-        """
+        """Return the state of a key by one read that opens nothing; None if nothing is stored."""
         if is_alias(object_key, self._storage.capabilities):
             return None
         s3_key = object_s3_key(caller.project, object_key)
@@ -582,7 +536,7 @@ class ObjectOpener:
             return None
         except ArchivedError:
             return StoredObject()
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         algorithm = head.metadata.get(object_metadata.ALGO)
         if algorithm == object_metadata.DELETED:
@@ -591,7 +545,7 @@ class ObjectOpener:
         return StoredObject(etag, content_modified_at(head))
 
     async def presign(self, reader: PlaintextReader | EncryptedReader, lease_s: int) -> str:
-        """Return a URL that reads what is stored from the storage itself, for `lease_s` seconds.
+        """Return a URL that reads the stored body from the storage itself, for `lease_s` seconds.
 
         They begin at the storage's own time of `reader.head`: its clock decides.
         """

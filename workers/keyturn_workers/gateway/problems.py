@@ -81,14 +81,9 @@ def problem(
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, object] | None = None,
 ) -> Response:
-    """Return a response with a problem document.
+    """Return a problem document as a response; `more` are further members.
 
-    Args:
-        status: The HTTP status.
-        detail: One line for a person.
-        code: The error code of SPEC 12, if it has one.
-        headers: Further headers of the response.
-        more: Further members of the document.
+    `detail` is one line for a person; `code` is one of SPEC 12.
     """
     document: dict[str, object] = {"title": HTTPStatus(status).phrase, "status": status}
     if code is not None:

@@ -1,12 +1,12 @@
 """Requests that are published for callers, and their outcomes (SPEC 8.7, 9.3 to 9.5).
 
-What workers have not served waits on the broker, which all projects share. So each project may
+Requests that are not served yet wait on the broker, which all projects share. So one project may
 have only so many requests there from one gateway, and so many bytes in them. Without that limit,
 one API key fills the broker while no worker runs.
 
 The outcome is the event that answers the request. If it does not become known, because events were
 lost or no worker serves the request, the request counts for a limited time. Each gateway process
-counts its own requests, and none of those from before it started.
+counts only its own requests, since its start.
 """
 
 import asyncio
@@ -20,22 +20,23 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from keyturn.crypto import UploadLinkClaims
-from keyturn.errors import TooManyRequestsError
-from keyturn.messages import Event, Rejected
-from keyturn.publisher import (
+from keyturn.crypto.links import UploadLinkClaims
+from keyturn.errors import (
     NotDeliveredError,
     OutcomeUnknownError,
-    Publisher,
     PublisherError,
+    TooManyRequestsError,
     WaitTimeoutError,
 )
+from keyturn.messages.events import Event, Rejected
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.event_matcher import RequestType
-from keyturn_workers.background import share
+from keyturn.tasks import cancel_all
 from keyturn_workers.gateway.problems import problem, status_for_code
 from keyturn_workers.gateway.request import requested_wait_s
 from keyturn_workers.gateway.shares import GatewayBusyError
-from keyturn_workers.http_server.client_connection import run_while_connected
+from keyturn_workers.process.background import share
+from keyturn_workers.process.http_server.client_connection import run_while_connected
 
 # Between two attempts to read the events.
 _RETRY_S: Final = 5.0
@@ -47,7 +48,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Usage:
-    """What one project has pending: `count` is what its requests count for."""
+    """The pending requests of one project: `count` is what they count for."""
 
     requests: int = 0
     count: int = 0
@@ -104,10 +105,7 @@ class PendingRequests:
 
     async def close(self) -> None:
         """Stop waiting for outcomes."""
-        tasks = tuple(self._outcomes)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._outcomes)
 
     @contextmanager
     def hold(
@@ -119,14 +117,10 @@ class PendingRequests:
         others: int = 0,
         link: UploadLinkClaims | None = None,
     ) -> Iterator["PendingRequest"]:
-        """Count a request while the block publishes it; if it did, until its outcome.
+        """Count a request while the block publishes it; once published, until its outcome.
 
-        Args:
-            project: The project.
-            request_id: The id of the request.
-            count: How many it counts for.
-            others: How many more of the project are in progress, as the caller knows.
-            link: The upload link of the request, which may have one request pending.
+        It counts `count` times. `others` more of the project are in progress, as the caller
+        knows. An upload `link` may have one request pending.
 
         Raises:
             TooManyRequestsError: the project has as many pending as it may, or the link has one.
@@ -168,7 +162,7 @@ class PendingRequests:
         request.size_bytes = size_bytes
 
     def release(self, request: "PendingRequest") -> None:
-        """Count the request no longer."""
+        """Stop counting the request."""
         usage = self._projects[request.project]
         usage.requests -= 1
         usage.count -= request.count
@@ -194,10 +188,10 @@ class PendingRequests:
         return outcome
 
     async def _outcome(self, request: "PendingRequest") -> Event:
-        """The event that answers the request.
+        """Return the event that answers the request.
 
-        If events cannot be read, it may still be pending. If it were released at once, a project
-        could publish without a limit in the meantime.
+        If events cannot be read, the request may still be pending. If it were released at once, a
+        project could publish without a limit in the meantime.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._outcome_wait_s
@@ -225,10 +219,9 @@ class PendingRequests:
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """One request. Created by `PendingRequests.hold`.
+    """One request, created by `PendingRequests.hold`.
 
-    Attributes:
-        outcome: The task that waits for its outcome, once it may have been published.
+    `outcome` is set once the request may have been published.
     """
 
     _all: PendingRequests
@@ -240,7 +233,7 @@ class PendingRequest:
     outcome: asyncio.Task[Event] | None = None
 
     def resize(self, size_bytes: int) -> None:
-        """Count this many bytes for it.
+        """Count this many bytes for the request.
 
         Raises:
             TooManyRequestsError: the project's pending requests hold too many.
@@ -248,10 +241,10 @@ class PendingRequest:
         self._all.resize(self, size_bytes)
 
     async def publish(self, publishing: Awaitable[object]) -> asyncio.Task[Event]:
-        """Publish it, and count it until its outcome, which the returned task waits for.
+        """Publish the request and count it; return the task that waits for its outcome.
 
         Raises:
-            OutcomeUnknownError: it may have been published, and is counted until then, too.
+            OutcomeUnknownError: it may have been published, and counts until its outcome too.
             PublisherError: it was not published.
         """
         try:
@@ -265,7 +258,7 @@ class PendingRequest:
 
 
 def event_of(outcome: asyncio.Task[Event]) -> Event | None:
-    """The outcome, if it is known."""
+    """Return the outcome, if it is known."""
     if not outcome.done() or outcome.cancelled() or outcome.exception() is not None:
         return None
     return outcome.result()
@@ -278,17 +271,12 @@ async def outcome_response(
     wait_max_s: float,
     completed: Callable[[Event], Response | None],
 ) -> Response:
-    """Return the response to a request that was published: 202, or its outcome if that is known.
+    """Return the response to a published request: its outcome if that is known, else 202.
 
-    It waits for the outcome for as long as the caller asks (`Prefer: wait=N`). If the client leaves
-    meanwhile, only this wait ends.
-
-    Args:
-        request: The caller's request.
-        outcome: From `PendingRequest.publish`.
-        ids: The request's id, by the name of its member, and further members of the response.
-        wait_max_s: The longest wait.
-        completed: Makes the response to an outcome; None for a 202, or the refusal's status.
+    It waits for the outcome for as long as the caller asks (`Prefer: wait=N`), up to `wait_max_s`.
+    If the client leaves meanwhile, only this wait ends. `ids` has the request's id, by the name of
+    its member, and further members of the response. `completed` makes the response to an outcome;
+    with None, the response is 202, or has the refusal's status.
 
     Raises:
         ClientGoneError: the client disconnected while it waited.

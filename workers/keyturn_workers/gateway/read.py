@@ -1,10 +1,10 @@
-"""`GET` and `HEAD` of an object, and where requests for objects arrive (SPEC 9.1 to 9.4).
+"""`GET` and `HEAD` of an object, and the entry of all requests for objects (SPEC 9.1 to 9.4).
 
 The caller is authenticated before anything about the object is read. A `token` in the query of
 a GET, HEAD or PUT makes it a request by link: the link alone decides, and an API key is ignored.
 
 Responses to HEAD and ranges are sent after the object's last chunk has authenticated, which
-proves the length. A whole GET proves it at its end, and resets the connection if it was wrong.
+proves the length. A whole GET proves it at its end, and resets the connection on a failure.
 No response starts before the first piece of its body has authenticated.
 
 Content type, disposition and the caller's metadata are as they were stored: not authenticated,
@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from keyturn.crypto import HEADER_BYTES
+from keyturn.crypto.cobblestone import HEADER_BYTES
 from keyturn.errors import (
     CodedError,
     MalformedRequestError,
@@ -60,7 +60,7 @@ from keyturn_workers.gateway.request import (
     parse_range,
 )
 from keyturn_workers.gateway.shares import ConcurrencyLimit
-from keyturn_workers.http_server.client_connection import (
+from keyturn_workers.process.http_server.client_connection import (
     ClientGoneError,
     ClientSlowError,
     abort,
@@ -99,11 +99,10 @@ _PLAINTEXT_HEADERS: Final = (*_CONTENT_HEADERS, "content-encoding")
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What the request, and not the stored object, decides about a response.
+    """The parts of a response that the request decides, and not the stored object.
 
-    Attributes:
-        disposition: In place of the stored `Content-Disposition`; None for the stored one.
-        headers: Further headers of every response about the object, a 304 included.
+    `disposition` replaces the stored `Content-Disposition`, unless it is None. `headers` are added
+    to every response about the object, a 304 included.
     """
 
     disposition: str | None = None
@@ -111,7 +110,7 @@ class Delivery:
 
     @property
     def redirectable(self) -> bool:
-        """Whether a client may be sent to the storage, which sends its own headers."""
+        """True if a client may be sent to the storage, which sends its own headers."""
         return self.disposition is None and not self.headers
 
 
@@ -119,15 +118,15 @@ AS_STORED: Final = Delivery()
 
 
 def delivery_as_download(filename: str) -> Delivery:
-    """Return the delivery of a download that the caller gave a name."""
+    """Return the delivery of a download under a name that the caller gave."""
     return Delivery(content_disposition("attachment", filename))
 
 
 def delivery_by_link(object_key: str, *, inline: bool) -> Delivery:
     """Return the delivery to the holder of a link.
 
-    A link is a secret in a URL. So no cache keeps what it opened, and a page that was opened by
-    one does not send it to others.
+    A link is a secret in a URL. So no cache keeps its response, and a page that was opened by a
+    link does not send the link to others.
     """
     disposition = content_disposition("inline" if inline else "attachment", filename_of(object_key))
     headers = {"cache-control": "private, no-store", "referrer-policy": "no-referrer"}
@@ -183,7 +182,7 @@ def _metadata_headers(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _header_value(value: str) -> str | None:
-    """Return a value in a form that HTTP can carry, or None if it has none."""
+    """Return a value in a form that HTTP can carry, or None if there is no such form."""
     if not value or _is_printable(value):
         return value
     try:
@@ -199,7 +198,7 @@ def _is_printable(value: str) -> bool:
 PRESIGNED_S: Final = 60
 # Responses up to this size are sent without watching for a disconnect.
 _UNWATCHED_BYTES: Final = 64 * 1024
-# Responses up to this size start after the whole body has authenticated: a 502 if it does not.
+# Responses up to this size start after the whole body has authenticated: a failure is a 502.
 _BUFFERED_BYTES: Final = 256 * 1024
 _KEY_RULE: Final = (
     "an object key is 1 to 900 bytes of UTF-8, without control characters and without empty, "
@@ -220,13 +219,8 @@ ObjectHandler = Callable[[Request, Caller, str], Awaitable[Response]]
 class ObjectRoutes:
     """The ASGI application of objects.
 
-    Args:
-        auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in total.
-        opener: Opens objects.
-        handlers: Handle the methods that do not read, by method.
-        metrics: The gateway's metrics.
-        presign_plaintext: Whether plaintext is read from the storage itself.
+    `handlers` handle the methods that do not read. With `presign_plaintext`, clients read plaintext
+    from the storage itself.
     """
 
     def __init__(
@@ -359,7 +353,7 @@ class ObjectRoutes:
 
 @dataclass(frozen=True, slots=True)
 class _ReadOptions:
-    """What the request asks for, before the object is known."""
+    """The options of a read, before the object is known."""
 
     byte_range: ByteRange | None
     delivery: Delivery
@@ -367,7 +361,7 @@ class _ReadOptions:
 
     @property
     def redirectable(self) -> bool:
-        """Whether the client may be sent to the storage."""
+        """True if the client may be sent to the storage."""
         return self.delivery.redirectable and not self.head_only
 
 
@@ -387,10 +381,10 @@ def _requested_range(headers: Headers) -> ByteRange | None:
 def _start_bytes(
     headers: Headers, caller: Caller, byte_range: ByteRange | None, *, head_only: bool
 ) -> int | None:
-    """Return how much of the object to read first; None streams all of it (SPEC 9.2).
+    """Return how many bytes of the object to read first; None streams all of it (SPEC 9.2).
 
     A plain GET streams from the first byte. If the response depends on the object, or the
-    object may not be an encrypted one, only its beginning is read first: no chunk that the
+    object may be a plaintext or v0 object, only its beginning is read first: no chunk that the
     response does not need.
     """
     keyring = caller.snapshot.keyring

@@ -1,8 +1,8 @@
-"""What a request says: path, query, range, conditions, preferences, JSON body (SPEC 1, 9).
+"""Parsing of requests: path, query, range, conditions, preferences, JSON body (SPEC 1, 9).
 
 - The raw bytes of a path are parsed, since the server's own decoding replaces invalid UTF-8, and
   one name must not become another. They are decoded once. A `%2F` is then a slash like any other,
-  and a key that SPEC 1 does not allow is invalid. Nothing is ever resolved or joined.
+  and a key that SPEC 1 does not allow is invalid. No path is ever resolved or joined.
 - A query with a `token` is a link, whatever else it has. Each of a link's parameters has one form
   only, and occurs once. Any other parameter has no meaning:
 
@@ -35,14 +35,14 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from keyturn.crypto import LinkClaims, UploadLinkClaims
+from keyturn.crypto.links import LinkClaims, UploadLinkClaims
 from keyturn.errors import BodyTooLargeError, MalformedRequestError
 from keyturn.identifiers import has_control_characters, is_object_key
-from keyturn.messages import load_json, problems
-from keyturn_workers.http_server.client_connection import read_body
+from keyturn.messages.json_text import load_json, problems
+from keyturn_workers.process.http_server.client_connection import read_body
 
 META_PREFIX: Final = "x-keyturn-meta-"
-"""Of the headers with the caller's metadata."""
+"""The prefix of headers with the caller's metadata."""
 
 _PROJECTS: Final = b"/v1/projects/"
 _OBJECTS: Final = b"/objects/"
@@ -103,7 +103,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _MAX_BYTES: Final = re.compile(r"0|[1-9][0-9]{0,14}")
 LINK_CONTENT_TYPE: Final = r"[!-~](?:[ -~]{0,253}[!-~])?"
 """The content type of an upload link: printable ASCII, without a space at either end."""
-# Each byte as one character: what is not UTF-8 is kept as it is.
+# Each byte as one character: invalid UTF-8 is kept as it is.
 _BYTES: Final = "latin-1"
 
 
@@ -111,10 +111,8 @@ _BYTES: Final = "latin-1"
 class Link:
     """The parameters of a link, well-formed but not verified.
 
-    Attributes:
-        expires: When it ends, in seconds since 1970.
-        inline: Whether a browser may show the object instead of saving it.
-        token: The MAC over these, the project and the object key.
+    `expires` is in seconds since 1970. `inline` lets a browser show the object instead of saving
+    it. `token` is the MAC over both, the project and the object key.
     """
 
     expires: int
@@ -122,7 +120,7 @@ class Link:
     token: str = field(repr=False)
 
     def claims(self, project: str, object_key: str) -> LinkClaims:
-        """Return what the token must prove."""
+        """Return the claims that the token must prove."""
         return LinkClaims(project, object_key, self.expires, self.inline)
 
     @property
@@ -136,11 +134,8 @@ class Link:
 class UploadLink:
     """The parameters of an upload link, well-formed but not verified.
 
-    Attributes:
-        expires: When it ends, in seconds since 1970.
-        max_bytes: The largest body.
-        content_type: The body's only content type; None for any.
-        token: The MAC over these, the project and the object key.
+    `expires` is in seconds since 1970; `max_bytes` limits the body. A `content_type` is the only
+    one allowed. `token` is the MAC over these, the project and the object key.
     """
 
     expires: int
@@ -149,7 +144,7 @@ class UploadLink:
     token: str = field(repr=False)
 
     def claims(self, project: str, object_key: str) -> UploadLinkClaims:
-        """Return what the token must prove."""
+        """Return the claims that the token must prove."""
         return UploadLinkClaims(
             project, object_key, self.expires, self.max_bytes, self.content_type
         )
@@ -163,11 +158,7 @@ class UploadLink:
 
 
 class Query:
-    """A request's query.
-
-    Args:
-        raw: The bytes after the `?`.
-    """
+    """A request's query, from the bytes after the `?`."""
 
     def __init__(self, raw: bytes) -> None:
         text = raw.decode(_BYTES)
@@ -175,7 +166,7 @@ class Query:
 
     @property
     def is_link(self) -> bool:
-        """Whether the link alone decides about the request."""
+        """True if the link alone decides about the request."""
         return bool(self._values("token"))
 
     def link(self) -> Link | None:
@@ -210,7 +201,7 @@ class Query:
         """Return the name that a download is saved under, or None without one.
 
         Raises:
-            MalformedRequestError: it cannot be a file's name.
+            MalformedRequestError: the name is not valid for a file.
         """
         values = self._values("download")
         if not values:
@@ -262,7 +253,7 @@ class ByteRange:
     last: int | None
 
     def is_suffix_of_empty(self, size_bytes: int) -> bool:
-        """Whether it is a suffix of an empty object, which is the whole object."""
+        """Check if this is a suffix of an empty object, which is the whole object."""
         return self.first is None and bool(self.last) and size_bytes == 0
 
     def span(self, size_bytes: int) -> Span | None:
@@ -296,7 +287,7 @@ Outcome = Literal["serve", "not_modified", "failed"]
 
 
 def has_conditions(headers: Headers) -> bool:
-    """Whether the request is conditional on the object's ETag or time."""
+    """Check if the request is conditional on the object's ETag or time."""
     return any(name in headers for name in CONDITIONS)
 
 
@@ -313,9 +304,9 @@ def evaluate_conditions(headers: Headers, etag: str, last_modified: datetime) ->
 
 
 def allow_change(headers: Headers, etag: str | None, last_modified: datetime | None) -> bool:
-    """Whether the conditions allow to change the object.
+    """Check if the conditions allow a change of the object.
 
-    Without an ETag (a tombstone, or an object that cannot be read) nothing is as expected.
+    Without an ETag (a tombstone, or an object that cannot be read) no expectation is met.
     """
     if etag is None or last_modified is None:
         return not any(name in headers for name in _EXPECTATIONS)
@@ -325,7 +316,7 @@ def allow_change(headers: Headers, etag: str | None, last_modified: datetime | N
 
 
 def if_range_matches(headers: Headers, etag: str, last_modified: datetime) -> bool:
-    """Whether the range is for this version of the object (`If-Range`)."""
+    """Check if the range is for this version of the object (`If-Range`)."""
     validator = headers.get("if-range")
     if validator is None:
         return True
@@ -346,7 +337,7 @@ def _is_expected(headers: Headers, etag: str, last_modified: datetime) -> bool:
 
 
 def format_http_date(instant: datetime) -> str:
-    """Return a time in the format of HTTP."""
+    """Format a time for an HTTP header."""
     return format_datetime(instant.astimezone(UTC).replace(microsecond=0), usegmt=True)
 
 
@@ -384,9 +375,7 @@ _MAX_PORT: Final = 65535
 def own_url(scheme: str, hosts: Sequence[str]) -> str:
     """Return the scheme, host and port under which the client reached this gateway.
 
-    Args:
-        scheme: The request's scheme.
-        hosts: The values of all `Host` headers.
+    `hosts` has the values of all `Host` headers.
 
     Raises:
         MalformedRequestError: there is not exactly one host, or it is malformed.
@@ -415,16 +404,12 @@ _Model = TypeVar("_Model", bound=BaseModel)
 async def read_json_body(
     receive: Receive, model: type[_Model], max_bytes: int, idle_timeout_s: float
 ) -> _Model:
-    """Read a JSON body to its end.
+    """Read a JSON body to its end. An absent body counts as an object without fields.
 
-    Args:
-        receive: The request's `receive`.
-        model: What the body must be. No body at all counts as an object without fields.
-        max_bytes: The largest body.
-        idle_timeout_s: How long the client may send nothing; for these small bodies at most 10 s.
+    The client may send nothing for `idle_timeout_s`; for these small bodies at most 10 s.
 
     Raises:
-        BodyTooLargeError: the body is larger.
+        BodyTooLargeError: the body is larger than `max_bytes`.
         MalformedRequestError: it is not a JSON document of the model. No value is repeated.
         ClientGoneError: the client disconnected or stopped sending.
     """

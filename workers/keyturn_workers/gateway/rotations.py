@@ -2,8 +2,8 @@
 
 The published request expects the generation of the caller's key, so that two concurrent
 requests do not rotate twice. Every gateway reads a rotation's state from the keyring and from
-the project's record. That a rotation was rejected, or is not accepted yet, is known only to the
-gateway that published it.
+the project's record. Only the gateway that published a rotation knows that it was rejected, or is
+not accepted yet.
 
 Where the operator forbids rotations here, a current API key alone cannot replace itself: a
 request that authenticates is refused before its body is read. States are still reported, since
@@ -19,21 +19,24 @@ from pydantic import BaseModel, ConfigDict, SecretStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from keyturn.crypto import kek_id
+from keyturn.crypto.keys import kek_id
 from keyturn.errors import (
     CorruptObjectError,
     KekReusedError,
     MalformedRequestError,
     NotFoundError,
     NotPermittedError,
+    PublisherError,
     StorageUnavailableError,
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import is_uuid
-from keyturn.messages import Event, Rejected
-from keyturn.publisher import Publisher, PublisherError
+from keyturn.messages.events import Event, Rejected
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
-from keyturn_workers.errors import MissingError, StorageAnswerError
+from keyturn_workers.core.errors import MissingError, StorageResponseError
+from keyturn_workers.core.keyring import find_generation_number
+from keyturn_workers.core.sweep_progress import progress_of
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.publishing import (
     PendingRequests,
@@ -43,10 +46,8 @@ from keyturn_workers.gateway.publishing import (
 )
 from keyturn_workers.gateway.request import parse_project, read_json_body
 from keyturn_workers.gateway.shares import ConcurrencyLimit
-from keyturn_workers.keyring import find_generation_number
-from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.sweep import SweepStore
-from keyturn_workers.sweep.progress import progress_of
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.process.settings import GatewaySettings
 
 _ACCEPTED: Final = 202
 _BODY_MAX_BYTES: Final = 8 * 1024
@@ -65,15 +66,7 @@ class RotationBody(BaseModel):
 
 
 class RotationRoutes:
-    """Publishes rotations, and reports their state.
-
-    Args:
-        settings: Of the gateway.
-        auth: Authenticates callers.
-        limit: Limits concurrent requests, of one project and in total.
-        publisher: The gateway's publisher.
-        store: The records of sweeps.
-    """
+    """Publishes rotations, and reports their state."""
 
     def __init__(
         self,
@@ -103,7 +96,7 @@ class RotationRoutes:
     async def post(self, request: Request) -> Response:
         """Publish a rotation to the API key in the body."""
         caller = await self._authenticate(request)
-        # Not earlier: a wrong key must learn nothing, not even how this gateway is set up.
+        # Only now: a wrong key must reveal nothing, not even how this gateway is set up.
         if not self._is_allowed:
             raise NotPermittedError(_FORBIDDEN)
         with self._limit.hold(caller.project):
@@ -153,7 +146,7 @@ class RotationRoutes:
             record = (await self._store.read(caller.project)).record
         except (MissingError, CorruptObjectError, UnknownMasterKeyError):
             return 0  # a damaged record must not prevent the rotation of a leaked key
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         return sum(each.is_open and each.kind == "rotation" for each in record.origins)
 
@@ -173,7 +166,7 @@ class RotationRoutes:
         return await self._auth.authenticate(project, request.headers.getlist("authorization"))
 
     def _check_new_key(self, caller: Caller, api_key: SecretStr) -> None:
-        """Refuse what the workers would reject: a key that the project has or had."""
+        """Refuse a key that the project has or had, as the workers would."""
         keyring = caller.snapshot.keyring
         try:
             label = kek_id(self._auth.derive_kek(api_key.get_secret_value(), caller.project))
@@ -191,7 +184,7 @@ class RotationRoutes:
     async def _state(self, caller: Caller, rotation_id: str) -> dict[str, Any]:
         generation = find_generation_number(caller.snapshot.keyring, rotation_id)
         if generation is None:
-            # It may have been accepted after the snapshot.
+            # The rotation may have been accepted after the snapshot.
             keyring = (await self._auth.reauthenticate(caller)).snapshot.keyring
             generation = find_generation_number(keyring, rotation_id)
         try:
@@ -199,7 +192,7 @@ class RotationRoutes:
             origins = [each for each in record.origins if each.kind == "rotation"]
         except MissingError:
             origins = []
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         origin = next((each for each in origins if each.id == rotation_id), None)
         if generation is None:

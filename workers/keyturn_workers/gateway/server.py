@@ -11,21 +11,20 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import structlog
 from starlette.types import ASGIApp
 
-from keyturn.crypto import Secret
+from keyturn.crypto.keys import Secret
 from keyturn.errors import EventsUnavailableError, StorageUnavailableError
 from keyturn.identifiers import KEYRINGS_PREFIX, STAGING_PREFIX, path_order
-from keyturn.publisher import Publisher
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
-from keyturn_workers.amqp.property_tolerance import tolerate_odd_properties
-from keyturn_workers.audit import log_kek_derived
-from keyturn_workers.background import background, raise_if_canceled
-from keyturn_workers.errors import PreconditionError, StorageAnswerError, StorageTlsError
+from keyturn_workers.core.errors import PreconditionError, StorageResponseError, StorageTlsError
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import Capabilities, Headers, IfAbsent
 from keyturn_workers.gateway.app import Gateway
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
@@ -33,25 +32,24 @@ from keyturn_workers.gateway.listing import HEADS_AT_ONCE
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.objects import LegacyLimits, ObjectOpener
 from keyturn_workers.gateway.shares import ProjectSlots
-from keyturn_workers.http_server import server as http_server
-from keyturn_workers.http_server.server import check_broker_tls, open_listeners
-from keyturn_workers.http_server.tls import ServerCertificate, open_certificate
-from keyturn_workers.keyring import KeyringReader
-from keyturn_workers.keyring.mark_stream import MarkStream, following
-from keyturn_workers.master_keys.providers import KmsMetrics, open_operator_keys
-from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.storage import Capabilities, Headers, IfAbsent, Storage
+from keyturn_workers.keys.audit.trail import log_kek_derived
+from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.master_keys.providers import KmsMetrics, open_operator_keys
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.process.background import background, raise_if_canceled
+from keyturn_workers.process.health import Check
+from keyturn_workers.process.http_server import server as http_server
+from keyturn_workers.process.http_server.server import check_broker_tls, open_listeners
+from keyturn_workers.process.http_server.tls import ServerCertificate, open_certificate
+from keyturn_workers.process.property_tolerance import tolerate_odd_properties
+from keyturn_workers.process.runtime import reduce_garbage_collection
+from keyturn_workers.process.settings import GatewaySettings
 from keyturn_workers.storage.probe.key_checks import find_order
 from keyturn_workers.storage.probe.request_checks import overwritten_in_listing
 from keyturn_workers.storage.s3 import open_storage
-from keyturn_workers.storage.s3_http import observe_nothing
+from keyturn_workers.storage.s3_http import RequestObserver, observe_nothing
 from keyturn_workers.storage.vendor_errors import explaining_tls
-from keyturn_workers.sweep import SweepStore
-from keyturn_workers.worker.health import Check
-from keyturn_workers.worker.runtime import reduce_garbage_collection
-
-if TYPE_CHECKING:
-    from keyturn_workers.tracing.spans import Tracing
 
 # Connections to the storage besides one per request: keyrings, records, health.
 _SPARE_CONNECTIONS: Final = 16
@@ -60,23 +58,31 @@ _SPARE_CONNECTIONS: Final = 16
 _LEASE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
 _V0_SLOT_WAIT_S: Final = 5.0
-# How long a request waits for a broker at its alarm, so that its 503 comes within a second.
+# How long a request waits for a broker with an active alarm: its 503 comes within a second.
 _ALARM_TIMEOUT_S: Final = 0.5
-# How long a start waits for the marks of keyrings, if the broker is there.
+# How long a start waits for the marks of keyrings, if the broker is available.
 _MARKS_WAIT_S: Final = 10.0
-# A read is tried again for 5 seconds.
+# A read is retried for 5 seconds.
 _TLS_CHECK_S: Final = 10.0
 _DETECTION_RETRY_S: Final = 30.0
 
 _log = structlog.get_logger()
 
 
-async def run_gateway(settings: GatewaySettings, tracing: "Tracing | None" = None) -> None:
-    """Serve until a signal stops the process.
+class GatewayTracing(Protocol):
+    """Records the traces of a gateway."""
 
-    Args:
-        settings: Of the gateway.
-        tracing: Records traces.
+    def request_observer(self, bucket: str) -> RequestObserver:
+        """Return the observer of each request to the storage."""
+        ...
+
+    def application(self, app: ASGIApp) -> ASGIApp:
+        """Return the application with a trace of each request."""
+        ...
+
+
+async def run_gateway(settings: GatewaySettings, tracing: GatewayTracing | None = None) -> None:
+    """Serve until a signal stops the process.
 
     Raises:
         SettingsError: no S3 credentials are configured, or a file of certificates cannot be used.
@@ -100,11 +106,11 @@ async def run_gateway(settings: GatewaySettings, tracing: "Tracing | None" = Non
 async def open_app(
     settings: GatewaySettings,
     metrics: GatewayMetrics,
-    tracing: "Tracing | None" = None,
+    tracing: GatewayTracing | None = None,
 ) -> AsyncIterator[ASGIApp]:
     """Yield the application, with its storage and its publisher open."""
     connections = settings.gateway_concurrency + HEADS_AT_ONCE + _SPARE_CONNECTIONS
-    # Without a broker, or without permission to read the stream, it only knows fewer marks.
+    # Without a broker, or without permission to read the stream, fewer marks are known.
     marks = MarkStream(
         BrokerAddress.of(settings),
         settings.deployment,
@@ -125,7 +131,6 @@ async def open_app(
             publish_timeout_s=settings.gateway_publish_timeout_s,
             alarm_timeout_s=_ALARM_TIMEOUT_S,
         ) as publisher,
-        background(detect_capabilities(storage, settings.publisher_name)),
         open_operator_keys(
             settings,
             storage,
@@ -137,7 +142,10 @@ async def open_app(
         AsyncExitStack() as stack,
     ):
         await asyncio.gather(check_broker_tls(publisher), _check_storage_tls(settings, storage))
-        # The reader of marks says once what is wrong; this would be a line for each attempt.
+        # Not before: uvloop reports a handshake that fails while its connection is being canceled.
+        detection = detect_capabilities(storage, settings.publisher_name)
+        await stack.enter_async_context(background(detection))
+        # The reader of marks logs a problem once; this logger would repeat it for each attempt.
         logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
         await stack.enter_async_context(following(marks))
         with suppress(TimeoutError, EventsUnavailableError):
@@ -173,18 +181,14 @@ async def open_app(
 
 
 async def _check_storage_tls(settings: GatewaySettings, storage: Storage) -> None:
-    """Do not start on a storage whose certificate will not do; one that is away may come back.
-
-    Raises:
-        StorageTlsError: TLS with the storage failed.
-    """
+    """Raise StorageTlsError if TLS with the storage fails; an unavailable storage may come back."""
     try:
         async with asyncio.timeout(_TLS_CHECK_S), explaining_tls(settings):
             async for _ in storage.list(KEYRINGS_PREFIX, limit=1):
                 break
     except StorageTlsError:
         raise
-    except (TimeoutError, StorageAnswerError, StorageUnavailableError):
+    except (TimeoutError, StorageResponseError, StorageUnavailableError):
         return
 
 
@@ -204,11 +208,7 @@ def _checks(storage: Storage, publisher: Publisher) -> dict[str, Check]:
 async def serve(
     settings: GatewaySettings, app: ASGIApp, certificate: ServerCertificate | None = None
 ) -> None:
-    """Serve an application with the gateway's limits until a signal stops the process.
-
-    Raises:
-        AddressError: the address is in use or does not exist.
-    """
+    """Serve an application with the gateway's limits until a signal stops the process."""
     reduce_garbage_collection()
     listeners = await open_listeners(
         settings.gateway_host,
@@ -232,11 +232,11 @@ async def detect_capabilities(
 ) -> None:
     """Test until the storage responds, and set the result in its `capabilities` (SPEC 8.4, 10).
 
-    Whether listings show overwrites, so that they can be used to renew keyrings; whether keys are
+    It tests if listings show overwrites, so that they can be used to renew keyrings; if keys are
     paths, so that a key with a backslash would be read as another one; and the order of listings.
 
-    Workers know it from their probe. The gateway's credentials may write only to its own staging
-    folder, so it tests that folder, in the background. Until the result is known, keyrings are
+    Workers know these from their probe. The gateway's credentials may write only to its own
+    staging folder, so it tests there, in the background. Until the result is known, keyrings are
     read one by one.
     """
     while True:
@@ -246,7 +246,7 @@ async def detect_capabilities(
             raise_if_canceled()
             await asyncio.sleep(retry_s)
             continue
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             _log.warning("keyrings are read one by one", problem=type(exc).__name__)
             return
         storage.capabilities = found
@@ -254,7 +254,7 @@ async def detect_capabilities(
 
 
 async def _test(storage: Storage, prefix: str) -> Capabilities:
-    """The storage's capabilities with those that a gateway needs."""
+    """Return the storage's capabilities, with those that a gateway needs."""
     folder = f"{prefix}{secrets.token_hex(8)}"
     try:
         shown = await overwritten_in_listing(storage, f"{folder}/overwrites")
@@ -267,14 +267,14 @@ async def _test(storage: Storage, prefix: str) -> Capabilities:
             lists_by_path=order is path_order,
         )
     finally:
-        # What cannot be deleted is swept with old staged bodies.
-        with suppress(StorageUnavailableError, StorageAnswerError):
+        # Objects that cannot be deleted are swept with old staged bodies.
+        with suppress(StorageUnavailableError, StorageResponseError):
             async for left in storage.list(f"{folder}/"):
                 await storage.delete(left.key)
 
 
 async def _takes_backslash_for_slash(storage: Storage, folder: str) -> bool:
-    """Whether an object is in the way of one with a backslash for a slash in its key."""
+    """Check if an object blocks another one that has a backslash for a slash in its key."""
     await storage.put(f"{folder}/a/b", b"", Headers({}))
     try:
         await storage.put(f"{folder}/a\\b", b"", Headers({}), condition=IfAbsent())

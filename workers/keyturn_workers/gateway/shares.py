@@ -1,8 +1,8 @@
-"""How much of one gateway a single project may use at once (SPEC 9.3).
+"""Limits on one project's concurrent use of one gateway (SPEC 9.3).
 
     ConcurrencyLimit   concurrent requests
-    ProjectSlots       larger bodies that are received, and v0 objects that are open: a caller
-                       that arrives while all are in use waits briefly
+    ProjectSlots       larger bodies that are received, and open v0 objects: callers wait
+                       briefly for a free slot
     SharedLimit        listings and reads of many keys: more of them wait
     Staging            bytes in staging that are not stored yet (`uploads`)
 
@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 from keyturn.errors import TooManyRequestsError
+from keyturn.tasks import task_group
 
 _WAITERS_PER_SLOT: Final = 4
 _T = TypeVar("_T")
@@ -38,10 +39,8 @@ def share_of(total: int, share: float) -> int:
 class ConcurrencyLimit:
     """Limits how many of something are in use, by each project and in total.
 
-    Args:
-        total: How many may be in use at once.
-        share: The part of the total that one project may use, above 0 and at most 1.
-        noun: What is counted, in the plural, for the error's detail.
+    One project may use `share` of the total, above 0 and at most 1. `noun` names the counted
+    things in the error's detail, in the plural.
     """
 
     def __init__(self, total: int, share: float, noun: str) -> None:
@@ -84,16 +83,11 @@ class _OwnSlots:
 
 
 class ProjectSlots:
-    """Slots that callers wait for.
+    """Slots that callers wait for, at most `wait_s` seconds.
 
-    A project uses at most its share of them. How many of its callers wait for a slot is limited
-    as well, so that they do not delay other projects.
-
-    Args:
-        count: How many slots there are.
-        share: The part of them that one project may use, above 0 and at most 1.
-        noun: What holds a slot, in the plural, for the error's detail.
-        wait_s: How long a caller waits.
+    A project uses at most its `share` of them, above 0 and at most 1. The number of its waiting
+    callers is limited as well, so that they do not delay other projects. `noun` names the
+    holders of slots in the error's detail, in the plural.
     """
 
     def __init__(self, count: int, share: float, noun: str, *, wait_s: float) -> None:
@@ -128,7 +122,7 @@ class ProjectSlots:
         has_own = False
         try:
             async with asyncio.timeout(self._wait_s):
-                # The project's own first: waiting for it must not hold one of all slots.
+                # The project's own first: a caller waiting for it must not hold one of all slots.
                 await stack.enter_async_context(own.slots)
                 has_own = True
                 await stack.enter_async_context(self._all)
@@ -141,12 +135,7 @@ class ProjectSlots:
 
 
 class SharedLimit:
-    """Limits how many of something run at once, in total and of one project. The others wait.
-
-    Args:
-        total: How many may run at once.
-        per_project: How many of these may be of one project.
-    """
+    """Limits how many of something run at once, in total and of one project. The others wait."""
 
     def __init__(self, total: int, per_project: int) -> None:
         self._total = asyncio.Semaphore(total)
@@ -157,7 +146,7 @@ class SharedLimit:
     async def hold(self, project: str) -> AsyncIterator[None]:
         """Wait for a place, and hold it for the duration of the block."""
         own = self._by_project.setdefault(project, asyncio.Semaphore(self._per_project))
-        # The project's own limit first: what waits there is in no other project's way.
+        # The project's own limit first: callers that wait there do not delay other projects.
         async with own, self._total:
             yield
 
@@ -172,9 +161,6 @@ class SharedLimit:
                 async with self.hold(project):
                     await work(item)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(len(items), self._per_project)):
-                    group.create_task(run())
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+        async with task_group() as group:
+            for _ in range(min(len(items), self._per_project)):
+                group.create_task(run())

@@ -4,14 +4,14 @@ The gateway is a publisher like any other: it signs as itself, and the workers d
 for a worker only on request (`Prefer: wait=N`, RFC 7240), and then responds with the worker's
 outcome. It never writes plaintext anywhere.
 
-An upload by link (SPEC 9.3) is bounded by what the link says: its bytes, its content type, and one
-upload without an outcome at a time. It has no metadata.
+An upload by link (SPEC 9.3) is limited to the link's size and content type, and to one upload
+without an outcome at a time. It has no metadata.
 
 A key that is in use is refused before the body is read. Each request counts until its outcome is
 known (`publishing`). A body up to 256 KiB is sent in the request message itself, and counts with
 it. A larger one needs an upload slot, since it has some parts of 8 MiB in memory while it is
-received, and room in staging, where it is until it is stored (SPEC 9.3). Staging is listed when a
-limit is reached, and once a minute for the total.
+received, and room in staging until it is stored (SPEC 9.3). Staging is listed when a limit is
+reached, and once a minute for the total.
 """
 
 import asyncio
@@ -26,21 +26,24 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from keyturn.crypto import UploadLinkClaims
+from keyturn.crypto.links import UploadLinkClaims
 from keyturn.errors import (
     BodyTooLargeError,
     MalformedRequestError,
+    OutcomeUnknownError,
+    PublisherError,
     StorageUnavailableError,
     TooManyRequestsError,
     UnsupportedMediaTypeError,
 )
 from keyturn.identifiers import staging_s3_key
-from keyturn.messages import INLINE_MAX_BYTES, Event, UploadStored
+from keyturn.messages.events import Event, UploadStored
+from keyturn.messages.requests import INLINE_MAX_BYTES
 from keyturn.metadata import CALLER_MAX_BYTES, decode_caller_metadata
-from keyturn.publisher import OutcomeUnknownError, Publisher, PublisherError
+from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
-from keyturn_workers.background import share
-from keyturn_workers.errors import StorageAnswerError
+from keyturn_workers.core.errors import StorageResponseError
+from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.gateway.auth import Caller
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.objects import ObjectOpener
@@ -53,25 +56,25 @@ from keyturn_workers.gateway.publishing import (
 )
 from keyturn_workers.gateway.request import META_PREFIX, object_path
 from keyturn_workers.gateway.shares import GatewayBusyError, ProjectSlots, share_of
-from keyturn_workers.http_server.client_connection import read_body
-from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.storage import Storage
+from keyturn_workers.process.background import share
+from keyturn_workers.process.http_server.client_connection import read_body
+from keyturn_workers.process.settings import GatewaySettings
 
 MIN_STAGED_BYTES: Final = 1024 * 1024
 """A staged body counts as at least this much, so that the total also limits their number."""
 
-# How old the knowledge of other gateways' bodies may be.
+# The maximum age of a listing, which shows other gateways' bodies.
 _LISTING_MAX_AGE_S: Final = 60.0
 _LISTING_MIN_PAUSE_S: Final = 1.0
 # A large staging area takes long to list: at most a tenth of the time is spent on it.
 _PAUSE_PER_LISTING: Final = 9.0
 _SLOT_WAIT_S: Final = 30.0
-# An upload whose outcome is not known by then no longer counts as pending.
+# An upload that has no known outcome by then no longer counts as pending.
 _OUTCOME_WAIT_S: Final = 3600.0
 _MAX_PENDING: Final = 50_000
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 # Decoding takes quadratic time, so longer values are refused first. Only quoted forms are longer
-# than what the storage is sent.
+# than the values sent to the storage.
 _METADATA_MAX_BYTES: Final = 2 * CALLER_MAX_BYTES
 _CREATED: Final = 201
 _PRECONDITION_FAILED: Final = 412
@@ -93,10 +96,8 @@ class StagingLedger:
     the publisher's folder is the truth. It names no project: bodies from before this process
     started, and those of other gateways, count toward the total only.
 
-    Args:
-        total_bytes: How many bytes all projects may have there together.
-        share: The part of the total that one project may have, above 0 and at most 1. A
-            project that has nothing there may always stage one body.
+    One project may have `share` of the total, above 0 and at most 1. A project that has nothing
+    in staging may always stage one body.
     """
 
     def __init__(self, total_bytes: int, share: float) -> None:
@@ -109,7 +110,7 @@ class StagingLedger:
 
     @property
     def used_bytes(self) -> int:
-        """What is known to be in staging, and what is reserved."""
+        """The bytes known to be in staging, and the reserved ones."""
         return self._own_bytes + self._foreign_bytes
 
     def reserve(self, project: str, upload_id: str, size_bytes: int) -> None:
@@ -153,11 +154,9 @@ class StagingLedger:
             del self._by_project[staged.project]
 
     def apply_listing(self, sent_at_s: float, sizes_bytes: Mapping[str, int]) -> None:
-        """Update from a listing.
+        """Update from a listing, sent at `sent_at_s` by the clock of `complete`.
 
-        Args:
-            sent_at_s: When the listing was sent, by the clock of `complete`.
-            sizes_bytes: The bodies that it shows: size by upload id.
+        `sizes_bytes` has the sizes of the listed bodies, by upload id.
         """
         deleted = [
             upload_id
@@ -177,13 +176,7 @@ class StagingLedger:
 
 
 class StagingQuota:
-    """Reserves room in the staging folder of one gateway's publisher.
-
-    Args:
-        storage: The bucket.
-        publisher: The name that the gateway publishes under.
-        ledger: Counts the bytes.
-    """
+    """Reserves room in the staging folder of one gateway's publisher."""
 
     def __init__(self, storage: Storage, publisher: str, ledger: StagingLedger) -> None:
         self._storage = storage
@@ -194,11 +187,9 @@ class StagingQuota:
         self._listing: asyncio.Task[None] | None = None
 
     async def reserve(self, project: str, upload_id: str, size_bytes: int) -> None:
-        """Reserve room for a body of at least this size.
+        """Reserve room for a body of at least this size. Errors as `StagingLedger.reserve`.
 
         Raises:
-            TooManyRequestsError: the project uses its share.
-            GatewayBusyError: the total is used up.
             StorageUnavailableError: staging cannot be listed.
         """
         if self._listed_at is None or time.monotonic() - self._listed_at > _LISTING_MAX_AGE_S:
@@ -232,7 +223,7 @@ class StagingQuota:
                 body.key.removeprefix(self._prefix): body.size_bytes
                 async for body in self._storage.list(self._prefix)
             }
-        except StorageAnswerError as exc:
+        except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
         finally:
             self._listing = None
@@ -244,13 +235,7 @@ class StagingQuota:
 
 
 class UploadClaim:
-    """What one upload uses while its body is received and published: a context manager.
-
-    Args:
-        pending: The upload, which counts as pending.
-        slots: Limits how many larger bodies are received at once.
-        quota: Limits what is in staging.
-    """
+    """The resources of one upload while its body is received and published: a context manager."""
 
     def __init__(self, pending: PendingRequest, slots: ProjectSlots, quota: StagingQuota) -> None:
         self._pending = pending
@@ -273,7 +258,7 @@ class UploadClaim:
         await self._slot.aclose()
 
     async def grow(self, size_bytes: int) -> None:
-        """Acquire what a body of at least this size needs.
+        """Acquire the resources for a body of at least this size.
 
         Raises:
             TooManyRequestsError: the project uses its share, or its pending requests hold too
@@ -293,15 +278,7 @@ class UploadClaim:
 
 
 class UploadRoutes:
-    """Handles uploads.
-
-    Args:
-        settings: Of the gateway.
-        publisher: The gateway's publisher.
-        opener: Checks whether a key is in use.
-        storage: The bucket, which holds the staging folder.
-        metrics: The gateway's metrics.
-    """
+    """Handles uploads."""
 
     def __init__(
         self,
@@ -351,7 +328,7 @@ class UploadRoutes:
         """
         headers = request.headers
         if "if-match" in headers:
-            # A key is written once: there is nothing that this could replace.
+            # A key is written once: there is nothing to replace.
             return problem(
                 _PRECONDITION_FAILED, "objects cannot be replaced", headers={"connection": "close"}
             )

@@ -10,6 +10,7 @@ reference came from one wrong front end, and they become the new reference.
 The local clock is CLOCK_BOOTTIME: it cannot be set, and it runs while the machine is suspended.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -20,8 +21,8 @@ from typing import Final
 import structlog
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.background import repeat
-from keyturn_workers.errors import StorageAnswerError
+from keyturn_workers.core.errors import StorageResponseError
+from keyturn_workers.process.background import repeat
 
 INTERVAL_S: Final = 240.0
 """Between two observations of an idle process. Well below ten minutes: one request may fail."""
@@ -48,7 +49,7 @@ def boottime_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class DateTrust:
-    """What the `Date` of one response may be used for.
+    """The permitted uses of one response's `Date`.
 
     `agrees`: to date a lease. `proves`: also to date a proof.
     """
@@ -76,9 +77,7 @@ class _Bounds:
 class _Reference:
     """The combined bounds of the responses of the last ten minutes.
 
-    Args:
-        since_s: When it became the reference, by the local clock.
-        first: The bounds of its first response.
+    It has been the reference since `since_s`, by the local clock.
     """
 
     def __init__(self, since_s: float, first: _Bounds) -> None:
@@ -87,11 +86,11 @@ class _Reference:
         self.bounds = _Bounds(first.since_s, first.low, first.high)
 
     def agrees_with(self, low: float, high: float, tolerated_s: float) -> bool:
-        """Whether a response with these bounds is consistent with the reference."""
+        """Check if a response with these bounds is consistent with the reference."""
         return low <= self.bounds.high + tolerated_s and high >= self.bounds.low - tolerated_s
 
     def expire(self, now_s: float) -> bool:
-        """Drop what is older than ten minutes; False if nothing is left."""
+        """Drop bounds older than ten minutes; return False if nothing is left."""
         dropped = False
         while self._spans and self._spans[0].since_s < now_s - _REFERENCE_S:
             self._spans.popleft()
@@ -103,7 +102,7 @@ class _Reference:
 
     def add(self, now_s: float, low: float, high: float) -> None:
         # Clamped to the present bounds: a response that differs within the tolerance must not
-        # push out those that it differs from.
+        # push out the others.
         low, high = min(low, self.bounds.high), max(high, self.bounds.low)
         if now_s - self._spans[-1].since_s >= _SPAN_S:
             self._spans.append(_Bounds(now_s, low, high))
@@ -129,13 +128,13 @@ class _Candidate(_Reference):
         self._agreeing += 1
 
     def contradict(self) -> bool:
-        """Count a contradicting response; False if the candidate has lost its majority."""
+        """Count a contradicting response; return False if the candidate has lost its majority."""
         self._contradicting += 1
         return self._contradicting < self._agreeing
 
     @property
     def has_majority(self) -> bool:
-        """Whether it had all responses since its first, or clearly more than the others."""
+        """True if it had all responses since its first, or clearly more than the others."""
         agreeing, contradicting = self._agreeing, self._contradicting
         return not contradicting or (
             agreeing >= _MAJORITY * contradicting and agreeing - contradicting >= _MAJORITY_LEAD
@@ -143,11 +142,9 @@ class _Candidate(_Reference):
 
 
 class StorageClock:
-    """What the responses to one process reveal about the storage's clock.
+    """The storage's clock, as the responses to one process reveal it.
 
-    Args:
-        lease_s: The lease. Responses may differ by a sixth of it.
-        local_s: The local clock, in seconds; replaced in tests.
+    Responses may differ by a sixth of `lease_s`. `local_s` is replaced in tests.
     """
 
     def __init__(self, lease_s: float, local_s: Callable[[], float] = boottime_s) -> None:
@@ -158,6 +155,7 @@ class StorageClock:
         self._reference: _Reference | None = None
         self._candidate: _Candidate | None = None
         self._last = DISTRUSTED
+        self._contradicted_s = -math.inf
         self._warned_s = -_BETWEEN_WARNINGS_S
 
     @property
@@ -167,20 +165,27 @@ class StorageClock:
 
     @property
     def is_known(self) -> bool:
-        """Whether a refusal may rely on `now`.
+        """True if a refusal may rely on `now`.
 
         The clock must be known for two leases, and the last response must agree: the first
         response to a process becomes its reference at once, and may be wrong.
         """
         return self._last.proves
 
+    @property
+    def is_contradicted(self) -> bool:
+        """True if a response of the last ten minutes contradicted the others.
+
+        A front end whose clock lags accepts writes after their lease. One whose clock is fast may
+        be the reference of another process; compared with it, the others lag.
+        """
+        return self.local_s() - self._contradicted_s < _REFERENCE_S
+
     def observe(self, date: datetime | None, sent_s: float, received_s: float) -> DateTrust:
         """Record one response of the storage.
 
-        Args:
-            date: Its `Date`; None if it is missing or unreadable.
-            sent_s: When the request was sent, by `local_s`; an earlier time is safe.
-            received_s: When the response was received, by `local_s`; a later time is safe.
+        `date` is None if it is missing or unreadable. The times are by `local_s`; an earlier
+        `sent_s` and a later `received_s` are safe.
         """
         self._last = self._evaluate(date, sent_s, received_s)
         return self._last
@@ -205,13 +210,14 @@ class StorageClock:
         return DateTrust(agrees=True, proves=received_s - reference.since_s >= self._two_leases_s)
 
     def now(self) -> datetime:
-        """The storage's time as far as it is known; before that, this machine's."""
+        """Return the storage's time as far as it is known; before that, this machine's."""
         if self._reference is None:
             return datetime.now(UTC)
         bounds = self._reference.bounds
         return _EPOCH + timedelta(seconds=self.local_s() + (bounds.low + bounds.high) / 2)
 
     def _contradiction(self, received_s: float, low: float, high: float) -> DateTrust:
+        self._contradicted_s = received_s
         candidate = self._candidate
         if candidate is not None and candidate.expire(received_s):
             if candidate.agrees_with(low, high, self.tolerated_s):
@@ -255,16 +261,12 @@ async def keep_clock_known(
     A response is a reference for ten minutes, and an inspection proves something only if the clock
     was known for two leases before. A sweep worker that was idle for longer could prove nothing for
     two leases, exactly when a rotation waits for its proof.
-
-    Args:
-        observe: Makes one request and observes the `Date` of its response.
-        interval_s: The time between two requests.
     """
 
     async def observe_once() -> None:
         try:
             await observe()
-        except (StorageUnavailableError, StorageAnswerError) as exc:
+        except (StorageUnavailableError, StorageResponseError) as exc:
             _log.info("storage time not observed", problem=str(exc))
 
     await repeat(observe_once, lambda: interval_s)

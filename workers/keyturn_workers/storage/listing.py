@@ -1,7 +1,7 @@
-"""Listings: what is requested, and what responses mean (SPEC 8.5, 9.3, 10). Pure.
+"""Listings: the queries, and the meaning of responses (SPEC 8.5, 9.3, 10). Pure.
 
 A server lists in one of two orders, `byte_order` or `path_order`, and continues in the same one
-after the key that it is given. Its own markers are used only where a page shows no entry: on Ceph's
+after the key that it is given. Its own markers are used only if a page has no entry: on Ceph's
 gateway a marker is a key, and not encoded.
 
 An entry of a listing is an object's key, or with a delimiter a common prefix: the part of a key up
@@ -21,14 +21,20 @@ from urllib.parse import quote
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import Order, path_order
-from keyturn_workers.storage.port import (
+from keyturn_workers.core.storage_values import (
     PAGE_KEYS,
     ListingPage,
     MultipartUpload,
     ObjectSummary,
     ObjectVersion,
 )
-from keyturn_workers.storage.s3_wire import decode_names, find_columns, find_rows, find_text
+from keyturn_workers.storage.s3_wire import (
+    decode_names,
+    find_columns,
+    find_rows,
+    find_text,
+    parse_number,
+)
 
 _S3_KEY_MAX_BYTES: Final = 1024
 # The last characters of one, two, three and four bytes of UTF-8, in byte order.
@@ -39,7 +45,7 @@ _Row = TypeVar("_Row", ObjectVersion, MultipartUpload)
 
 @dataclass(frozen=True, slots=True)
 class ServerPage:
-    """One page of entries as the server lists it, and its marker of the next one, if it has one."""
+    """One page of entries as the server lists it, with its marker of the next page, if any."""
 
     objects: Sequence[ObjectSummary]
     prefixes: Sequence[str]
@@ -47,7 +53,7 @@ class ServerPage:
     is_last: bool
 
     def last_entry(self, order: Order) -> str:
-        """The last entry in the server's order; empty if there is none."""
+        """Return the last entry in the server's order; empty if there is none."""
         ends = [*(row.key for row in self.objects[-1:]), *self.prefixes[-1:]]
         return max(ends, default="", key=order)
 
@@ -56,7 +62,7 @@ class ServerPage:
 class MarkedPage(Generic[_Row]):
     """One page of versions or of open multipart uploads.
 
-    `following`: the key, and its version or upload, after which the next page starts, or None.
+    `following` is the key, and its version or upload, after which the next page starts, or None.
     """
 
     rows: Sequence[_Row]
@@ -64,37 +70,30 @@ class MarkedPage(Generic[_Row]):
 
 
 def entry_of(key: str, prefix: str, delimiter: str) -> str:
-    """The entry of a key, or of a common prefix, that begins with the prefix."""
+    """Return the entry of a key, or of a common prefix, that begins with the prefix."""
     end = key.find(delimiter, len(prefix)) if delimiter else -1
     return key if end < 0 else key[: end + len(delimiter)]
 
 
 def start_after(prefix: str, delimiter: str, entry: str, order: Order) -> str:
-    """The key after which a server must start to list the entries after this one.
+    """Return the key after which a server must start to list the entries after `entry`.
 
-    Args:
-        prefix: Of the listing.
-        delimiter: Of the listing; may be empty.
-        entry: The entry to continue after; may be empty.
-        order: The server's.
-
-    Returns:
-        The key, or an empty text if the server must start at the prefix. The page may begin with
-        the entry itself.
+    The key is empty if the server must start at the prefix. The page may begin with the entry
+    itself. `delimiter` and `entry` may be empty.
     """
     if order is path_order and entry and not delimiter and not entry.endswith("/"):
-        # A server with folders leaves out the one that has the name to start after.
+        # A server with folders leaves out the folder that has the name to start after.
         entry += "/"
     if entry in ("", prefix):
         return ""
     if delimiter and entry.endswith(delimiter):
         return last_key_below(entry)
-    # Some servers refuse what is no possible key.
+    # Some servers refuse impossible keys.
     return entry.encode()[:_S3_KEY_MAX_BYTES].decode(errors="ignore")
 
 
 def last_key_below(folder: str) -> str:
-    """The last key of S3's greatest length that begins with `folder`."""
+    """Return the last key of S3's greatest length that begins with `folder`."""
     full, rest = divmod(max(0, _S3_KEY_MAX_BYTES - len(folder.encode())), 4)
     return folder + full * _LAST_CHARACTERS[4] + _LAST_CHARACTERS[rest]
 
@@ -102,7 +101,7 @@ def last_key_below(folder: str) -> str:
 def objects_query(
     prefix: str, limit: int, *, delimiter: str = "", start: str = "", token: str = ""
 ) -> str:
-    """The query of one request for objects, percent-encoded.
+    """Return the query of one request for objects, percent-encoded.
 
     `token` continues a page on which the server listed nothing new, in place of `start`.
     """
@@ -111,16 +110,16 @@ def objects_query(
 
 
 def versions_query(prefix: str, limit: int, key: str, version: str) -> str:
-    """The query of one request for versions, percent-encoded.
+    """Return the query of one request for versions, percent-encoded.
 
-    It starts after this version of the key, or after all of them.
+    The listing starts after this version of the key, or after all its versions.
     """
     markers = {"key-marker": key, "version-id-marker": version}
     return _query({**_page(prefix, limit), **markers}) + "&versions="
 
 
 def uploads_query(prefix: str, key: str, upload_id: str) -> str:
-    """The query of one request for open multipart uploads, percent-encoded."""
+    """Return the query of one request for open multipart uploads, percent-encoded."""
     # Without `encoding-type`: some servers never encode these keys.
     markers = {"key-marker": key, "upload-id-marker": upload_id}
     return _query({"max-uploads": str(PAGE_KEYS), "prefix": prefix, **markers}) + "&uploads="
@@ -157,7 +156,7 @@ def parse_entries(body: bytes, prefix: str) -> ServerPage:
         rows = find_rows("Contents", body)
         keys, sizes, etags, times = find_columns(rows, "Key", "Size", "ETag", "LastModified")
         objects = [
-            ObjectSummary(key, int(size), etag.strip('"'), _parse_time(time))
+            ObjectSummary(key, parse_number(size), etag.strip('"'), _parse_time(time))
             for key, size, etag, time in zip(_decoded(keys, body), sizes, etags, times, strict=True)
         ]
         (folders,) = find_columns(find_rows("CommonPrefixes", body), "Prefix")
@@ -200,7 +199,7 @@ def _versions(kind: str, body: bytes, prefix: str) -> Sequence[ObjectVersion]:
             version_id=version_id,
             is_latest=is_latest == "true",
             is_delete_marker=is_marker,
-            size_bytes=int(size or 0),
+            size_bytes=parse_number(size or "0"),
             etag=etag.strip('"'),
             last_modified=_parse_time(time),
         )
@@ -231,11 +230,7 @@ def parse_uploads(body: bytes) -> MarkedPage[MultipartUpload]:
 
 @contextmanager
 def _reading(body: bytes, document: str) -> Iterator[None]:
-    """Check that the document is whole, and translate errors within the block.
-
-    Raises:
-        StorageUnavailableError: it is not, or something in it is not valid.
-    """
+    """Raise StorageUnavailableError if the document is not whole, or its content is invalid."""
     if not body.rstrip().endswith(f"</{document}>".encode()):
         raise StorageUnavailableError("list: response without outcome")
     try:
@@ -245,7 +240,7 @@ def _reading(body: bytes, document: str) -> Iterator[None]:
 
 
 def _is_truncated(body: bytes) -> bool:
-    """Whether more pages follow.
+    """Check if more pages follow.
 
     Raises:
         ValueError: the response does not say so in the one form that S3 defines. Taken for the
@@ -268,7 +263,7 @@ def _decoded(names: Sequence[str], body: bytes) -> Sequence[str]:
 
 def _check_prefix(names: Sequence[str], prefix: str) -> None:
     if not all(name.startswith(prefix) for name in names):
-        # Of another project, if this prefix is one's.
+        # The row is of another project, if the prefix is a project's.
         raise ValueError("a row outside the prefix")
 
 

@@ -1,8 +1,8 @@
 """S3 behind the port (SPEC 8.2, 8.4, 10).
 
 Every request is signed and sent by `storage.s3_http`. Reads are retried for a few seconds. Writes
-are sent once, since a resent conditional write may meet its own first attempt. Tags around a copy
-are the caller's business.
+are sent once, since a resent conditional write may meet its own first attempt. Preserving tags
+across a copy is up to the caller.
 """
 
 import asyncio
@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.s3 import new_session, open_client, storage_context
 from keyturn.settings import S3Settings
-from keyturn_workers.errors import ArchivedError, MissingError
-from keyturn_workers.storage.port import (
+from keyturn_workers.core.errors import ArchivedError, MissingError
+from keyturn_workers.core.storage_port import ObjectStream
+from keyturn_workers.core.storage_values import (
     BASELINE,
     RECORD_MAX_BYTES,
     Capabilities,
@@ -24,7 +25,6 @@ from keyturn_workers.storage.port import (
     IfMatch,
     Lease,
     ObjectHead,
-    ObjectStream,
     Part,
     Versioning,
     WriteResult,
@@ -87,7 +87,7 @@ class S3Stream:
         while self._left_bytes:
             with translate_errors("stream"):
                 if size_bytes is None:
-                    # As it comes: cutting and joining would copy every byte.
+                    # As it arrives: cutting and joining would copy every byte.
                     piece = (await self._exchange.read_some())[: self._left_bytes]
                     is_short = not piece
                 else:
@@ -101,7 +101,7 @@ class S3Stream:
 
 
 class S3Storage(S3Listings):
-    """One bucket. See `keyturn_workers.storage.port.Storage` for what each method promises."""
+    """One bucket. `keyturn_workers.core.storage_port.Storage` documents the methods."""
 
     async def read(
         self, key: str, *, max_bytes: int = RECORD_MAX_BYTES
@@ -126,14 +126,14 @@ class S3Storage(S3Listings):
         return parse_head("read", response.headers), response.body
 
     async def _head_of_empty(self, key: str, query: str) -> ObjectHead:
-        """The head of an empty object that a ranged read did not find.
+        """Return the head of an empty object that a ranged read did not find.
 
-        SeaweedFS answers such a read 404 instead of 416 if other keys are below this one. Without
-        this, a tombstone there would look like an object that is gone.
+        SeaweedFS responds 404 instead of 416 to such a read if other keys are below this one.
+        Without this HEAD, a tombstone there would look like a missing object.
 
         Raises:
             MissingError: HEAD does not find it either.
-            StorageUnavailableError: it finds one that is not empty.
+            StorageUnavailableError: HEAD finds an object that is not empty.
         """
 
         async def once() -> S3Response:
@@ -165,7 +165,7 @@ class S3Storage(S3Listings):
 
         Raises:
             MissingError: the storage itself reports that the object does not exist.
-            StorageUnavailableError: it does not, or cannot.
+            StorageUnavailableError: the object exists, or the storage failed.
         """
         try:
             response = await self._get("head", key, {**headers, "range": "bytes=0-0"}, query)
@@ -184,7 +184,7 @@ class S3Storage(S3Listings):
         if_match: str | None = None,
         version_id: str | None = None,
     ) -> AsyncIterator[ObjectStream]:
-        """Open the object from byte `start` on; nothing if `start` is at or past the end."""
+        """Open the object from byte `start` on; empty if `start` is at or past the end."""
         headers = {} if if_match is None else {"if-match": f'"{if_match}"'}
         last = "" if length_bytes is None else start + length_bytes - 1
         partial = bool(start) or length_bytes is not None
@@ -266,9 +266,9 @@ class S3Storage(S3Listings):
         condition: Condition | None,
         lease: Lease | None,
     ) -> None:
-        """Send a put as `put` does, and close the connection within it; only for the probe.
+        """Send a put as `put` does, but close the connection within it; only for the probe.
 
-        A server may store what it has a moment after the connection is gone.
+        A server may store the bytes that it has a moment after the connection is gone.
         """
         request_headers = object_headers(headers, condition)
         with suppress(StorageUnavailableError):
@@ -390,7 +390,7 @@ class S3Storage(S3Listings):
         await self._delete("delete version", key, version_query(version_id))
 
     async def delete_if_match(self, key: str, etag: str) -> str | None:
-        """Delete an object that has this ETag; the version id of the delete marker, if any."""
+        """Delete an object that has this ETag; return the delete marker's version id, if any."""
         response = await self._http.call(
             "delete", "DELETE", key, {"if-match": etag}, timeout_s=PLAIN_WRITE_TIMEOUT_S
         )
@@ -420,12 +420,12 @@ class S3Storage(S3Listings):
         )
 
     async def versioning(self) -> Versioning:
-        """The bucket's versioning status; empty if it was never enabled."""
+        """Return the bucket's versioning status; empty if it was never enabled."""
         response = await self._get("versioning", "", {}, "versioning=")
         return parse_versioning(response.body)
 
     async def purge(self, prefix: str) -> None:
-        """Remove objects, all versions and open uploads under a prefix; only for the probe's."""
+        """Remove objects, all versions and open uploads under a prefix; only for the probe."""
         async for upload in self.list_multipart_uploads(prefix):
             await self.abort_multipart(upload.key, upload.upload_id)
         if await self.versioning():
@@ -452,11 +452,8 @@ async def open_storage(
 ) -> AsyncIterator[S3Storage]:
     """Open the configured bucket for the life of the process.
 
-    Args:
-        settings: The bucket and its credentials.
-        capabilities: As measured by `keyturn_workers.storage.probe.runner`.
-        max_connections: The size of the pool; at least the intended concurrency.
-        observe: Watches the requests.
+    `capabilities` are as measured by `keyturn_workers.storage.probe.runner`. `max_connections` is
+    at least the intended concurrency.
 
     Raises:
         SettingsError: the standard AWS chain has no credentials, or a file of certificates cannot

@@ -6,15 +6,18 @@ and the caller decides.
 
 A connection serves the next request only if this exchange is complete: the whole request has left
 this process, the whole response has arrived, and nothing came after it. Otherwise it is aborted,
-never closed: closing first sends what is still in the buffer, and so the rest of a write could
-arrive after its lease. Over TLS, that would go on for up to 30 s. The kernel has a buffer too, of
-megabytes, and goes on for minutes: it is told to drop that and reset the connection (`SO_LINGER`).
+never closed: closing first sends the buffer, so the rest of a write could arrive after its lease.
+Over TLS, that would go on for up to 30 s. The kernel has a buffer too, of megabytes, and would send
+it for minutes: `SO_LINGER` makes it drop the buffer and reset the connection.
 
-No response is believed that can be of another request, or cannot be of a whole one:
+No response is trusted that may belong to another request, to an incomplete one, or be cut off:
 
-- bytes on an unused connection end it; a last look at its socket precedes each request;
+- bytes on an unused connection end it; its socket is checked before each request;
 - a success that arrives before the request was sent is a failure;
-- a body without a length would end by a lost connection, too, so it is refused.
+- a HEAD whose response announces a body is the last request on its connection. A proxy that treats
+  HEAD as GET sends that body, perhaps after the next request. The object's writer would then have
+  chosen the response to that request: no response of S3 names its request;
+- a body without a length is refused: a lost connection would end it, too.
 """
 
 import asyncio
@@ -38,22 +41,22 @@ from keyturn.tls import (
     describe_tls_failure,
     needs_tls,
 )
-from keyturn_workers.storage.port import RECORD_MAX_BYTES
+from keyturn_workers.core.storage_values import RECORD_MAX_BYTES
 
 CONNECT_TIMEOUT_S: Final = 5.0
-# Below the patience of common servers, so that they seldom drop a connection under a write.
+# Below the idle timeout of common servers, so that they seldom close a connection during a write.
 _KEEP_ALIVE_S: Final = 4.0
 _HAPPY_EYEBALLS_S: Final = 0.25  # RFC 8305
-# Bounds what is in memory for a large body: written at once, and read ahead of a slow reader.
+# Bounds the memory for a large body: written at once, and read ahead of a slow reader.
 _WRITE_BYTES: Final = 256 * 2**10
 _READ_AHEAD_BYTES: Final = 128 * 2**10
 # A body up to this is copied behind its head, so that both leave in one packet.
 _JOINED_BYTES: Final = 64 * 2**10
 _MAX_HEADERS: Final = 256
-# Of all that is not a body: interim responses, the head, framing of chunks, trailers.
+# For everything but bodies: interim responses, the head, framing of chunks, trailers.
 _MAX_OVERHEAD_BYTES: Final = 64 * 2**10
 _TLS_ALERT: Final = b"\x15\x03"
-# `struct linger`: whether closing drops what is unsent and resets, after 0 seconds.
+# `struct linger`: closing drops unsent bytes and resets after 0 seconds, or does not.
 _RESET: Final = struct.pack("ii", 1, 0)
 _NO_RESET: Final = struct.pack("ii", 0, 0)
 _LOST: Final = "the connection was lost"
@@ -65,7 +68,7 @@ class ConnectionLostError(Exception):
 
 
 class TlsFailedError(ConnectionLostError):
-    """TLS with the storage failed; the text says why, and names the setting."""
+    """TLS with the storage failed; the text gives the reason, and names the setting."""
 
 
 class Connection(asyncio.Protocol):
@@ -126,33 +129,27 @@ class Connection(asyncio.Protocol):
             self.exchange.wake()
 
     def end(self) -> None:
-        """Close it while it is unused: nothing has to be dropped, so it is not reset."""
+        """Close an unused connection: nothing has to be dropped, so it is not reset."""
         self.keep_unsent()
         self.transport.abort()
 
     def keep_unsent(self) -> None:
-        """Let the kernel send what it has been given, whatever becomes of the connection."""
+        """Let the kernel send its buffer, even if the connection is closed."""
         sock = self.transport.get_extra_info("socket")
         with suppress(OSError):  # it is closed already
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_RESET)
 
     def is_silent(self) -> bool:
-        """Whether it is open, and nothing waits to be read."""
+        """Check if it is open, with nothing to read."""
         return not self.transport.is_closing() and not self._poll.poll(0)
 
 
 class Exchange:
     """One request and its response. Call `open` first, and `close` in any case.
 
-    Args:
-        pool: Where the connection is from.
-        method: Of the request, in upper case.
-        read_timeout_s: For a body that is read piece by piece: how long one may take to arrive.
-            None for a body that is read as a whole.
-
-    Attributes:
-        status: Of the response; 0 before it begins.
-        headers: Of the response. Names are in lower case; of a repeated one the first counts.
+    `read_timeout_s` limits the wait for each piece of a body that is read piece by piece; None for
+    a body that is read as a whole. `status` is 0 before the response begins. Names in `headers` are
+    in lower case; of a repeated one the first counts.
     """
 
     status = 0
@@ -180,25 +177,22 @@ class Exchange:
         self.headers: dict[str, str] = {}
 
     async def open(self) -> None:
-        """Take a connection from the pool, or wait for one.
-
-        Raises:
-            ConnectionLostError: there is none.
-        """
+        """Take a connection from the pool, or wait for one. Errors as `ConnectionPool.acquire`."""
         self._connection = await self._pool.acquire()
         self._connection.exchange = self
         self._parser = HttpResponseParser(self)
         self._is_open = True
 
     def close(self) -> None:
-        """Give the connection back, or abort it if the exchange is not complete. Idempotent."""
+        """Return the connection, or abort it if the exchange is not complete. Idempotent."""
         if not self._is_open:
             return
         self._is_open = False
         connection = self._connection
         connection.exchange = None
         del self._parser  # it refers to this object
-        # What arrives while reading is paused is not seen: it could be taken for the next response.
+        # Bytes that arrive while reading is paused are not seen: they could be taken for the next
+        # response.
         is_seen = not self._is_early and not self._is_read_paused
         is_reusable = self._is_complete and self._keeps_alive and is_seen
         self._pool.release(connection, is_reusable=is_reusable)
@@ -208,7 +202,7 @@ class Exchange:
         self.wake()
 
     async def send(self, head: bytes, body: bytes = b"") -> None:
-        """Send a whole request. It stops early if the response begins."""
+        """Send a whole request, or stop early if the response begins."""
         if len(body) <= _JOINED_BYTES:
             self._unsent_bytes = 0
             self._connection.transport.write(head + body)
@@ -221,10 +215,9 @@ class Exchange:
                 return
 
     async def send_head(self, head: bytes, body_bytes: int) -> bool:
-        """Send a head that expects `100 Continue`, and wait for it.
+        """Send a head that expects `100 Continue`, and wait for that.
 
-        Returns:
-            False if the response began instead, and no body may be sent.
+        Return False if the response began instead, and no body may be sent.
         """
         self._unsent_bytes = body_bytes
         self._connection.transport.write(head)
@@ -233,13 +226,9 @@ class Exchange:
         return not self.status
 
     async def write(self, piece: bytes | memoryview) -> bool:
-        """Send a piece of the body, and wait while the storage takes none.
+        """Send a piece of the body, and wait while the storage accepts none.
 
-        Returns:
-            False if the response began, and nothing more may be sent.
-
-        Raises:
-            ConnectionLostError: the connection failed.
+        Return False if the response began, and nothing more may be sent.
         """
         if self.status:
             return False
@@ -252,7 +241,7 @@ class Exchange:
         return not self.status
 
     def cut_off(self) -> None:
-        """Send what is written, and close the connection. Only for the probe."""
+        """Send the written bytes, and close the connection. Only for the probe."""
         self._connection.keep_unsent()
         self._connection.transport.close()
 
@@ -260,11 +249,11 @@ class Exchange:
         """Wait for the status and the headers.
 
         Raises:
-            ConnectionLostError: there are none, or a success before the request was sent.
+            ConnectionLostError: the connection ended, or success came before the request was sent.
         """
         while not self.status:
             await self._wait()
-        # Nobody can have stored what was not sent.
+        # Unsent bytes cannot have been stored.
         if self._is_early and self.status < 300:  # noqa: PLR2004
             raise ConnectionLostError("early response")
 
@@ -291,7 +280,7 @@ class Exchange:
         return piece
 
     async def read_up_to(self, size_bytes: int) -> bytes:
-        """Read so many bytes, or fewer at the end."""
+        """Read `size_bytes`, or fewer at the end."""
         pieces: list[bytes | memoryview] = []
         left_bytes = size_bytes
         while left_bytes and (piece := await self.read_some()):
@@ -306,12 +295,12 @@ class Exchange:
         return b"".join(pieces)
 
     def wake(self) -> None:
-        """Something has happened that the task may wait for."""
+        """Wake the task that waits for an event."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def receive(self, data: bytes) -> None:
-        """Parse what arrived."""
+        """Parse received bytes."""
         if self._is_complete or self._unsent_bytes < 0:
             self._connection.fail("response without a request")
             return
@@ -319,7 +308,7 @@ class Exchange:
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
-            # Of what is no HTTP, nothing goes into the error: it may repeat the request.
+            # The error contains no part of a response that is not HTTP: it may repeat the request.
             is_tls = data.startswith(_TLS_ALERT) and not self.headers
             self._connection.fail(
                 TlsFailedError(needs_tls(STORAGE)) if is_tls else "malformed response"
@@ -354,10 +343,11 @@ class Exchange:
             self.wake()
         else:
             self.status = status
-            self._keeps_alive = self._parser.should_keep_alive()
+            is_bodiless = not self._is_head or self.headers.get("content-length") == "0"
+            self._keeps_alive = self._parser.should_keep_alive() and is_bodiless
             self._is_early = not self._is_sent()
             self._overhead_bytes = 0
-            # The length in it is the object's: the parser would wait for a body.
+            # A HEAD's length is the object's: the parser would wait for a body.
             self._is_complete = self._is_head
             self.wake()
 
@@ -388,16 +378,12 @@ class Exchange:
             self.wake()
 
     def _is_sent(self) -> bool:
-        """Whether the whole request has left this process."""
+        """Check if the whole request has left this process."""
         unsent_bytes = self._unsent_bytes or self._connection.transport.get_write_buffer_size()
         return not unsent_bytes
 
     async def _wait(self) -> None:
-        """Wait until something happens.
-
-        Raises:
-            ConnectionLostError: it was the end of the connection.
-        """
+        """Wait for an event, or raise ConnectionLostError once the connection has ended."""
         if (failure := self._connection.failure) is not None:
             raise failure
         self._waiter = asyncio.get_running_loop().create_future()
@@ -424,7 +410,7 @@ class ConnectionPool:
         self._is_closed = False
 
     async def acquire(self) -> Connection:
-        """An unused connection, or a new one.
+        """Return an unused connection, or a new one.
 
         Raises:
             ConnectionLostError: none could be made; nothing was sent.
@@ -486,11 +472,11 @@ class ConnectionPool:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 _, connection = await loop.create_connection(Connection, sock=sock, **self._tls)
         except (OSError, UnicodeError) as exc:
-            # Its text has the address. A context would be shown, too.
+            # The exception's text has the address. As a context, it would be shown, too.
             if (problem := describe_tls_failure(exc, STORAGE)) is not None:
                 raise TlsFailedError(problem) from None
             raise ConnectionLostError(describe_connection_failure(exc, STORAGE) or _LOST) from None
-        # After a handshake, a server of TLS sends tickets of its own accord.
+        # A TLS server sends tickets unasked after a handshake.
         if not self._tls and not connection.is_silent():
             connection.fail("response without a request")
         if connection.failure is not None:
@@ -499,16 +485,13 @@ class ConnectionPool:
 
 
 def encode_head(method: str, target: str, host: str, headers: Mapping[str, str]) -> bytes:
-    """A request's head.
+    """Return a request's head.
 
-    Args:
-        method: In upper case.
-        target: Percent-encoded.
-        host: The value of `Host`.
-        headers: All others, with a length if there is a body.
+    `method` is in upper case, `target` percent-encoded. `headers` has all headers but `Host`, with
+    a length if there is a body.
 
     Raises:
-        ValueError: one of them would end its line.
+        ValueError: a value would end its line.
     """
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -522,12 +505,10 @@ def encode_head(method: str, target: str, host: str, headers: Mapping[str, str])
 async def open_pool(
     url: str, max_connections: int, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[ConnectionPool]:
-    """The connections of a storage, for the life of the process.
+    """Yield the connections to a storage, for the life of the process.
 
-    Args:
-        url: Of the bucket; its scheme, host and port count.
-        max_connections: More exchanges wait.
-        tls: What an `https` server is checked against; by default the system's authorities.
+    Only scheme, host and port of `url` count. More exchanges than `max_connections` wait. `tls`
+    checks an `https` server; by default against the system's authorities.
     """
     pool = ConnectionPool(url, max_connections, tls)
     try:

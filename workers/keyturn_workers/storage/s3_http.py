@@ -1,6 +1,6 @@
 """Signed HTTP requests for the objects of one bucket (SPEC 7, 8.4).
 
-Everything that runs once for each object goes this way, with our own signer and our own exchange
+Every request that is made once for each object goes this way, with our own signer and exchange
 over httptools (`s3_connections`): about a tenth of the CPU time of the generated client. Each
 request is sent once. No redirect is followed, and nothing is resent after an error or a lost
 connection: a conditional put that is resent may meet its own first attempt and report a false
@@ -21,8 +21,8 @@ from urllib.parse import quote
 from aiobotocore.credentials import AioCredentials
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import StorageAnswerError
-from keyturn_workers.storage.port import Lease
+from keyturn_workers.core.errors import StorageResponseError
+from keyturn_workers.core.storage_values import Lease
 from keyturn_workers.storage.s3_connections import (
     CONNECT_TIMEOUT_S,
     ConnectionPool,
@@ -63,18 +63,18 @@ _EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
 RequestObserver: TypeAlias = Callable[
     [str, SignedRequest], AbstractContextManager[Callable[[int], None]]
 ]
-"""Called with the method and the request; surrounds the exchange, and is told the status."""
+"""Called with the method and the request; wraps the exchange, and receives the status."""
 
 
 def _ignore_status(_: int) -> None:
-    """Without an observer."""
+    """Ignore the status."""
 
 
 _UNOBSERVED: Final = nullcontext(_ignore_status)
 
 
 def observe_nothing(_: str, __: SignedRequest) -> AbstractContextManager[Callable[[int], None]]:
-    """Watch no request."""
+    """Observe no request."""
     return _UNOBSERVED
 
 
@@ -90,13 +90,7 @@ class S3Response:
 class S3HttpClient:
     """Sends signed requests for the keys of one bucket.
 
-    Args:
-        pool: From `open_pool`.
-        base_url: The bucket's URL, ending with a slash.
-        bucket: The bucket's name, for copy sources.
-        region: The bucket's region, for the signatures.
-        credentials: Botocore refreshes temporary ones.
-        observe: Watches the requests.
+    `base_url` is the bucket's URL, ending with a slash. Botocore refreshes temporary `credentials`.
     """
 
     def __init__(
@@ -118,7 +112,7 @@ class S3HttpClient:
         self._is_tls = base_url.startswith("https:")
 
     def copy_source(self, key: str) -> str:
-        """The value of `x-amz-copy-source`, without a version: a pinned copy can undo a delete."""
+        """Return `x-amz-copy-source` without a version: a pinned copy can undo a delete."""
         return f"/{self._bucket}/{quote(key, safe=_UNRESERVED)}"
 
     async def call(
@@ -135,18 +129,13 @@ class S3HttpClient:
     ) -> S3Response:
         """Send one request with a body in memory, and read its whole response.
 
-        Args:
-            operation: The name of the operation in errors.
-            method: In upper case.
-            key: The S3 key; empty for the bucket itself.
-            headers: The request's headers, which are all signed; this adds to them.
-            query: Already percent-encoded.
-            body: Sent with its MD5, so that the storage checks what it received.
-            lease: Bounds the request in time, at the storage and here (SPEC 8.4).
-            timeout_s: For the whole request, unless a lease bounds it.
+        `operation` is the name in errors; `key` is empty for the bucket itself. All `headers` are
+        signed; this method adds to them. `query` is percent-encoded. The `body` is sent with its
+        MD5, so that the storage checks it. A `lease` bounds the request in time, at the storage
+        and here (SPEC 8.4); without one, `timeout_s` does.
 
         Raises:
-            StorageAnswerError: a definite refusal.
+            StorageResponseError: a definite refusal.
             StorageUnavailableError: the outcome is unknown.
         """
         with translate_errors(operation):
@@ -164,7 +153,7 @@ class S3HttpClient:
         """Open a GET whose body is read by the caller; leaving early aborts the connection.
 
         Raises:
-            StorageAnswerError: a definite refusal.
+            StorageResponseError: a definite refusal.
             StorageUnavailableError: no response, or a failure of the server.
         """
         exchange = Exchange(self._pool, "GET", read_timeout_s=READ_TIMEOUT_S)
@@ -202,9 +191,9 @@ class S3HttpClient:
         would need the hash of the body.
 
         Raises:
-            StorageAnswerError: a definite refusal.
+            StorageResponseError: a definite refusal.
             StorageUnavailableError: the outcome is unknown, or there was no progress for 60 s.
-            Exception: what the body's source raised, unchanged; nothing was stored.
+            Exception: the error of the body's source, unchanged; nothing was stored.
         """
         if lease is None and not self._is_tls:
             lease = lease_from_now(_STREAM_SIGNATURE_S)
@@ -232,7 +221,7 @@ class S3HttpClient:
         return S3Response(exchange.status, exchange.headers, response_body)
 
     async def _send_pieces(self, operation: str, exchange: Exchange, body: KnownLengthBody) -> None:
-        """Send the body until the response begins. The time runs for the storage alone."""
+        """Send the body until the response begins. Only waiting for the storage is timed."""
         async with aclosing(body.pieces()) as pieces:
             async for piece in pieces:
                 with translate_errors(operation):
@@ -250,7 +239,7 @@ class S3HttpClient:
         sent_bytes: int,
         lease: Lease | None,
     ) -> None:
-        """Send a PUT as `call` does, and close the connection after so many bytes of its body.
+        """Send a PUT as `call` does, but close the connection after `sent_bytes` of its body.
 
         Only for the probe. It waits for `100 Continue`, so that the server has read the headers.
         A response is ignored.
@@ -273,7 +262,7 @@ class S3HttpClient:
                 exchange.close()
 
     async def presign(self, method: str, key: str, lease: Lease) -> str:
-        """Make the URL of a request that another client will send while the lease lasts."""
+        """Return the URL of a request that another client will send while the lease lasts."""
         with translate_errors("presign"):
             return (await self._sign(method, key, "", {}, UNSIGNED_PAYLOAD, lease)).url
 
@@ -286,7 +275,7 @@ class S3HttpClient:
         body: bytes,
         lease: Lease | None,
     ) -> SignedRequest:
-        """Sign a request with a body in memory, which `headers` then describe."""
+        """Sign a request with a body in memory, and add the body's headers to `headers`."""
         sha256 = UNSIGNED_PAYLOAD if self._is_tls else _EMPTY_SHA256
         if body:
             # Over plain http only the signature protects the body.
@@ -351,8 +340,8 @@ class S3HttpClient:
 
 def _refusal(
     operation: str, method: str, response: S3Response
-) -> StorageAnswerError | StorageUnavailableError:
-    """The error for an unsuccessful response."""
+) -> StorageResponseError | StorageUnavailableError:
+    """Return the error for an unsuccessful response."""
     code = error_code(response.body)
     is_marker = response.headers.get("x-amz-delete-marker") == "true"
     if method == "HEAD" and (response.status == 404 or is_marker):  # noqa: PLR2004  # as above
@@ -366,6 +355,6 @@ def _refusal(
 
 
 def _hashes(body: bytes, with_sha256: bool) -> tuple[str, str]:  # noqa: FBT001  # to_thread
-    """`Content-MD5`, and on request the SHA-256 in hex (else an empty string)."""
+    """Return `Content-MD5`, and on request the SHA-256 in hex (else an empty string)."""
     md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
     return md5, hashlib.sha256(body).hexdigest() if with_sha256 else ""

@@ -1,7 +1,7 @@
 """The listings of one bucket, in the server's order (SPEC 8.4, 8.5, 10).
 
 Reads are retried for a few seconds. A listing of objects continues after the last entry in the
-server's order, so it is complete in either order, even where it was not measured which one it is.
+server's order, so it is complete in either order, even if the order was not measured.
 """
 
 import asyncio
@@ -14,7 +14,16 @@ import stamina
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import byte_order, path_order
-from keyturn_workers.errors import RefusedError, StorageTlsError
+from keyturn_workers.core.errors import RefusedError, StorageTlsError
+from keyturn_workers.core.storage_values import (
+    PAGE_KEYS,
+    Capabilities,
+    EntriesPage,
+    ListingPage,
+    MultipartUpload,
+    ObjectSummary,
+    ObjectVersion,
+)
 from keyturn_workers.storage.listing import (
     ServerPage,
     entry_of,
@@ -28,15 +37,6 @@ from keyturn_workers.storage.listing import (
     uploads_query,
     versions_query,
 )
-from keyturn_workers.storage.port import (
-    PAGE_KEYS,
-    Capabilities,
-    EntriesPage,
-    ListingPage,
-    MultipartUpload,
-    ObjectSummary,
-    ObjectVersion,
-)
 from keyturn_workers.storage.s3_http import S3HttpClient, S3Response
 from keyturn_workers.storage.s3_wire import parse_date
 from keyturn_workers.storage.vendor_errors import may_pass
@@ -44,9 +44,9 @@ from keyturn_workers.storage.vendor_errors import may_pass
 _RETRIES_S: Final = 5.0
 _RETRIES: Final = 3
 _READ_TOTAL_S: Final = 60.0
-# A server may list nothing although more follows; so often in a row is an error.
+# A server may list nothing although more follows; this many times in a row is an error.
 _EMPTY_PAGES: Final = 100
-# Keys of which every character is encoded take a tenth of a second to decode.
+# Keys in which every character is encoded take a tenth of a second to decode.
 _LARGE_PAGE_BYTES: Final = 2**20
 
 _T = TypeVar("_T")
@@ -74,7 +74,7 @@ async def with_retries(call: Callable[[], Awaitable[_T]]) -> _T:
 
 
 class S3Listings:
-    """What a storage lists. See `keyturn_workers.storage.port.Storage` for what it promises."""
+    """The listings of a storage. `core.storage_port.Storage` documents the methods."""
 
     def __init__(self, http: S3HttpClient, capabilities: Capabilities) -> None:
         self._http = http
@@ -152,7 +152,7 @@ class S3Listings:
         return bool((await self._read_entries(prefix, "", 1)).objects)
 
     async def _last_entry(self, page: ServerPage, limit: int) -> str | None:
-        """The entry to continue after; None if none follows."""
+        """Return the entry to continue after; None if none follows."""
         by_bytes, by_path = page.last_entry(byte_order), page.last_entry(path_order)
         if page.is_last:
             # SeaweedFS ends a listing after a full page, if only keys below its last object follow.
@@ -164,10 +164,10 @@ class S3Listings:
         return by_path if self.capabilities.lists_by_path else by_bytes
 
     async def _find_order(self, folder: str) -> None:
-        """If nobody measured the order, find it out by the keys below this name, if there are any.
+        """If the order was not measured, find it out by the keys below this name, if there are any.
 
-        In byte order, they are what follows all names that begin with `a.`; in path order they
-        come before these. One that is not shown there proves that only if it existed meanwhile.
+        In byte order, these keys follow all names that begin with `a.`; in path order they come
+        before those. A key that is not shown there proves that only if it existed meanwhile.
         """
         below = f"{folder}/"
         while folder and self.capabilities.lists_by_path is None:

@@ -1,6 +1,7 @@
-"""What S3 requests contain, and what responses mean (SPEC 8.2, 8.4, 8.5, 10, 12). Pure.
+"""The contents of S3 requests, and the meaning of responses (SPEC 8.2, 8.4, 8.5, 10, 12). Pure.
 
     403, any 4xx AccessDenied            RefusedError
+    403 RequestTimeTooSkewed             ClockSkewError, a RefusedError
     403 InvalidObjectState               ArchivedError
     404 NoSuchKey, NoSuchVersion,
         NoSuchUpload                     MissingError
@@ -17,9 +18,9 @@
 Pure functions of status, code and headers. The text of an error is only the operation and the code:
 never a URL (which may contain a signature), a header or a body.
 
-Documents of XML are rows of elements that hold text, without attributes. Any writer of the bucket
-can put any character into a key, and servers repeat some keys as they are. A parser for XML 1.0
-refuses a document with such a character. So elements are found by their tags.
+XML documents are rows of elements that hold text, without attributes. Any writer of the bucket can
+put any character into a key, and servers repeat some keys as they are. A parser for XML 1.0 refuses
+a document with such a character. So elements are found by their tags.
 """
 
 import hashlib
@@ -34,16 +35,17 @@ from urllib.parse import quote, unquote_plus
 from xml.sax.saxutils import escape
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import (
+from keyturn_workers.core.errors import (
     ArchivedError,
+    ClockSkewError,
     MissingError,
     PreconditionError,
     RefusedError,
     RequestFailedError,
-    StorageAnswerError,
+    StorageResponseError,
     UnstorableKeyError,
 )
-from keyturn_workers.storage.port import (
+from keyturn_workers.core.storage_values import (
     Condition,
     Headers,
     IfAbsent,
@@ -64,7 +66,7 @@ DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
 META_PREFIX: Final = "x-amz-meta-"
 LOCK_PREFIX: Final = "x-amz-object-lock-"
 LEGAL_HOLD: Final = LOCK_PREFIX + "legal-hold"
-# What a self-copy with REPLACE resets unless the request repeats it (SPEC 8.2).
+# Headers that a self-copy with REPLACE resets unless the request repeats them (SPEC 8.2).
 RESTATED: Final = frozenset(
     {
         "cache-control",
@@ -84,10 +86,10 @@ RESTATED: Final = frozenset(
 )
 _RETENTION: Final = frozenset({"x-amz-object-lock-mode", "x-amz-object-lock-retain-until-date"})
 _ARCHIVES: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
-# Only these mean that an object does not exist. If a missing bucket or the 404 of a misconfigured
+# Only these mean that an object is missing. If a missing bucket or the 404 of a misconfigured
 # proxy counted too, a sweep would skip an object that an old key opens.
 _NOT_FOUND_CODES: Final = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchUpload"})
-# What a storage cannot hold. The first is S3's own; SeaweedFS keeps objects as files in folders.
+# Keys that a storage cannot hold. The first code is S3's own; SeaweedFS keeps objects as files.
 _UNSTORABLE: Final = {
     "KeyTooLongError": "the key, or a part of it between slashes, is too long for this storage",
     "ExistingObjectIsFile": (
@@ -97,8 +99,13 @@ _UNSTORABLE: Final = {
         "the storage keeps objects as files, and this key is the folder of other objects"
     ),
 }
+_REFUSALS: Final[dict[str, type[StorageResponseError]]] = {
+    "InvalidObjectState": ArchivedError,
+    "RequestTimeTooSkewed": ClockSkewError,
+}
 # Request Timeout, and Too Many Requests.
 _TRY_LATER: Final = frozenset({408, 429})
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # S3 starts its 200 response to a long copy or completion before it knows the outcome.
 _STATUS_OF_EMBEDDED_CODE: Final = {
@@ -118,7 +125,7 @@ _ENTITIES: Final = {"lt": "<", "gt": ">", "quot": '"', "apos": "'", "amp": "&"}
 
 
 def find_text(name: str, body: bytes) -> str | None:
-    """The text of the first element with this name; None if there is none.
+    """Return the text of the first element with this name; None if there is none.
 
     Raises:
         ValueError: the text is not valid.
@@ -128,10 +135,10 @@ def find_text(name: str, body: bytes) -> str | None:
 
 
 def find_rows(name: str, body: bytes) -> Sequence[bytes]:
-    """What each element with this name contains.
+    """Return the contents of each element with this name.
 
     Raises:
-        ValueError: one of them has no end.
+        ValueError: an element has no end.
     """
     _, *rows = body.split(f"<{name}>".encode())
     end = f"</{name}>".encode()
@@ -141,10 +148,10 @@ def find_rows(name: str, body: bytes) -> Sequence[bytes]:
 
 
 def find_columns(rows: Sequence[bytes], *names: str) -> Sequence[Sequence[str]]:
-    """For each name, the texts of the elements with this name, one in each row.
+    """Return, for each name, the texts of the elements with this name, one in each row.
 
     Raises:
-        ValueError: a row lacks one, or its text is not valid.
+        ValueError: a row lacks an element, or its text is not valid.
     """
     # All rows at once: a page has a thousand, and some are read several times a second.
     joined = b"\n".join(rows)
@@ -155,26 +162,31 @@ def find_columns(rows: Sequence[bytes], *names: str) -> Sequence[Sequence[str]]:
 
 
 def decode_names(names: Sequence[str]) -> Sequence[str]:
-    """Undo the percent-encoding of names."""
+    """Undo the percent-encoding of names.
+
+    Raises:
+        ValueError: a name is not UTF-8. With replacements it would be another name, which sorts
+            elsewhere: a listing that continues after it could skip other keys.
+    """
     return _change_all("\n".join(names), [name.encode() for name in names], _decode)
 
 
 def _change_all(joined: str, texts: Sequence[bytes], change: Callable[[str], str]) -> Sequence[str]:
-    """Change all texts at once, unless one of them has a line break then."""
+    """Change all texts at once, unless one of them then has a line break."""
     changed = change(joined).split("\n") if texts else []
     return changed if len(changed) == len(texts) else [change(text.decode()) for text in texts]
 
 
 def _decode(text: str) -> str:
     text = text.replace("%2F", "/")  # in most names, nothing else is encoded
-    return unquote_plus(text) if "%" in text or "+" in text else text
+    return unquote_plus(text, errors="strict") if "%" in text or "+" in text else text
 
 
 def _unescape(text: str) -> str:
     """Replace references by their characters.
 
     Raises:
-        ValueError: a reference to what is no character.
+        ValueError: a reference is to no character.
     """
     if "&" not in text:
         return text
@@ -197,7 +209,7 @@ def _element(name: str) -> re.Pattern[bytes]:
 
 
 def object_headers(headers: Headers, condition: Condition | None) -> dict[str, str]:
-    """The headers of a request that writes an object or its metadata."""
+    """Return the headers of a request that writes an object or its metadata."""
     request_headers = dict(headers.restated)
     request_headers["content-type"] = headers.content_type or DEFAULT_CONTENT_TYPE
     for name, value in headers.metadata.items():
@@ -207,7 +219,7 @@ def object_headers(headers: Headers, condition: Condition | None) -> dict[str, s
 
 
 def condition_headers(condition: Condition | None) -> Mapping[str, str]:
-    """The condition of a write. ETags go without quotes: Ceph's gateway accepts no others."""
+    """Return the condition of a write. ETags have no quotes: Ceph's gateway accepts no others."""
     match condition:
         case None:
             return {}
@@ -252,22 +264,22 @@ def version_query(version_id: str | None) -> str:
 
 
 def delete_marker_version(headers: Mapping[str, str]) -> str | None:
-    """The version id of the delete marker that a delete created; None if it created none."""
+    """Return the version id of the delete marker that a delete created; None without one."""
     if headers.get("x-amz-delete-marker", "").lower() != "true":
         return None
     return headers.get("x-amz-version-id")
 
 
-class RangeNotSatisfiableError(StorageAnswerError):
+class RangeNotSatisfiableError(StorageResponseError):
     """416: the range starts past the object's end. It never leaves the storage."""
 
 
-class UnconfirmedNotFoundError(StorageAnswerError):
+class UnconfirmedNotFoundError(StorageResponseError):
     """404 to a HEAD: it has no code, so a GET must decide. It never leaves the storage."""
 
 
 def error_code(body: bytes) -> str:
-    """The `<Code>` of an error's body, or an empty string."""
+    """Return the `<Code>` of an error's body, or an empty string."""
     try:
         code = find_text("Code", body) or ""
     except ValueError:
@@ -277,8 +289,8 @@ def error_code(body: bytes) -> str:
 
 def error_for(
     operation: str, status: int, code: str
-) -> StorageAnswerError | StorageUnavailableError:
-    """The error for an unsuccessful response; see the table above."""
+) -> StorageResponseError | StorageUnavailableError:
+    """Return the error for an unsuccessful response; see the table above."""
     detail = f"{operation}: {code or status}"
     if status == 404 and code in _NOT_FOUND_CODES:  # noqa: PLR2004  # HTTP's own numbers
         return MissingError(detail)
@@ -288,7 +300,7 @@ def error_for(
         return UnstorableKeyError(_UNSTORABLE[code])
     # `rclone serve s3` sends AccessDenied with status 400.
     if status == 403 or (400 <= status < 500 and code == "AccessDenied"):  # noqa: PLR2004
-        return ArchivedError(detail) if code == "InvalidObjectState" else RefusedError(detail)
+        return _REFUSALS.get(code, RefusedError)(detail)
     if status == 416:  # noqa: PLR2004
         return RangeNotSatisfiableError(detail)
     is_of_request = 400 <= status < 500 and status not in _TRY_LATER  # noqa: PLR2004
@@ -297,7 +309,7 @@ def error_for(
 
 def read_error_for(
     operation: str, status: int, code: str
-) -> StorageAnswerError | StorageUnavailableError:
+) -> StorageResponseError | StorageUnavailableError:
     """As `error_for`, for a read: nothing exists at a key that the storage cannot hold."""
     error = error_for(operation, status, code)
     if isinstance(error, UnstorableKeyError):
@@ -308,13 +320,10 @@ def read_error_for(
 def check_embedded_error(operation: str, body: bytes, success: bytes) -> None:
     """Check the 200 response to a copy or a completion, which may contain an error.
 
-    Args:
-        operation: The name of the operation in errors.
-        body: The response's body.
-        success: The element that only a success contains.
+    `success` is the element that only a success contains.
 
     Raises:
-        StorageAnswerError: a definite refusal.
+        StorageResponseError: a definite refusal.
         StorageUnavailableError: a failure, or a response that is neither.
     """
     if success in body and b"<Error>" not in body:
@@ -325,10 +334,10 @@ def check_embedded_error(operation: str, body: bytes, success: bytes) -> None:
 
 
 def text_element(operation: str, body: bytes, name: str) -> str:
-    """The text of an element in a response's body.
+    """Return the text of an element in a response's body.
 
     Raises:
-        StorageUnavailableError: there is none.
+        StorageUnavailableError: the element is missing.
     """
     try:
         if text := find_text(name, body):
@@ -339,7 +348,7 @@ def text_element(operation: str, body: bytes, name: str) -> str:
 
 
 def parse_tags(body: bytes) -> Mapping[str, str]:
-    """The tags in the response to a read of them.
+    """Return the tags in a response.
 
     Raises:
         StorageUnavailableError: the response does not list tags.
@@ -354,10 +363,10 @@ def parse_tags(body: bytes) -> Mapping[str, str]:
 
 
 def parse_versioning(body: bytes) -> Versioning:
-    """The bucket's status in the response to a read of it.
+    """Return the bucket's versioning status in a response.
 
     Raises:
-        StorageUnavailableError: the response does not state it. Taken for a bucket without
+        StorageUnavailableError: the response has no status. Taken for a bucket without
             versions, it would hide old ones.
     """
     if b"Versioning" not in body:  # in the name of its root, which differs among servers
@@ -373,10 +382,10 @@ def parse_versioning(body: bytes) -> Versioning:
 
 
 def etag_header(operation: str, headers: Mapping[str, str]) -> str:
-    """The ETag header without quotes.
+    """Return the ETag header without quotes.
 
     Raises:
-        StorageUnavailableError: there is none, so the response is not from S3.
+        StorageUnavailableError: it is missing, so the response is not from S3.
     """
     etag = headers.get("etag")
     if etag is None:
@@ -385,22 +394,21 @@ def etag_header(operation: str, headers: Mapping[str, str]) -> str:
 
 
 def parse_head(operation: str, headers: Mapping[str, str]) -> ObjectHead:
-    """The object's head in the response to a read.
+    """Return the object's head in the response to a read.
 
-    Args:
-        operation: The name of the operation in errors.
-        headers: The response's headers; names are in lower case.
+    Names in `headers` are in lower case.
 
     Raises:
-        StorageUnavailableError: no ETag, Date, Last-Modified or length.
+        StorageUnavailableError: no ETag, Date, Last-Modified or length, or one that is malformed.
     """
     try:
         last_modified = _http_date(headers["last-modified"])
         date = _http_date(headers["date"])
         content_range = headers.get("content-range")
-        size_bytes = int(
+        size_bytes = parse_number(
             headers["content-length"] if content_range is None else content_range.rpartition("/")[2]
         )
+        tag_count = parse_number(headers.get("x-amz-tagging-count", "0"))
     except (KeyError, ValueError) as exc:
         raise StorageUnavailableError(f"{operation}: response without times or length") from exc
     object_headers, locked = lock_state(_object_headers(headers.items()), date)
@@ -410,7 +418,7 @@ def parse_head(operation: str, headers: Mapping[str, str]) -> ObjectHead:
         date=date,
         last_modified=last_modified,
         headers=object_headers,
-        tag_count=int(headers.get("x-amz-tagging-count", 0)),
+        tag_count=tag_count,
         version_id=headers.get("x-amz-version-id"),
         archived=is_archived(
             object_headers.restated,
@@ -422,22 +430,36 @@ def parse_head(operation: str, headers: Mapping[str, str]) -> ObjectHead:
 
 
 def parse_date(headers: Mapping[str, str]) -> datetime | None:
-    """The response's `Date`; None if it is missing or unreadable."""
+    """Return the response's `Date`; None if it is missing or unreadable."""
     try:
         return _http_date(headers["date"])
     except (KeyError, ValueError):
         return None
 
 
+def parse_number(text: str) -> int:
+    """Parse a count, or a length in bytes.
+
+    Raises:
+        ValueError: it is malformed, negative, or longer than any that S3 sends.
+    """
+    if not _NUMBER.fullmatch(text):
+        raise ValueError("not a number")
+    return int(text)
+
+
 @lru_cache(maxsize=512)  # many responses, and many objects, share a second
 def _http_date(text: str) -> datetime:
-    date = parsedate_to_datetime(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except OverflowError as exc:
+        raise ValueError("not a time") from exc
     # `-0000` is UTC too, from a server that does not know its zone (RFC 5322).
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def _header_value(value: str) -> str:
-    """A header's value. Bytes of another writer that are not UTF-8 are read as Latin-1.
+    """Return a header's value. Another writer's bytes that are not UTF-8 are read as Latin-1.
 
     An exchange returns such bytes as lone surrogates, which it cannot send again.
     """
@@ -451,7 +473,7 @@ def _header_value(value: str) -> str:
 
 
 def lock_state(headers: Headers, date: datetime) -> tuple[Headers, bool]:
-    """Whether a lock holds at `date`, and the headers without an expired retention."""
+    """Return the headers without an expired retention, and whether a lock holds at `date`."""
     retained = _is_retained(headers.restated, date)
     if not retained and _RETENTION & headers.restated.keys():
         # S3 refuses a request that repeats a retention in the past.
@@ -463,12 +485,10 @@ def lock_state(headers: Headers, date: datetime) -> tuple[Headers, bool]:
 def is_archived(
     restated: Mapping[str, str], *, restore: str | None = None, status: str | None = None
 ) -> bool:
-    """Whether the object's bytes cannot be read now.
+    """Check if the object is archived, so that its bytes cannot be read now.
 
-    Args:
-        restated: Has the storage class.
-        restore: `x-amz-restore`: a temporary copy of an archived object, pending or ready.
-        status: `x-amz-archive-status`: an archive tier within another storage class.
+    `restated` has the storage class. `restore` is `x-amz-restore`: a temporary copy, pending or
+    ready. `status` is `x-amz-archive-status`: an archive tier within another storage class.
     """
     if status is None and restated.get("x-amz-storage-class") not in _ARCHIVES:
         return False
@@ -476,7 +496,7 @@ def is_archived(
 
 
 def _object_headers(items: Iterable[tuple[str, str]]) -> Headers:
-    """Metadata, content type and the headers to restate, in one pass."""
+    """Return metadata, content type and the headers to restate, in one pass."""
     metadata: dict[str, str] = {}
     restated: dict[str, str] = {}
     content_type = None

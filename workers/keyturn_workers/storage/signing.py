@@ -6,8 +6,8 @@ signed. The signer never logs, and never sees a body.
 
 botocore creates the same signatures, byte for byte (a test compares thousands of requests), at
 about six times the cost: it derives the signing key for each request, and parses the URL and the
-headers several times. Here the signing key is derived once a day, the host is known, and what is
-percent-encoded stays so (docs/adr/0005-own-sigv4-signer.md).
+headers several times. Here the signing key is derived once a day, the host is known, and
+percent-encoded text stays so (docs/adr/0005-own-sigv4-signer.md).
 
 Source: AWS, "Authenticating Requests (AWS Signature ObjectVersion 4)", Amazon S3 API Reference.
 """
@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 from botocore.credentials import ReadOnlyCredentials
 
-from keyturn_workers.storage.port import Lease
+from keyturn_workers.core.storage_values import Lease
 
 UNSIGNED_PAYLOAD: Final = "UNSIGNED-PAYLOAD"
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
@@ -55,7 +55,7 @@ class SignedRequest:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _SigningKey:
-    """What all signatures of one day with the same credentials have in common."""
+    """The common part of all signatures of one day with the same credentials."""
 
     key: bytes
     scope: str
@@ -64,12 +64,7 @@ class _SigningKey:
 
 
 class Signer:
-    """Signs requests below one URL.
-
-    Args:
-        base_url: Scheme, host and path, ending with a slash; percent-encoded.
-        region: The bucket's region.
-    """
+    """Signs requests below one URL, which is percent-encoded and ends with a slash."""
 
     def __init__(self, base_url: str, region: str) -> None:
         parts = urlsplit(base_url)
@@ -92,15 +87,11 @@ class Signer:
     ) -> SignedRequest:
         """Sign one request.
 
-        Args:
-            method: In upper case.
-            path: Below the base URL, percent-encoded.
-            headers: All headers of the request except Host and Content-Length; each name once.
-            credentials: Frozen; a session token is added to the request.
-            query: Pairs `name=value`, percent-encoded.
-            payload_sha256: Hex, or `UNSIGNED-PAYLOAD`. A leased request does not sign its body,
-                but its `Content-MD5`.
-            lease: Signs in the query, valid until the lease ends; without one, in a header.
+        `path` is below the base URL; it and the pairs `name=value` of the `query` are
+        percent-encoded. `headers` has all headers except Host and Content-Length, each name once.
+        A session token of the `credentials` is added to the request. `payload_sha256` is in hex, or
+        `UNSIGNED-PAYLOAD`; a leased request signs its `Content-MD5` instead of its body. A `lease`
+        signs in the query, valid until the lease ends; without one, a header has the signature.
         """
         target = self._path + path
         if lease is None:
@@ -160,7 +151,7 @@ class Signer:
         )
 
     def _canonical(self, headers: dict[str, str]) -> tuple[str, str]:
-        """The signed names, and the canonical headers."""
+        """Return the signed names, and the canonical headers."""
         lowered = {name.lower(): value for name, value in headers.items()}
         lowered["host"] = self._host
         names = sorted(lowered.keys() - _NEVER_SIGNED)
@@ -169,7 +160,7 @@ class Signer:
 
 
 def host_header(url: str) -> str:
-    """The Host header that HTTP clients send for a URL."""
+    """Return the Host header that HTTP clients send for a URL."""
     parts = urlsplit(url)
     name = parts.hostname or ""
     if ":" in name:
@@ -179,7 +170,7 @@ def host_header(url: str) -> str:
 
 
 def _sorted(query: str) -> str:
-    """The pairs in the order of their names, then their values."""
+    """Return the pairs in the order of their names, then their values."""
     if "&" not in query:
         return query
     pairs = sorted(pair.partition("=") for pair in query.split("&"))
@@ -187,7 +178,7 @@ def _sorted(query: str) -> str:
 
 
 def _derivation(region: str) -> Callable[[str, str, str], _SigningKey]:
-    """How signing keys for a region are derived from access key, secret key and date."""
+    """Return a function that derives keys for a region from access key, secret key and date."""
 
     def derive(access_key: str, secret_key: str, date: str) -> _SigningKey:
         key = f"AWS4{secret_key}".encode()

@@ -9,12 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 
 class KnownLengthBody:
-    """A body of exactly `size_bytes`.
-
-    Args:
-        chunks: The source. The caller closes it.
-        size_bytes: The total length of the chunks.
-    """
+    """A body of exactly `size_bytes`. The caller closes the source of its `chunks`."""
 
     def __init__(self, chunks: AsyncIterator[bytes], size_bytes: int) -> None:
         self._chunks = chunks
@@ -28,7 +23,7 @@ class KnownLengthBody:
         """Yield the body.
 
         Raises:
-            ValueError: it has another length.
+            ValueError: the chunks have another length.
         """
         held = b""
         seen_bytes = 0

@@ -1,4 +1,4 @@
-"""Turns exceptions of connections and of botocore into errors of the port (SPEC 12).
+"""Translates exceptions of connections and of botocore into errors of the port (SPEC 12).
 
 S3's own error codes are in `s3_wire`.
 
@@ -17,16 +17,13 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.s3 import describe_credential_failure
 from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, describe_connection_failure, needs_tls, speaks_tls
-from keyturn_workers.errors import StorageTlsError
+from keyturn_workers.core.errors import StorageTlsError
 from keyturn_workers.storage.s3_connections import ConnectionLostError, TlsFailedError
 
 
 @contextmanager
 def translate_errors(operation: str) -> Iterator[None]:
-    """Turn what connections raise within the block into the port's errors.
-
-    Args:
-        operation: The name of the operation in the error.
+    """Translate errors of connections within the block into the port's errors.
 
     Raises:
         StorageTlsError: TLS failed; nothing was sent.
@@ -45,11 +42,11 @@ def translate_errors(operation: str) -> Iterator[None]:
 
 @asynccontextmanager
 async def explaining_tls(settings: S3Settings) -> AsyncIterator[None]:
-    """If the storage does not answer `http://`, find out whether its port is for TLS.
+    """If the storage does not respond to `http://`, check if its port is for TLS.
 
     Raises:
-        StorageTlsError: it is.
-        StorageUnavailableError: as within.
+        StorageTlsError: the port is for TLS.
+        StorageUnavailableError: as within the block.
     """
     url = settings.s3_endpoint_url or ""
     try:
@@ -62,13 +59,13 @@ async def explaining_tls(settings: S3Settings) -> AsyncIterator[None]:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a read that failed is worth another attempt: a certificate does not change."""
+    """Check if a failed read is worth another attempt: a certificate does not change."""
     return isinstance(error, StorageUnavailableError) and not isinstance(error, StorageTlsError)
 
 
 @contextmanager
 def translate_credential_errors() -> Iterator[None]:
-    """The same around refreshing credentials: nothing was sent to the storage yet.
+    """Translate errors of refreshing credentials: nothing was sent to the storage yet.
 
     Raises:
         StorageUnavailableError: also where the credential service itself refused.

@@ -133,7 +133,7 @@ export class StoredStream implements Source {
         this.#headers = made.response.headers;
         this.#end = Math.min(this.#end ?? size, size);
       } else if (size !== this.#size) {
-        throw corrupt("another body is in the object's place");
+        throw corrupt("the object was replaced by another body");
       }
       return made;
     } catch (error) {

@@ -299,7 +299,7 @@ def test_a_pickle_takes_the_api_key_of_the_process_that_opens_it(
     assert pickle.loads(pickled).cat("acme/k") == b"body"  # noqa: S301  # our own
     KeyturnFileSystem.clear_instance_cache()
     monkeypatch.delenv("KEYTURN_API_KEY")
-    with pytest.raises(SettingsError, match="a pickle does not hold it"):
+    with pytest.raises(SettingsError, match="a pickle does not contain it"):
         pickle.loads(pickled)  # noqa: S301
 
 

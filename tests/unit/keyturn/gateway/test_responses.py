@@ -129,8 +129,8 @@ _STATUSES = {
     416: "range_not_satisfiable",
     429: "too_many_requests",
     502: "corrupt_object no_usable_wrap unknown_algorithm wraps_disagree",
-    503: "keyring_rolled_back unknown_master_key storage_unavailable foreign_object lease_mismatch "
-    "kms_unavailable marks_unavailable source_unavailable",
+    503: "keyring_rolled_back unknown_master_key storage_unavailable foreign_object hidden_wrap "
+    "lease_mismatch kms_unavailable marks_unavailable source_unavailable",
 }
 _CODES = {code: status for status, codes in _STATUSES.items() for code in codes.split()}
 

@@ -84,7 +84,7 @@ STORED = {
     ],
 )
 async def test_a_url_of_no_gateway_is_refused_and_not_shown(url: str) -> None:
-    with pytest.raises(SettingsError, match="the gateway's URL reads") as raised:
+    with pytest.raises(SettingsError, match="the gateway's URL must be") as raised:
         async with Client.connect(url, API_KEY):
             pass
     assert "sesame" not in str(raised.value)

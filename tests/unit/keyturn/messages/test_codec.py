@@ -117,6 +117,31 @@ def test_whatever_identity_reads_can_be_named_in_a_refusal(
         assert parse_event(encode(event)) == event
 
 
+@pytest.mark.parametrize(
+    ("project", "named"),
+    [
+        ("\ud800", None),
+        ("acme \udfff", None),
+        ("p" * 257, None),
+        ("p" * 256, "p" * 256),
+        ("no project é", "no project é"),
+    ],
+    ids=["a lone surrogate", "one in a text", "too long", "as long as fits", "another"],
+)
+def test_a_refusal_names_no_project_that_an_event_cannot_carry(
+    project: str, named: str | None
+) -> None:
+    """Otherwise the request would fail, without an event, each time that it is delivered."""
+    body = json.dumps(REQUESTS[0] | {"project": project}).encode()
+    with pytest.raises(MalformedRequestError) as refused:
+        parse_request(body)
+    claimed = identity(body)
+    assert claimed is not None
+    origin = RequestOrigin.of("api", body)
+    event = encode(rejection(*claimed, refused.value, EVENTS[0]["at"], origin))
+    assert json.loads(event)["project"] == named
+
+
 # Batches of events (SPEC 6.7).
 
 _STORED: Final = next(each for each in EVENTS if each["type"] == "upload.stored")

@@ -117,12 +117,25 @@ async def test_what_ends_a_read_that_is_under_way(later: Answer, error: type[Exc
 async def test_another_length_than_before_is_noticed_at_once() -> None:
     later = object_of(made(150_000).body, HEADERS)
     async with opening(in_turn(dropping(30_000), later), OBJECT.metadata) as (opened, _):
-        with pytest.raises(CorruptObjectError, match="another body is in the object's place"):
+        with pytest.raises(CorruptObjectError, match="the object was replaced by another body"):
             await opened.read()
 
 
 GLACIER = b"<Error><Code>InvalidObjectState</Code></Error>"
 EXPIRED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+
+
+def cut(status: int) -> Answer:
+    """The connection is dropped within the body, which therefore cannot be read."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status, headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(EXPIRED)
+        drop(request)
+        return response
+
+    return answer
 
 
 @pytest.mark.parametrize("start", [0, 20_000])
@@ -132,6 +145,7 @@ EXPIRED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Messag
         (always(404), NotFoundError),
         (always(403, EXPIRED), LinkExpiredError),
         (always(403), LinkExpiredError),
+        (cut(403), LinkExpiredError),
         (always(403, GLACIER), ArchivedObjectError),
         (always(500, PATH.encode()), StorageUnavailableError),
         (always(400, PATH.encode()), UnexpectedResponseError),

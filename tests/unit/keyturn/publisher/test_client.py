@@ -18,19 +18,23 @@ from keyturn.errors import (
     SettingsError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import staging_s3_key
+from keyturn.identifiers import source_upload_id, staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
     InlineBody,
+    SourceBody,
+    SourceObject,
     StagedBody,
     StatusFilter,
+    SweepRequested,
+    encode,
     parse_request,
     request_id,
 )
 from keyturn.publisher import Publisher
 from keyturn.publisher.client import publisher_tracing
 from keyturn.tracing import PublisherTracing
-from keyturn_workers.upload.sessions import OpenedSessions
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
 
 if TYPE_CHECKING:
@@ -352,6 +356,38 @@ async def test_dead_letters_are_moved_by_code_or_by_their_digests() -> None:
         with pytest.raises(MalformedRequestError, match="either code or letters"):
             await publisher.move_dead_letters("replay", queue, actor="Kim", **wrong)
     assert len(scene.connection.sent) == 2
+
+
+async def test_an_upload_from_a_source_holds_nothing_sealed_and_has_the_objects_id() -> None:
+    scene = _scene()
+    found = SourceObject(name="drop", key="in/a", etag="abc", version="v1", size=3)
+    upload_id = await scene.publisher.upload_from_source(
+        "acme", "a", found, content_type="text/plain", metadata={"author": "kim"}
+    )
+    ((_, request),) = scene.connection.sent
+    assert request.type == "upload.requested"
+    assert request.body == SourceBody(source=found)
+    assert request.sealed_key is None
+    assert request.upload_id == upload_id == source_upload_id("test", "drop", "in/a", "abc", "v1")
+    assert (request.content_type, request.metadata) == ("text/plain", {"author": "kim"})
+    with pytest.raises(MalformedRequestError, match="metadata"):
+        await scene.publisher.upload_from_source("acme", "a", found, metadata={"enc-algo": "x"})
+    assert len(scene.connection.sent) == 1
+
+
+async def test_a_request_of_the_callers_own_is_sent_as_it_is_any_number_of_times() -> None:
+    scene = _scene()
+    kept = encode(
+        SweepRequested(
+            sweep_id=UPLOAD_ID,
+            project="acme",
+            repair=True,
+            requested_at="2026-11-26T10:00:00.000000Z",
+        )
+    )
+    for _ in range(2):
+        assert await scene.publisher.send(parse_request(kept)) == UPLOAD_ID
+    assert scene.connection.sent == [("sweep.requested", parse_request(kept))] * 2
 
 
 # Traces, which are optional.

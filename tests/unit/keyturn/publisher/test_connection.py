@@ -41,7 +41,7 @@ from keyturn.publisher.connection import (
     persistent_json,
 )
 from keyturn.settings import DeploymentSettings
-from keyturn_workers.amqp.declarations import declare
+from keyturn_workers.pipeline.amqp.declarations import declare
 from tests.support.tls_proxy import server_context
 from tools.harness.loopback import loopback_server
 from tools.servers.certificates import Authority

@@ -578,6 +578,32 @@ async def test_the_newest_offset_is_that_of_the_last_message(broker: _Broker) ->
         assert await event_stream.last_offset(_LINK, "keyturn.audit", newest_s=0.01) == last
 
 
+async def test_the_newest_messages_end_where_none_follows(
+    broker: _Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker or a process without CPU may take longer for all of them than for a pause."""
+    monkeypatch.setattr(event_stream, "_NEWEST_S", 60)
+    broker.write()
+    looking = asyncio.create_task(event_stream.last_offset(_LINK, "keyturn.marks", newest_s=1))
+    for _ in range(2):
+        await asyncio.sleep(0.6)
+        broker.write()
+    assert await looking == 2
+
+
+async def test_a_stream_that_never_pauses_has_a_newest_offset(
+    broker: _Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "_NEWEST_S", 0.3)
+    broker.write()
+    looking = asyncio.create_task(event_stream.last_offset(_LINK, "keyturn.audit", newest_s=60))
+    async with asyncio.timeout(20):
+        while not looking.done():
+            broker.write()
+            await asyncio.sleep(0.01)
+    assert await looking is not None
+
+
 async def test_a_newest_message_that_cannot_be_decoded_has_no_offset(broker: _Broker) -> None:
     broker.write()
     broker.write_undecodable()

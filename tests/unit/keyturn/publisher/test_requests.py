@@ -21,21 +21,17 @@ from keyturn.crypto import (
     user_kek,
 )
 from keyturn.errors import BadSealError, MalformedRequestError
-from keyturn.identifiers import source_upload_id
 from keyturn.messages import (
     DeleteRequested,
     InlineBody,
     RotationRequested,
-    SourceBody,
-    SourceObject,
     SweepRequested,
-    UploadRequested,
     parse_request,
 )
 from keyturn.publisher import requests
 from keyturn.publisher.sessions import SealingSession
 from keyturn.settings import NamedIntakeKey, PublisherSettings
-from keyturn_workers.upload.sessions import OpenedSessions
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 KEY = SigningKey.from_seed(b"p" * 32)
@@ -88,6 +84,7 @@ def _rotation(**change: Any) -> RotationRequested:
 
 def _sweep(**change: Any) -> SweepRequested:
     given_: dict[str, Any] = {
+        "requested_at": requests.now(),
         "project": "acme",
         "master_key": None,
         "encrypt_plaintext": False,
@@ -98,7 +95,13 @@ def _sweep(**change: Any) -> SweepRequested:
 
 
 def _delete(project: str, key: str) -> DeleteRequested:
-    return requests.build(DeleteRequested, project=project, key=key, request_id=requests.new_id())
+    return requests.build(
+        DeleteRequested,
+        requested_at=requests.now(),
+        project=project,
+        key=key,
+        request_id=requests.new_id(),
+    )
 
 
 def test_drafts_transport_key_is_sealed_for_this_upload_alone() -> None:
@@ -255,20 +258,3 @@ def test_any_metadata_is_taken_or_refused_as_malformed(
         return
     request = draft.with_body(InlineBody(inline=""))
     assert parse_request(requests.sign(SETTINGS, request).body) == request
-
-
-def test_an_upload_from_a_source_holds_nothing_sealed_and_has_the_objects_id() -> None:
-    found = SourceObject(name="drop", key="in/a", etag="abc", version="v1", size=3)
-    request = requests.build_source_upload(
-        SETTINGS, "acme", "a", found, content_type="text/plain", metadata={"author": "kim"}
-    )
-    received = parse_request(requests.sign(SETTINGS, request).body)
-    assert isinstance(received, UploadRequested)
-    assert received.body == SourceBody(source=found)
-    assert received.sealed_key is None
-    assert received.upload_id == source_upload_id("test", "drop", "in/a", "abc", "v1")
-    assert (received.content_type, received.metadata) == ("text/plain", {"author": "kim"})
-    with pytest.raises(MalformedRequestError, match="metadata"):
-        requests.build_source_upload(
-            SETTINGS, "acme", "a", found, content_type=None, metadata={"enc-algo": "x"}
-        )

@@ -14,7 +14,7 @@ from keyturn.crypto import IntakeKey, Secret, from_base64, open_sealed, session_
 from keyturn.publisher.requests import new_id
 from keyturn.publisher.sessions import SealingSession
 from keyturn.settings import NamedIntakeKey
-from keyturn_workers.upload.sessions import OpenedSessions
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 from tests.unit.keyturn.publisher.test_requests import INTAKE, SETTINGS
 
 KEY: Final = Secret(bytes(range(32)))

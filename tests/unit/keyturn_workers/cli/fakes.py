@@ -19,9 +19,9 @@ from keyturn.publisher.event_matcher import is_answer
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.audit import CommandAudit
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.master_keys.local import LocalMasterKey
-from keyturn_workers.master_keys.port import Derivation, KeyDescription
-from tests.unit.keyturn_workers.audit.memory import Stream, trail_to
+from keyturn_workers.keys.master_keys.local import LocalMasterKey
+from keyturn_workers.keys.master_keys.port import Derivation, KeyDescription
+from tests.unit.keyturn_workers.keys.audit.memory import Stream, trail_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
     from keyturn.messages import AuditRecorded, Event
-    from keyturn_workers.key_uris import KeyUri
-    from keyturn_workers.master_keys.port import MasterKey
-    from keyturn_workers.settings import AuditSettings, KmsSettings, MasterKeySource
+    from keyturn_workers.core.key_uris import KeyUri
+    from keyturn_workers.keys.master_keys.port import MasterKey
+    from keyturn_workers.process.settings import AuditSettings, KmsSettings, MasterKeySource
     from tools.harness.memory_storage import MemoryStorage
 
 AT = "2026-11-24T10:00:00Z"

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from keyturn.crypto import to_base64
 from keyturn_workers.cli.app import app
-from keyturn_workers.keyring import create_keyring
-from keyturn_workers.sweep import AllRecord, ProjectRecord, SweepStore
+from keyturn_workers.keys.keyring.store import create_keyring
+from keyturn_workers.keys.sweep_records import SweepStore
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
-from tests.unit.keyturn_workers.status.bucket import Objects
+from tests.unit.keyturn_workers.reports.status.bucket import Objects
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pytest
     from typer.testing import Result
 
-    from keyturn_workers.keyring import Keyring
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.sweep_record import AllRecord, ProjectRecord
 
 
 @dataclass

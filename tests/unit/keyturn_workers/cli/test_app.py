@@ -93,13 +93,15 @@ def test_help_version_and_completion_import_no_command(
     assert {name for name in imported if name.startswith("keyturn")} <= {
         "keyturn",
         "keyturn.errors",
+        "keyturn.lazy",
         "keyturn_workers",
         "keyturn_workers.cli",
         "keyturn_workers.cli.app",
         "keyturn_workers.cli.errors",
-        "keyturn_workers.errors",
-        "keyturn_workers.worker",
-        "keyturn_workers.worker.runtime",
+        "keyturn_workers.core",
+        "keyturn_workers.core.errors",
+        "keyturn_workers.process",
+        "keyturn_workers.process.runtime",
     }
     assert not imported & {"aio_pika", "botocore", "pydantic_settings", "stamina"}
 

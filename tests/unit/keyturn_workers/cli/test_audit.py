@@ -16,7 +16,6 @@ from keyturn.crypto import EventVerifier, VerifyKey, from_base64, to_base64
 from keyturn.errors import BadSealError, BrokerUnavailableError, NotDeliveredError
 from keyturn.identifiers import format_time
 from keyturn.publisher.event_stream import StreamRecord
-from keyturn_workers.audit import AuditPublisher, KekDerived
 from keyturn_workers.cli import audit
 from keyturn_workers.cli import audit as module
 from keyturn_workers.cli.app import app
@@ -29,9 +28,11 @@ from keyturn_workers.cli.audit import (
     to_line,
 )
 from keyturn_workers.cli.errors import CommandError
-from keyturn_workers.settings import AuditSettings
+from keyturn_workers.keys.audit.trail import AuditPublisher
+from keyturn_workers.keys.master_keys.port import KekDerived
+from keyturn_workers.process.settings import AuditSettings
 from tests.unit.keyturn.test_audit import DEPLOYMENT, KEY, chain
-from tests.unit.keyturn_workers.audit.memory import EVENT_KEY, Stream, trail_to
+from tests.unit.keyturn_workers.keys.audit.memory import EVENT_KEY, Stream, trail_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -320,10 +321,12 @@ def test_what_is_of_a_project() -> None:
     assert not is_of_project(None, "acme")
 
 
-def test_an_empty_file_has_no_finding() -> None:
-    inspection = _inspect([])
-    inspection.check()
-    assert inspection.processes() == []
+@pytest.mark.parametrize("options", [(), ("--project", "acme"), ("--json",)])
+def test_a_file_without_a_record_proves_nothing(options: tuple[str, ...]) -> None:
+    """An export that was cut to nothing, or a wrong file name in a script, is no clean trail."""
+    result = _run("verify", "-", *options, stdin=b"\n")
+    assert result.exit_code == 1
+    assert "the file has no record" in result.stderr
 
 
 async def test_the_record_is_there_before_the_act_and_once_more_if_it_fails() -> None:

@@ -11,7 +11,7 @@ import pytest
 from keyturn.errors import AlreadyExistsError, StorageUnavailableError
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import count_objects, naming_storage, open_bucket, optional_task
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.storage import s3 as s3_storage
 from tools.harness.memory_storage import MemoryStorage
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,25 +18,29 @@ from keyturn.errors import (
     BadSealError,
     BadSignatureError,
     CodedError,
-    GenerationMismatchError,
     NotPermittedError,
     StagedBodyMissingError,
     UnknownIntakeKeyError,
-    UnknownProjectError,
 )
 from keyturn.identifiers import staging_s3_key
 from keyturn.messages import encode, parse_request
-from keyturn.topology import CONTROL_QUEUE, DEAD_QUEUES, UPLOAD_QUEUE, dead_letter_name
+from keyturn.topology import (
+    CONTROL_QUEUE,
+    DEAD_QUEUES,
+    UNSIGNED_DEAD_QUEUE,
+    UPLOAD_QUEUE,
+    dead_letter_name,
+)
 from keyturn_workers.cli import dead
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.dead import Resigner
 from keyturn_workers.cli.settings import ResignSettings
-from keyturn_workers.keyring import create_keyring
-from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.storage import Headers
-from keyturn_workers.upload.sessions import OpenedSessions
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.pipeline.upload.sessions import OpenedSessions
+from keyturn_workers.reports.dead_letters.move import move_letters
+from keyturn_workers.reports.dead_letters.queue import UnreadableQueueError, read_letters
 from tests.unit.keyturn_workers.cli.fakes import FakeAudit, use_bucket
-from tests.unit.keyturn_workers.dead_letters.memory_broker import (
+from tests.unit.keyturn_workers.reports.dead_letters.memory_broker import (
     DEPLOYMENT,
     LONG_AGO,
     Letter,
@@ -45,9 +48,7 @@ from tests.unit.keyturn_workers.dead_letters.memory_broker import (
     letter,
     upload,
 )
-from tests.unit.keyturn_workers.factories import keyring, rotated
 from tools.harness import requests
-from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -55,11 +56,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from aio_pika import Message
-    from aio_pika.abc import AbstractChannel
     from typer.testing import Result
 
     from keyturn.publisher.connection import BrokerAddress
-    from keyturn_workers.keyring import Keyring
+    from keyturn_workers.reports.dead_letters.queue import Letters
 
 _DEAD = dead_letter_name(UPLOAD_QUEUE)
 _CONTROL_DEAD = dead_letter_name(CONTROL_QUEUE)
@@ -73,11 +73,11 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
         made.fill(queue)
 
     @asynccontextmanager
-    async def opened(broker: BrokerAddress) -> AsyncIterator[AbstractChannel]:
+    async def opened(broker: BrokerAddress) -> AsyncIterator[Letters]:
         assert broker.url == DEPLOYMENT.amqp_url
-        channel = made.channel()
-        yield channel
-        await channel.close()
+        letters = made.letters()
+        yield letters
+        await letters.channel.close()
 
     monkeypatch.setattr(dead, "open_letters", opened)
     return made
@@ -113,6 +113,60 @@ def test_letters_of_every_queue_are_listed_and_none_is_taken(broker: MemoryBroke
     ]
     assert [row["queue"] for row in _rows("list", _CONTROL_DEAD)] == [_CONTROL_DEAD]
     assert not first.acknowledged
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The queue of dead uploads, which cannot be read."""
+
+    def but_one(function: Any) -> Any:
+        async def called(letters: Letters, queue: str, *rest: Any) -> Any:
+            if queue == _DEAD:
+                raise UnreadableQueueError(queue, 7)
+            return await function(letters, queue, *rest)
+
+        return called
+
+    monkeypatch.setattr(dead, "read_letters", but_one(read_letters))
+    monkeypatch.setattr(dead, "move_letters", but_one(move_letters))
+    return f"the 7 letters of {_DEAD} cannot be read"
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["replay"], ["discard", "--yes"]])
+def test_a_letter_is_found_though_another_queue_cannot_be_read(
+    broker: MemoryBroker, unreadable: str, arguments: list[str]
+) -> None:
+    held = letter(requests.delete("acme", "k"))
+    broker.fill(_CONTROL_DEAD, held)
+    result = _run(*arguments, str(held.message_id))
+    assert result.exit_code == 0, result.stderr
+    assert unreadable in result.stderr
+    assert held.acknowledged is (arguments != ["show"])
+    missing = _run(*arguments, "none")
+    assert missing.exit_code == 1
+    assert unreadable in missing.stderr
+
+
+def test_all_letters_but_those_of_a_queue_that_cannot_be_read_are_replayed(
+    broker: MemoryBroker, unreadable: str
+) -> None:
+    broker.fill(_CONTROL_DEAD, letter(requests.delete("acme", "k")))
+    rows = _rows("replay", "--all", exit_code=1)
+    assert [(row["queue"], row["status"]) for row in rows] == [
+        (_DEAD, "kept"),
+        (_CONTROL_DEAD, "replayed"),
+    ]
+    assert unreadable in rows[0]["detail"]
+
+
+@pytest.mark.usefixtures("unreadable")
+def test_a_queue_that_cannot_be_read_is_named_and_the_others_are_listed(
+    broker: MemoryBroker,
+) -> None:
+    broker.fill(_CONTROL_DEAD, letter(upload()))
+    result = _run("list", "--json")
+    assert [row["queue"] for row in json.loads(result.stdout)] == [_CONTROL_DEAD]
+    assert f"the 7 letters of {_DEAD} cannot be read" in result.stderr
 
 
 def test_a_list_that_is_cut_says_so(broker: MemoryBroker) -> None:
@@ -207,6 +261,47 @@ def test_a_letter_whose_body_was_not_kept_is_not_replayed(broker: MemoryBroker) 
     assert [row["status"] for row in rows] == ["kept", "replayed"]
     assert rows[0]["code"] == "malformed_request"
     assert not dropped.acknowledged
+
+
+def _destructive() -> list[Letter]:
+    """Expired requests that their publisher signed: served again, each would destroy something."""
+    made = (
+        requests.delete("acme", "k"),
+        requests.sweep("*", encrypt_plaintext=True),
+        requests.enroll(DEPLOYMENT, "acme"),
+        requests.rotation(DEPLOYMENT, "acme", _NEW_KEY),
+    )
+    return [letter(document | {"requested_at": LONG_AGO}) for document in made]
+
+
+@pytest.mark.parametrize("queue", [_DEAD, _CONTROL_DEAD, UNSIGNED_DEAD_QUEUE])
+@pytest.mark.parametrize("selects", ["--all", "ids"])
+def test_nothing_but_an_upload_is_signed_again_wherever_it_was_planted(
+    broker: MemoryBroker, queue: str, selects: str
+) -> None:
+    """An attacker with write access to the broker can put old, genuine requests into any queue."""
+    planted = _destructive()
+    broker.fill(queue, *planted)
+    ids = ["--all"] if selects == "--all" else [str(each.message_id) for each in planted]
+    rows = _rows("replay", *ids, "--resign", exit_code=1)
+    assert [(row["status"], row["code"]) for row in rows] == [("kept", "not_permitted")] * 4
+    assert all("its publisher must publish it again" in row["detail"] for row in rows)
+    assert (broker.sent, any(each.acknowledged for each in planted)) == ([], False)
+
+
+@pytest.mark.parametrize("queue", [_CONTROL_DEAD, UNSIGNED_DEAD_QUEUE])
+def test_an_upload_is_signed_again_only_in_the_queue_of_dead_uploads(
+    broker: MemoryBroker, queue: str
+) -> None:
+    moved, own = letter(upload()), letter(upload())
+    broker.fill(queue, moved)
+    broker.fill(_DEAD, own)
+    rows = _rows("replay", "--all", "--resign", exit_code=1)
+    assert {row["id"]: row["code"] for row in rows} == {
+        own.message_id: None,
+        moved.message_id: "not_permitted",
+    }
+    assert [copy.message_id for _, copy in broker.sent] == [own.message_id]
 
 
 def test_only_what_was_rejected_for_its_age_is_signed_again(broker: MemoryBroker) -> None:
@@ -309,9 +404,9 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     return made
 
 
-async def _resign(dead: Letter, queue: str = UPLOAD_QUEUE, *, named: bool = True) -> Message:
-    async with Resigner(ResignSettings.read(), named=named) as resigner:
-        return await resigner.copy(dead.message, queue)
+async def _resign(dead: Letter) -> Message:
+    async with Resigner(ResignSettings.read()) as resigner:
+        return await resigner.copy(dead.message, _DEAD)
 
 
 def _verified(message: Message) -> Any:
@@ -370,65 +465,6 @@ async def test_what_its_publisher_may_not_send_is_not_signed_again() -> None:
     signed = requests.headers(body, DEPLOYMENT.narrow_key, publisher="narrow")
     with pytest.raises(NotPermittedError):
         await _resign(Letter(body, signed | {"keyturn-code": "request_expired"}))
-
-
-@pytest.mark.parametrize("build", ["enroll", "rotation"])
-async def test_an_enrollment_or_a_rotation_is_signed_again_only_if_it_is_named(
-    storage: MemoryStorage, build: str
-) -> None:
-    document = (
-        requests.enroll(DEPLOYMENT, "acme")
-        if build == "enroll"
-        else requests.rotation(DEPLOYMENT, "acme", _NEW_KEY)
-    )
-    dead = letter(document | {"requested_at": LONG_AGO})
-    with pytest.raises(NotPermittedError, match="only if it is named by its id"):
-        await _resign(dead, CONTROL_QUEUE, named=False)
-    assert storage.calls["read"] == 0
-
-
-def _keyring(requested_at: str) -> Keyring:
-    """The project's keyring, sealed under the deployment's master key, at generation 2."""
-    ring = rotated(keyring())
-    return replace(ring, current=replace(ring.current, requested_at=requested_at))
-
-
-async def _enroll(storage: MemoryStorage, requested_at: str) -> None:
-    master_keys = OperatorSettings.read().master_keys
-    assert await create_keyring(
-        storage, _keyring(requested_at), operator_keys(master_keys), lease_s=15
-    )
-
-
-async def _rotation(**more: Any) -> Any:
-    document = requests.rotation(DEPLOYMENT, "acme", _NEW_KEY, **more)
-    dead = letter(document | {"requested_at": "2026-02-01T00:00:00.000000Z"})
-    return _verified(await _resign(dead, CONTROL_QUEUE))
-
-
-async def test_a_rotation_is_bound_to_the_generation_that_it_follows(
-    storage: MemoryStorage,
-) -> None:
-    """Should another one be accepted before it arrives, it is refused."""
-    await _enroll(storage, LONG_AGO)
-    assert (await _rotation()).expected_generation == 2
-    assert (await _rotation(expected_generation=2)).expected_generation == 2
-    with pytest.raises(GenerationMismatchError, match="the project is at generation 2"):
-        await _rotation(expected_generation=1)
-
-
-async def test_a_rotation_before_the_current_one_is_never_brought_back(
-    storage: MemoryStorage,
-) -> None:
-    await _enroll(storage, "2026-03-01T00:00:00.000000Z")
-    with pytest.raises(GenerationMismatchError, match="would bring back an old key"):
-        await _rotation()
-
-
-@pytest.mark.usefixtures("storage")
-async def test_a_rotation_of_a_project_without_a_keyring_is_refused() -> None:
-    with pytest.raises(UnknownProjectError):
-        await _rotation()
 
 
 def _under_a_session(publisher: str, **changes: Any) -> tuple[Letter, bytes]:

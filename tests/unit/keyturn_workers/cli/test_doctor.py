@@ -14,9 +14,9 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.topology import EXCHANGE, UPLOAD_QUEUE, queues
 from keyturn_workers.cli import doctor
 from keyturn_workers.cli.app import app
-from keyturn_workers.errors import MissingError
-from keyturn_workers.sources.bucket import SourceBucket
-from keyturn_workers.storage.probe.runner import Report, Row
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.pipeline.sources.bucket import SourceBucket
+from keyturn_workers.storage.probe.runner import ProbeReport, Row
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.storage.probe.broken_storages import DeletesAnyway, IgnoresIfAbsent
 from tools.harness.memory_storage import MemoryStorage
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
     from keyturn.publisher.connection import BrokerAddress
-    from keyturn_workers.sources.config import Source
+    from keyturn_workers.core.source_mapping import Source
     from keyturn_workers.storage.probe.checks import Needed
 
 _URL = "amqp://kim:sesame@127.0.0.1:5672/"
@@ -76,6 +76,11 @@ def _use(
     use_bucket(monkeypatch, "doctor", storage)
     monkeypatch.setattr(doctor, "connect_to_broker", connect)
 
+    async def serves(address: BrokerAddress) -> bool:
+        return address.url == _URL
+
+    monkeypatch.setattr(doctor, "serves_amqp1", serves)
+
 
 def _run(*arguments: str, amqp_url: str = _URL, **more: str) -> Result:
     environment = {"KEYTURN_S3_BUCKET": "memory", **more}
@@ -99,6 +104,8 @@ def test_a_bucket_and_a_broker_that_have_everything_pass(monkeypatch: pytest.Mon
         "connected",
         "all exist",
     )
+    assert (rows["AMQP 0-9-1 only"]["ok"], rows["AMQP 0-9-1 only"]["needed"]) == (False, "info")
+    assert "keep AMQP 1.0 off the port" in rows["AMQP 0-9-1 only"]["consequence"]
     assert broker.asked == [EXCHANGE, *(queue.name for queue in queues())]
 
 
@@ -132,8 +139,10 @@ def test_the_last_line_is_the_verdict(
         ("e", "info"),
     ]
 
-    async def probed(_: object) -> Report:
-        return Report([Row(name, needed, name not in failing, "", "") for name, needed in needs])
+    async def probed(_: object) -> ProbeReport:
+        return ProbeReport(
+            [Row(name, needed, name not in failing, "", "") for name, needed in needs]
+        )
 
     _use(monkeypatch, MemoryStorage(), FakeBroker(set()))
     monkeypatch.setattr(doctor, "probe", probed)
@@ -222,7 +231,7 @@ def test_each_source_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
             "wanted",
             False,
             "source away: list: SlowDown",
-            "its objects are not taken in",
+            "its objects are not ingested",
         ),
         "source own": (
             "required",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from keyturn.crypto import to_base64
+from keyturn.crypto import SigningKey, to_base64
 from keyturn.evidence import parse
 from keyturn_workers.cli.app import app
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
 from tests.unit.keyturn.evidence.shared import FIRST_KEY, SECOND_KEY, chain_of, follow
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tools.harness.memory_storage import MemoryStorage
@@ -26,6 +26,7 @@ CHAIN = chain_of(FIRST_KEY, FIRST_KEY, SECOND_KEY, SECOND_KEY)
 KEYS = tuple(to_base64(key.public_bytes) for key in (SECOND_KEY, FIRST_KEY))  # current first
 BOTH = {"EVENT_PUBLIC_KEY": ",".join(KEYS)}
 NEWEST = parse(CHAIN[-1]).digest
+_STRANGER = SigningKey.from_seed(bytes(range(2, 34)))
 
 
 def _run(*arguments: str, **env: str) -> Result:
@@ -247,6 +248,37 @@ def test_what_a_bucket_writer_plants_is_shown_and_fails(
     assert kind in [row["state"] for row in json.loads(result.stdout)]
 
 
+@pytest.mark.parametrize("name", ["0-planted.json", "z-planted.json"])
+@pytest.mark.parametrize(
+    ("planted", "kind"),
+    [
+        pytest.param(follow([], project="other"), "foreign", id="first of another project"),
+        pytest.param(follow(CHAIN[:1], project="other"), "foreign", id="between"),
+        pytest.param(follow(CHAIN, project="other"), "foreign", id="after the last"),
+        pytest.param(follow([], _STRANGER), "unknown_key", id="first of another deployment"),
+        pytest.param(_forged(), "forged", id="forged"),
+    ],
+)
+def test_foreign_evidence_comes_last_and_leaves_the_chain_verified(
+    storage: MemoryStorage, tmp_path: Path, planted: bytes, kind: str, name: str
+) -> None:
+    """Otherwise anyone with write access to the bucket could hide that a genuine chain is whole."""
+    _plant(storage, name, planted)
+    listed = _in_bucket("list", "acme", "--json", **BOTH)
+    assert (listed.exit_code, f": {name}: " in listed.stderr) == (1, True)
+    rows = json.loads(listed.stdout)
+    assert [row["state"] for row in rows] == [*["verified"] * 4, kind]
+    shown = json.loads(_in_bucket("show", "acme", "--json", **BOTH).stdout)
+    assert (shown["digest"], shown["state"]) == (NEWEST, "signature verified")
+    exported = _in_bucket("export", "acme", str(tmp_path), **BOTH)
+    paths = sorted(tmp_path.iterdir())
+    assert [path.read_bytes() for path in paths[:4]] == CHAIN
+    assert (exported.exit_code, len(paths)) == ((1, 4) if kind == "foreign" else (0, 5))
+    assert (f"not evidence of acme, and not exported: {name}" in exported.stderr) == (
+        len(paths) == 4
+    )
+
+
 @pytest.mark.usefixtures("storage")
 def test_a_project_without_evidence_has_an_empty_list() -> None:
     result = _in_bucket("list", "other", "--json", **BOTH)
@@ -335,7 +367,7 @@ def test_a_name_in_the_bucket_is_never_a_path(storage: MemoryStorage, tmp_path: 
     folder = tmp_path / "a" / "b" / "c"
     result = _in_bucket("export", "acme", str(folder))
     assert result.exit_code == 1
-    assert "not evidence, and not exported: ../../rubbish.json" in result.stderr
+    assert "not evidence of acme, and not exported: ../../rubbish.json" in result.stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 5
     assert {path.parent for path in files} == {folder}

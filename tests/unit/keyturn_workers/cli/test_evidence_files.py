@@ -21,8 +21,8 @@ from keyturn_workers.cli.evidence import (
     read_bucket,
     read_paths,
 )
-from keyturn_workers.errors import MissingError
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.storage_values import Headers
 from tests.unit.keyturn.evidence.shared import (
     COUNTS,
     FIRST_KEY,
@@ -177,6 +177,12 @@ def test_the_first_error_ends_what_is_verified(envelopes: list[bytes], states: l
 
 def test_another_projects_evidence_is_foreign() -> None:
     assert _states(*CHAIN, project="other") == ["foreign", *["unproven"] * 3]
+
+
+def test_a_retired_key_that_is_not_given_is_named_and_leaves_no_gap() -> None:
+    files = in_order(_files(*chain_of(FIRST_KEY, SECOND_KEY)), "acme", public(SECOND_KEY))
+    rows, _ = chain_rows(files, public(SECOND_KEY), "acme")
+    assert [row["state"] for row in rows] == ["unknown_key", "unproven"]
 
 
 def test_a_key_that_is_not_given_is_named() -> None:

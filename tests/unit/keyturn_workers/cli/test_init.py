@@ -21,8 +21,8 @@ from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import REQUESTS
 from keyturn_workers.cli.app import app
 from keyturn_workers.console.settings import ConsoleSettings
-from keyturn_workers.key_uris import VaultUri
-from keyturn_workers.settings import GatewaySettings, WorkerSettings
+from keyturn_workers.core.key_uris import VaultUri
+from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 from tests.unit.keyturn_workers.cli.fakes import PRK, URI, FakeKey
 
 if TYPE_CHECKING:

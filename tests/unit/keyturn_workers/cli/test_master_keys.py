@@ -15,12 +15,12 @@ from keyturn.errors import KmsUnavailableError
 from keyturn.project_keks import parse_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.keys import concerns, derive_known_kek, describe_source, opened, parse_uri
-from keyturn_workers.key_uris import parse_key_uri
-from keyturn_workers.keyring import create_keyring
-from keyturn_workers.master_keys.known_text import RESERVED_PROJECT, check_known_text
-from keyturn_workers.master_keys.local import LocalMasterKey
-from keyturn_workers.master_keys.port import KeyDescription
-from keyturn_workers.settings import KmsSettings
+from keyturn_workers.core.key_uris import parse_key_uri
+from keyturn_workers.keys.keyring.store import create_keyring
+from keyturn_workers.keys.master_keys.known_text import RESERVED_PROJECT, check_known_text
+from keyturn_workers.keys.master_keys.local import LocalMasterKey
+from keyturn_workers.keys.master_keys.port import KeyDescription
+from keyturn_workers.process.settings import KmsSettings
 from tests.unit.keyturn_workers.cli.fakes import (
     MASTER_KEY,
     OTHER_URI,

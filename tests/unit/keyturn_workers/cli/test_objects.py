@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from keyturn.crypto import BODY_CONTEXT, new_dek, seal, to_base64
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.objects import claims
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
 from tests.unit.keyturn.gateway.gateway import json_always, page_of, problem, serving
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.cli.through_gateway import run

@@ -14,9 +14,8 @@ import typer
 from keyturn.crypto import to_base64
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import recover
-from keyturn_workers.keyring import Mark, MarkTable
-from keyturn_workers.keyring.marks import MarkState
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.keys.keyring.marks import Mark, MarkState, MarkTable
 from tests.unit.keyturn_workers.cli.fakes import Commands, Terminal, event, use_bucket
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.witness import mark_of

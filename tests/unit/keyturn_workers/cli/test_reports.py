@@ -21,17 +21,24 @@ from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.keys import open_report_keys
 from keyturn_workers.cli.output import to_seconds
 from keyturn_workers.cli.recover import read_contradicted
-from keyturn_workers.cli.reports import OBJECTS_AT_ONCE, Groups, Reports, object_rows, take_census
-from keyturn_workers.keyring import MarkState, MarkTable, create_keyring
-from keyturn_workers.master_keys.local import LocalMasterKey
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.settings import OperatorSettings
-from keyturn_workers.storage import Headers
+from keyturn_workers.cli.reports import (
+    OBJECTS_AT_ONCE,
+    Groups,
+    StatusReports,
+    object_rows,
+    take_census,
+)
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.keys.keyring.marks import MarkState, MarkTable
+from keyturn_workers.keys.keyring.store import create_keyring
+from keyturn_workers.keys.master_keys.local import LocalMasterKey
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.process.settings import OperatorSettings
 from tests.unit.keyturn_workers.cli.fakes import Terminal
 from tests.unit.keyturn_workers.cli.status_bucket import Bench
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
-from tests.unit.keyturn_workers.master_keys.fakes import FakeProvider
-from tests.unit.keyturn_workers.status.bucket import done, record, sweep_id
+from tests.unit.keyturn_workers.keys.master_keys.fakes import FakeProvider
+from tests.unit.keyturn_workers.reports.status.bucket import done, record, sweep_id
 from tests.unit.keyturn_workers.witness import mark_of
 from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
 
     from keyturn.crypto import Secret
     from keyturn.messages import StatusView
-    from keyturn_workers.storage import ObjectHead
+    from keyturn_workers.core.storage_values import ObjectHead
 
 _KEYS = operator_keys(MASTER_KEYS)
 _AT = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -56,11 +63,11 @@ class _Bucket:
         self.storage, self.table = MemoryStorage(), MarkTable()
 
     @property
-    def reports(self) -> Reports:
+    def reports(self) -> StatusReports:
         witness: Any = SimpleNamespace(
             table=self.table, is_current=True, check_current=lambda _project: None
         )
-        return Reports(self.storage, _KEYS, witness=witness)
+        return StatusReports(self.storage, _KEYS, witness=witness)
 
     def put(self, project: str, serial: int) -> bytes:
         body = build_keyring(replace(keyring(project), serial=serial), MASTER_KEYS)
@@ -176,7 +183,7 @@ def test_a_time_is_shown_in_utc_to_the_second() -> None:
 async def _census(
     storage: MemoryStorage, *, project: str | None = None, keys: OperatorKeys | None = None
 ) -> Groups:
-    reports = Reports(storage, keys or _KEYS)
+    reports = StatusReports(storage, keys or _KEYS)
     return await take_census(reports, storage, project)
 
 
@@ -375,7 +382,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch, master_keys: str, audit: _Audit) 
         monkeypatch.setenv(f"KEYTURN_{name}", value)
     monkeypatch.setattr(keys, "command_audit", audit.open)
     monkeypatch.setattr(
-        "keyturn_workers.master_keys.providers.open_master_key", lambda *_: FakeProvider()
+        "keyturn_workers.keys.master_keys.providers.open_master_key", lambda *_: FakeProvider()
     )
     return OperatorSettings.read()
 

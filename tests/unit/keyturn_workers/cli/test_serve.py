@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import sys
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -14,25 +15,24 @@ from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn_workers.cli import console, secrets, serve
 from keyturn_workers.cli.app import app
 from keyturn_workers.console import server as console_server
-from keyturn_workers.console.auth.passwords import PasswordFile, Passwords
+from keyturn_workers.console.auth.passwords import PasswordFile, Passwords, parse_users
 from keyturn_workers.gateway import server as gateway_server
-from keyturn_workers.worker import process
+from keyturn_workers.pipeline.worker import process
 from tests.unit.keyturn_workers.console.console_env import console_env
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from typer.testing import Result
 
     from keyturn_workers.console.settings import ConsoleSettings
-    from keyturn_workers.settings import GatewaySettings, WorkerSettings
+    from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 
 _S3 = S3Server("http://s3.example.com:9000", "access", "secret", "us-east-1", "given")
 _DEPLOYMENT = Deployment("amqp://localhost/", _S3, "bucket")
 _ENVIRONMENT = _DEPLOYMENT.worker_env()
 _PASSWORD = "correct horse battery"
+_HASH = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHRzb21lc2FsdA$" + "A" * 43
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +89,35 @@ def test_a_storage_that_does_not_answer_is_named_with_its_address(
     result = CliRunner().invoke(app, ["worker", "all"], env=_ENVIRONMENT)
     assert result.exit_code == 1
     assert "the storage at http://s3.example.com:9000, bucket bucket" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "worker all",
+        "gateway",
+        "console",
+        "doctor",
+        "dead list",
+        "audit tail",
+        "delete acme k",
+    ],
+)
+def test_a_malformed_address_of_the_broker_is_named_before_anything_is_done(
+    command: str, tmp_path: Path
+) -> None:
+    environment = {
+        **_DEPLOYMENT.worker_env(),
+        **_DEPLOYMENT.gateway_env(),
+        **console_env(tmp_path / "passwords"),
+        "KEYTURN_AMQP_URL": "amqp://kim:se/same@broker:5672/",
+    }
+    result = CliRunner().invoke(app, command.split(), env=environment)
+    assert result.exit_code == 2, result.stderr
+    assert result.stderr == (
+        "keyturn: KEYTURN_AMQP_URL is malformed: it has no valid host name or port; a slash, "
+        "# or ? in a password must be percent-encoded\n"
+    )
 
 
 def test_without_its_settings_no_worker_is_run(started: list[frozenset[str]]) -> None:
@@ -155,6 +184,25 @@ async def test_people_are_added_changed_and_removed(tmp_path: Path) -> None:
     assert (again.exit_code, again.stderr) == (1, f"keyturn: {file} has no user of this name\n")
 
 
+@pytest.mark.parametrize("change", [pytest.param("add", marks=pytest.mark.slow), "remove"])
+def test_a_link_to_the_password_file_stays_a_link(tmp_path: Path, change: str) -> None:
+    """The console reads the file behind it: a person removed from a copy could still sign in."""
+    file = tmp_path / "etc" / "passwords"
+    file.parent.mkdir()
+    file.write_text("".join(f"{name}:view:{_HASH}\n" for name in ("lee", "lou")))
+    file.chmod(0o640)
+    link = tmp_path / "passwords"
+    link.symlink_to(Path("etc") / "passwords")
+    result = _add(link) if change == "add" else _console("remove-user", "lee", "--file", str(link))
+    assert result.exit_code == 0, result.stderr
+    assert link.readlink() == Path("etc") / "passwords"
+    expected = {"lee", "lou", "kim"} if change == "add" else {"lou"}
+    assert set(parse_users(file.read_text())) == expected
+    # Readable by the same users as before: the console may run as a member of its group.
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert sorted(path.name for path in file.parent.iterdir()) == ["passwords"]
+
+
 @pytest.mark.slow
 def test_a_person_who_is_removed_while_a_password_is_typed_stays_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -181,13 +229,13 @@ def test_two_commands_at_once_do_not_undo_each_other(
     real = secrets.write_secret
     removing: list[Thread] = []
 
-    def write_late(path: Path, content: str, *, force: bool) -> None:
+    def write_late(path: Path, content: str, **how: bool) -> None:
         monkeypatch.setattr(console, "write_secret", real)
         remove = Thread(target=console.remove_user, args=("lee", file))
         remove.start()
         remove.join(0.05)
         removing.append(remove)
-        real(path, content, force=force)
+        real(path, content, **how)
 
     monkeypatch.setattr(console, "write_secret", write_late)
     assert _add(file).exit_code == 0

@@ -14,8 +14,8 @@ from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn_workers.cli import sources as cli_sources
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.sources import _ImportProgress
-from keyturn_workers.ingest.importing import ImportResult
-from keyturn_workers.sources.bucket import SourceBucket
+from keyturn_workers.pipeline.ingest.importing import ImportResult
+from keyturn_workers.pipeline.sources.bucket import SourceBucket
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.storage.probe.broken_storages import DeletesAnyway
 from tools.harness.memory_storage import MemoryStorage
@@ -23,7 +23,7 @@ from tools.harness.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyturn_workers.sources.config import Source
+    from keyturn_workers.core.source_mapping import Source
 
 
 def test_without_a_source_it_names_the_setting() -> None:

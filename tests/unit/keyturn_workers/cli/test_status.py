@@ -15,8 +15,9 @@ from keyturn.crypto import SigningKey, new_dek, to_base64
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import reports, status
-from keyturn_workers.keyring import MarkTable, replace_keyring
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.keys.keyring.marks import MarkTable
+from keyturn_workers.keys.keyring.store import replace_keyring
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, bench
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
@@ -26,7 +27,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
     v0_metadata,
 )
-from tests.unit.keyturn_workers.status.bucket import (
+from tests.unit.keyturn_workers.reports.status.bucket import (
     all_record,
     done,
     failed,
@@ -396,7 +397,7 @@ def _give_marks(monkeypatch: pytest.MonkeyPatch, bucket: Bench) -> dict[str, byt
         bodies[project] = body
     stream = SimpleNamespace(
         table=table,
-        signed_before={"other": (keys[1].id, b"{}")},
+        signed_before={"other": keys[1].id},
         is_current=True,
         check_current=lambda _project: None,
     )

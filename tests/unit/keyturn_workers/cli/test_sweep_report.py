@@ -13,13 +13,13 @@ import pytest
 from keyturn.counts import Counts
 from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn.identifiers import format_time
-from keyturn_workers.sweep import Options
-from keyturn_workers.sweep.record import Failure, KeyRange, OpenPage, PartEnd
-from keyturn_workers.sweep.store import part_path
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.core.sweep_record import Failure, KeyRange, OpenPage, PartEnd
+from keyturn_workers.keys.sweep_records import part_path
 from tests.unit.keyturn_workers.cli.fakes import FakePublisher, event
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, bench
 from tests.unit.keyturn_workers.factories import keyring
-from tests.unit.keyturn_workers.status.bucket import (
+from tests.unit.keyturn_workers.reports.status.bucket import (
     BEGIN,
     ROUND_ID,
     WALK_ID,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from keyturn.messages import Event
-    from keyturn_workers.sweep import Origin
+    from keyturn_workers.core.sweep_record import Origin
 
 _ID = sweep_id(1)
 _PUBLISHER = {
@@ -126,7 +126,7 @@ def test_a_running_sweep_shows_its_progress(bucket: Bench) -> None:
 
 
 def test_a_sweep_names_what_its_round_answers_too_or_that_it_waits_for_one(bucket: Bench) -> None:
-    of = record(origin(1), origin(2), origin(3, options=Options(repair=True)))
+    of = record(origin(1), origin(2), origin(3, options=SweepOptions(repair=True)))
     assert of.round is not None
     of = replace(of, round=replace(of.round, origins=(of.origins[0].name, of.origins[1].name)))
     bucket.add(of)

@@ -22,7 +22,7 @@ from keyturn.crypto import (
 )
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.app import app
-from keyturn_workers.storage import Headers
+from keyturn_workers.core.storage_values import Headers
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.factories import (
     AT,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
-    from keyturn_workers.keyring import Keyring
+    from keyturn_workers.core.keyring import Keyring
 
 OLD, NEW = new_api_key(), new_api_key()
 PEPPER = "the pepper"

@@ -24,10 +24,10 @@ from keyturn_workers.console.actions import (
     Action,
     Actions,
     ActionState,
-    SweepOptions,
     TooManyActionsError,
 )
 from keyturn_workers.console.auth.person import Person
+from keyturn_workers.core.sweep_options import SweepOptions
 from tests.unit.keyturn_workers.cli.fakes import event
 
 if TYPE_CHECKING:

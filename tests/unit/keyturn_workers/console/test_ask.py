@@ -151,7 +151,7 @@ async def test_a_page_does_not_wait_for_what_its_header_shows() -> None:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (WaitTimeoutError("nothing in time"), "No control worker answers."),
+        (WaitTimeoutError("nothing in time"), "No control worker responds."),
         (BrokerUnavailableError("the broker cannot be reached"), "The broker cannot be reached."),
     ],
 )

@@ -19,8 +19,9 @@ from keyturn.messages import (
     SweepStatus,
     WorkerStatus,
 )
-from keyturn_workers.console.key_usage import Census, CensusTaker, Group, KeyRow, key_rows
+from keyturn_workers.console.key_usage import Census, CensusTaker, KeyRow, key_rows
 from keyturn_workers.console.pages.keys import key_rotation
+from keyturn_workers.core.master_key_usage import KeyGroup
 
 if TYPE_CHECKING:
     from keyturn_workers.console.ask import Asker, Query
@@ -79,9 +80,9 @@ async def test_pages_are_summed_until_the_last_one() -> None:
     assert pages.asked == [(None, "kim"), ("a", "kim")]
     assert taker.complete == taker.newest
     assert taker.newest.counts == {
-        Group("encrypted", "m1", ""): 7,
-        Group("keyring", "m2", ""): 1,
-        Group("unreadable", "", "bad_seal"): 3,
+        KeyGroup("encrypted", "m1"): 7,
+        KeyGroup("keyring", "m2"): 1,
+        KeyGroup("unreadable", code="bad_seal"): 3,
     }
     assert (taker.newest.inspected, taker.newest.ended_at) == (11, _AT)
 
@@ -132,7 +133,7 @@ def _census(**counts: int) -> Census:
     groups = {}
     for name, count in counts.items():
         key, _, kind = name.partition("_")
-        groups[Group(kind, key, "" if key else "bad_seal")] = count
+        groups[KeyGroup(kind, key, "" if key else "bad_seal")] = count
     return Census(started_at=_AT, as_of=_AT, ended_at=_AT, counts=groups)
 
 
@@ -167,7 +168,6 @@ _UNUSED = tuple(
         ({}, {"running_sweeps": None}, None),
         ({}, {"running_sweeps": 1}, False),
         ({"_unreadable": 1}, {}, False),
-        ({"_keyring": 1}, {}, False),
         ({"m1_noncurrent": 1}, {}, False),
     ],
 )

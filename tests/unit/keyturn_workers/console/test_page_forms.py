@@ -41,7 +41,7 @@ def test_a_sweep_of_one_project_starts_at_once_and_only_once(console: Scene) -> 
     assert (sent["master_key"], sent["encrypt_plaintext"], sent["repair"]) == (None, False, False)
     location = response.headers["location"]
     assert location == f"/sweeps/acme/{sent['request_id']}"
-    assert "Published, no answer yet" in console.words(location)
+    assert "Published, no response yet" in console.words(location)
     again = console.post(_SWEEP, form=token, scope="project", project="acme")
     assert again.headers["location"] == location
     assert len(console.sent) == 1
@@ -161,7 +161,7 @@ def test_an_answer_ends_the_asking_of_its_page(console: Scene) -> None:
     request_id = path.rpartition("/")[2]
     console.answer(request_id, event("object.deleted", request_id=request_id, key="a"))
     page = console.get(path)
-    assert "never takes another body" in page
+    assert "can never be used again" in page
     assert "data-refresh" not in page
 
 
@@ -212,7 +212,7 @@ def test_a_key_is_published_once_after_it_was_shown_and_confirmed(console: Scene
     assert sent["expected_generation"] == 1
     location = first.headers["location"]
     assert second.headers["location"] == location
-    assert "Published, no answer yet" in console.words(location)
+    assert "Published, no response yet" in console.words(location)
     for path in (_ROTATE, _MAKE, location):
         assert key not in console.get(path)
 

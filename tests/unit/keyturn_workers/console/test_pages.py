@@ -16,7 +16,6 @@ from starlette.testclient import TestClient
 from keyturn.crypto import Secret
 from keyturn.errors import BrokerUnavailableError, WaitTimeoutError
 from keyturn.messages import FailureStatus, Progress, ProjectStatus
-from keyturn_workers.code_help import CODES
 from keyturn_workers.console.auth.protection import OwnOrigins, Protection
 from keyturn_workers.console.auth.sessions import COOKIE, Account, Sessions, SignedOut
 from keyturn_workers.console.pages import queues, sweeps
@@ -25,6 +24,7 @@ from keyturn_workers.console.pages.queues import differences, is_present
 from keyturn_workers.console.pages.sweeps import as_csv, as_text
 from keyturn_workers.console.prometheus import History
 from keyturn_workers.console.rendering.templates import PAGES, http_error_page
+from keyturn_workers.process.code_help import CODES
 from tests.unit.keyturn_workers.console.scene import Scene, lived, words_of
 from tools.harness import console_data
 from tools.harness.console_data import HOSTILE_KEY, MadeUp, digest, made_up_id
@@ -187,7 +187,7 @@ def test_a_page_without_an_answer_opens_and_says_since_when_and_why(path: str) -
     page = Scene(publisher).words(path)
     assert "not been read yet" in page
     assert "The broker cannot be reached (refused)." in page
-    assert "Not answered since" in page
+    assert "No response since" in page
     # It says that it asks again by itself, and does.
     assert "data-refresh" in Scene(publisher).get(path)
 
@@ -202,7 +202,7 @@ def test_with_the_broker_away_a_page_keeps_what_it_knows_with_its_age(path: str)
     scene.publisher.error = WaitTimeoutError("none")
     page = scene.words(path)
     assert "Nothing newer since" in page
-    assert "No control worker answers." in page
+    assert "No control worker responds." in page
     assert "not been read yet" not in page
 
 
@@ -603,7 +603,7 @@ def test_an_error_is_a_page_and_its_text_stays_in_the_log(monkeypatch: pytest.Mo
     assert "Something went wrong" in page
     assert "secret" not in page
     assert "This page does not exist" in scene.words("/nowhere", 404)
-    assert "does not take that kind of request" in scene.words("/keys/count", 405)
+    assert "does not accept this kind of request" in scene.words("/keys/count", 405)
 
 
 def test_healthz_needs_no_session() -> None:

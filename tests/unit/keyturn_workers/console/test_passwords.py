@@ -278,12 +278,12 @@ def test_what_is_written_is_read() -> None:
     ],
 )
 def test_a_malformed_line_is_named_and_not_shown(line: str) -> None:
-    with pytest.raises(ValueError, match=r"^line 2 does not read name:view\|operate:hash$"):
+    with pytest.raises(ValueError, match=r"^line 2 is not of the form name:view\|operate:hash$"):
         parse_users(f"lee:view:{_HASH}\n{line}\n")
 
 
 def test_a_name_is_there_once() -> None:
-    with pytest.raises(ValueError, match="line 2 names a user"):
+    with pytest.raises(ValueError, match="line 2 repeats the name"):
         parse_users(f"kim:view:{_HASH}\nkim:operate:{_HASH}\n")
 
 

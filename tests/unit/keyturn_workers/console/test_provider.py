@@ -17,7 +17,12 @@ from starlette.requests import Request
 
 from keyturn.errors import SettingsError
 from keyturn.messages.fields import Actor
-from keyturn_workers.console.auth.provider import ClaimRules, Provider, ProviderError, RefusedError
+from keyturn_workers.console.auth.provider import (
+    ClaimRules,
+    Provider,
+    ProviderError,
+    SignInRefusedError,
+)
 from tests.unit.keyturn_workers.console.console_env import CLIENT_SECRET, console_settings
 from tools.servers.oidc_provider import Faults, OidcProvider
 
@@ -114,14 +119,14 @@ async def test_the_provider_wants_the_verifier_of_this_browser(flow: _Flow) -> N
     await thief.begin()
     (state,) = thief.session
     stolen = query.replace(parse_qs(query)["state"][0], state.removeprefix("_state_provider_"))
-    with pytest.raises(RefusedError, match="invalid_grant"):
+    with pytest.raises(SignInRefusedError, match="invalid_grant"):
         await thief.finish(stolen)
 
 
 async def test_a_response_counts_once(flow: _Flow) -> None:
     query = await flow.at_provider(await flow.begin())
     await flow.finish(query)
-    with pytest.raises(RefusedError, match="not begun in this browser"):
+    with pytest.raises(SignInRefusedError, match="not started in this browser"):
         await flow.finish(query)
 
 
@@ -129,19 +134,19 @@ async def test_a_response_in_another_browser_is_refused(flow: _Flow) -> None:
     """Somebody could sign a victim in with the attacker's account otherwise."""
     query = await flow.at_provider(await flow.begin())
     flow.session.clear()
-    with pytest.raises(RefusedError, match="not begun in this browser"):
+    with pytest.raises(SignInRefusedError, match="not started in this browser"):
         await flow.finish(query)
 
 
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
-        ({"callback": {"state": "other"}}, "not begun in this browser"),
-        ({"callback": {"state": None}}, "not begun in this browser"),
+        ({"callback": {"state": "other"}}, "not started in this browser"),
+        ({"callback": {"state": None}}, "not started in this browser"),
         ({"callback": {"iss": "https://evil.example"}}, "not come from the configured provider"),
         ({"callback": {"iss": None}}, "not come from the configured provider"),
         ({"callback": {"code": "other"}}, "invalid_grant"),
-        ({"callback": {"code": None, "error": "access_denied"}}, "says access_denied"),
+        ({"callback": {"code": None, "error": "access_denied"}}, "reported access_denied"),
         ({"callback": {"error": "<b>"}}, "refused it"),
         ({"claims": {"nonce": "other"}}, "not valid"),
         ({"claims": {"nonce": None}}, "not valid"),
@@ -168,7 +173,7 @@ async def test_a_response_that_is_not_right_is_refused(
     flow: _Flow, faults: dict[str, Any], reason: str
 ) -> None:
     flow.real.faults = Faults(**faults)
-    with pytest.raises(RefusedError, match=reason) as refused:
+    with pytest.raises(SignInRefusedError, match=reason) as refused:
         await flow.sign_in()
     assert "<" not in str(refused.value)
     flow.real.faults = Faults()
@@ -178,11 +183,14 @@ async def test_a_response_that_is_not_right_is_refused(
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
-        ({"status": 500}, "answered with status 500"),
-        ({"description": {"issuer": "https://evil.example"}}, "names another issuer"),
+        ({"status": 500}, "responded with status 500"),
+        (
+            {"description": {"issuer": "https://evil.example"}},
+            "issuer is not KEYTURN_CONSOLE_OIDC_ISSUER",
+        ),
         ({"description": {"token_endpoint": "http://sso.example.com/token"}}, "not https"),
         ({"description": {"jwks_uri": None}}, "not https"),
-        ({"description": {"issuer": None}}, "another issuer"),
+        ({"description": {"issuer": None}}, "issuer is not"),
         (
             {"description": {"id_token_signing_alg_values_supported": ["none"]}},
             "accepted algorithm",
@@ -202,7 +210,7 @@ async def test_a_provider_that_is_wrong_is_one_line(
 @pytest.mark.parametrize("token", ["<html>", "[]", "null", '{"id_token": 7, "access_token": "a"}'])
 async def test_a_token_that_is_none_is_one_line(flow: _Flow, token: str) -> None:
     flow.real.faults = Faults(token=token)
-    with pytest.raises((ProviderError, RefusedError), match=r"^[^<]*$"):
+    with pytest.raises((ProviderError, SignInRefusedError), match=r"^[^<]*$"):
         await flow.sign_in()
 
 
@@ -243,7 +251,7 @@ async def test_roles_may_come_with_the_user_info(flow: _Flow) -> None:
     claims = await flow.sign_in("lee")
     assert (claims["roles"], claims["iss"]) == (["view"], _ISSUER)
     flow.real.faults = Faults(claims={"sub": "kim2"})
-    with pytest.raises(RefusedError, match="another person"):
+    with pytest.raises(SignInRefusedError, match="another person"):
         await flow.sign_in("lee")
 
 
@@ -258,7 +266,7 @@ async def test_a_session_at_the_provider_can_be_ended(flow: _Flow) -> None:
 async def test_the_secret_goes_by_basic_unless_only_a_form_is_taken(flow: _Flow) -> None:
     methods = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
     flow.real.faults = Faults(description=methods)
-    with pytest.raises(RefusedError, match="invalid_client"):
+    with pytest.raises(SignInRefusedError, match="invalid_client"):
         await flow.sign_in()  # this provider takes only Basic
     flow.provider = flow.made()
     flow.real.faults = Faults(

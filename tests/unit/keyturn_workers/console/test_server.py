@@ -16,7 +16,7 @@ import structlog
 from keyturn.errors import SettingsError
 from keyturn_workers.console.server import open_console, run_console
 from keyturn_workers.console.settings import ConsoleSettings, is_loopback, is_private, url_of
-from keyturn_workers.errors import AddressError
+from keyturn_workers.core.errors import AddressError
 from tests.unit.keyturn_workers.console.console_env import console_settings
 from tools.harness.deployment import Deployment
 from tools.servers import S3Server
@@ -149,7 +149,7 @@ def test_roles_are_lists_and_the_issuer_stays_as_it_is(monkeypatch: pytest.Monke
         ),
         ({"CONSOLE_SESSION_KEY": None}, "KEYTURN_CONSOLE_SESSION_KEY is missing"),
         ({"CONSOLE_SESSION_KEY": "c2hvcnQ="}, "CONSOLE_SESSION_KEY is malformed: not the base64"),
-        ({"CONSOLE_OIDC_ISSUER": "https://sso.example.com"}, "CONSOLE_OIDC_CLIENT_ID are set"),
+        ({"CONSOLE_OIDC_ISSUER": "https://sso.example.com"}, "CONSOLE_OIDC_CLIENT_ID must be set"),
         ({"CONSOLE_OIDC_ISSUER": "http://sso.example.com"}, "must be an https:// URL"),
         ({"CONSOLE_OIDC_ISSUER": "sso.example.com"}, "not an https:// URL"),
         ({"CONSOLE_PUBLIC_URL": "http://console.example.com"}, "must be an https:// URL"),

@@ -201,7 +201,7 @@ def test_a_provider_that_is_away_is_a_page(browser: _Browser) -> None:
     with capture_logs() as logs:
         answer = browser.client.get("/sign-in/provider")
     assert answer.status_code == 502
-    assert "The provider answered with status 503." in answer.text
+    assert "The provider responded with status 503." in answer.text
     assert [line["log_level"] for line in logs if line["event"] == "provider failed"] == ["error"]
     assert "Sign in with single sign-on" in browser.client.get("/sign-in").text
 

@@ -13,8 +13,8 @@ from keyturn.errors import all_errors
 from keyturn.identifiers import parse_time
 from keyturn.messages import AttentionLink, AuditStatus, Counts, Progress, SweepStatus
 from keyturn.messages.audit import AuditAction
-from keyturn_workers.code_help import CODES, code_help
 from keyturn_workers.console.rendering import words
+from keyturn_workers.process.code_help import CODES, code_help
 
 if TYPE_CHECKING:
     from datetime import datetime

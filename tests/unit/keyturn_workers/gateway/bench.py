@@ -11,14 +11,14 @@ import pytest
 from keyturn.crypto import HEADER_BYTES, Secret, user_kek, v0_seal
 from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.objects import LegacyLimits, LegacyReader, ObjectOpener
 from keyturn_workers.gateway.shares import ProjectSlots
-from keyturn_workers.keyring import Keyring, KeyringReader, Witness
-from keyturn_workers.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.objects.wraps import wrap
-from keyturn_workers.storage import Headers
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     V0_ADMIN_KEK,
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator
 
+    from keyturn_workers.core.keyring import DesiredState, Keyring
+    from keyturn_workers.core.storage_port import ObjectStream
+    from keyturn_workers.core.storage_values import Lease, ObjectHead
     from keyturn_workers.gateway.objects import ObjectReader
     from keyturn_workers.gateway.request import Span
-    from keyturn_workers.keyring import DesiredState
-    from keyturn_workers.storage import Lease, ObjectHead, ObjectStream
+    from keyturn_workers.keys.keyring.marks import Witness
 
 DEPLOYMENT: Final = "default"
 PEPPER: Final = "pepper"

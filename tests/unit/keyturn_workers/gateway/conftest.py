@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keyturn_workers.http_server import client_connection
+from keyturn_workers.process.http_server import client_connection
 
 
 @pytest.fixture(autouse=True)

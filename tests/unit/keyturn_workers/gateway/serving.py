@@ -10,13 +10,13 @@ from urllib.parse import unquote
 
 from keyturn.messages import DeleteRequested
 from keyturn.publisher import NotSentHereError, WaitTimeoutError
-from keyturn.publisher.requests import build, draft_upload
+from keyturn.publisher.requests import build, draft_upload, now
 from keyturn.publisher.sessions import SealingSession
 from keyturn_workers.gateway.app import Gateway
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.request import object_path
-from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.sweep import SweepStore
+from keyturn_workers.keys.sweep_records import SweepStore
+from keyturn_workers.process.settings import GatewaySettings
 from tests.unit.keyturn.publisher.test_requests import SETTINGS
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, DEPLOYMENT, KEY, Bench
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from keyturn.messages import Event
     from keyturn.publisher import Publisher
-    from keyturn_workers.worker.health import Check
+    from keyturn_workers.process.health import Check
 
 BEARER = {"authorization": f"Bearer {API_KEY}"}
 PATH = object_path("acme", KEY)
@@ -192,14 +192,26 @@ class FakePublisher:
         return rotation_id
 
     async def delete(self, project: str, object_key: str, *, request_id: str) -> str:
-        build(DeleteRequested, project=project, key=object_key, request_id=request_id)
+        build(
+            DeleteRequested,
+            requested_at=now(),
+            project=project,
+            key=object_key,
+            request_id=request_id,
+        )
         if self.fails is not None:
             raise self.fails
         self.deletes.append({"project": project, "key": object_key, "id": request_id})
         return request_id
 
     async def delete_many(self, project: str, keys: list[str], *, request_id: str) -> str:
-        build(DeleteRequested, project=project, keys=tuple(keys), request_id=request_id)
+        build(
+            DeleteRequested,
+            requested_at=now(),
+            project=project,
+            keys=tuple(keys),
+            request_id=request_id,
+        )
         if self.fails is not None:
             raise self.fails
         self.many.append({"project": project, "keys": keys, "id": request_id})

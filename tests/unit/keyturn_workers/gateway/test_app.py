@@ -10,12 +10,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway.description import DOCS_HEADERS, openapi_json
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.problems import MEDIA_TYPE
 from keyturn_workers.gateway.request import object_path
-from keyturn_workers.http_server import client_connection
-from keyturn_workers.storage import Headers
+from keyturn_workers.process.http_server import client_connection
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import (
     API_KEY,

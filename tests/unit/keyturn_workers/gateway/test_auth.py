@@ -20,12 +20,12 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
 from keyturn_workers.gateway.auth import AuthenticationError, Caller, NoApiKeyError
 from keyturn_workers.gateway.request import Link
-from keyturn_workers.storage import Headers
 from keyturn_workers.storage import clock as clock_module
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import (
@@ -102,7 +102,7 @@ async def test_a_wrong_key_is_refused(authorization: list[str]) -> None:
 
 _NONE = "no API key was sent"
 _FORM = "not of the form Authorization: Bearer <API key>"
-_MALFORMED = "what was sent is not an API key: an API key is 32 to 512 characters"
+_MALFORMED = "the bearer token is not an API key: an API key is 32 to 512 characters"
 _SENT = "sent-by-mistake"
 _UNUSABLE: list[tuple[list[str], str]] = [
     ([], _NONE),
@@ -389,12 +389,26 @@ async def test_what_is_current_is_never_refused_right_after_a_rotation(
         await ask(bench)
 
 
-@pytest.mark.parametrize(("ask", "cache_s"), [(_by_key, 2.0), (_by_link, 60.0)])
+@pytest.mark.parametrize(
+    ("ask", "cache_s", "is_known"),
+    [
+        (_by_key, 2.0, False),
+        (_by_link, 60.0, False),
+        (_by_key, 2.0, True),
+        (_by_link, 2.0, True),
+    ],
+)
 async def test_a_read_that_is_too_old_is_not_joined(
-    clock: Clock, ask: _Ask, cache_s: float
+    clock: Clock, ask: _Ask, cache_s: float, *, is_known: bool
 ) -> None:
-    """A delayed response of the storage shows the keyring as it was when it was sent."""
+    """A delayed response of the storage shows the keyring as it was when it was sent.
+
+    Of a known project, the callers whose key was right share the read, once its cache time is over.
+    """
     bench = Bench(cache_s=cache_s)
+    if is_known:
+        await ask(bench)
+        clock.now += cache_s + 0.001
     started, answered = asyncio.Event(), asyncio.Event()
     real = bench.storage.read
 

@@ -21,11 +21,11 @@ from keyturn.errors import (
     NotFoundError,
     StorageUnavailableError,
 )
-from keyturn_workers.errors import RefusedError
+from keyturn_workers.core.errors import RefusedError
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway import objects
 from keyturn_workers.gateway.objects import START_BYTES, EncryptedReader
 from keyturn_workers.gateway.request import Span
-from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import deleted
 from tests.unit.keyturn_workers.gateway.bench import CHUNK, KEY, TARGET, Bench
 from tools.harness.memory_storage import MemoryStorage
@@ -33,7 +33,7 @@ from tools.harness.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from keyturn_workers.storage import ObjectStream
+    from keyturn_workers.core.storage_port import ObjectStream
 
 SIZES = (0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 16 * CHUNK, 17 * CHUNK + 5)
 PLAINTEXT = os.urandom(34 * CHUNK + 9)

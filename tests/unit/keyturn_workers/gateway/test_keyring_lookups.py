@@ -10,10 +10,10 @@ import pytest
 
 from keyturn.errors import StorageUnavailableError, UnauthorizedError
 from keyturn.identifiers import keyring_s3_key
-from keyturn_workers.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway import keyring_lookups
 from keyturn_workers.gateway.keyring_lookups import RESERVED_READS_PER_S, _KeyringFilter, _Tokens
-from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, Bench, ring_of, turned_to
 from tools.harness.local_keys import build_keyring
@@ -21,7 +21,7 @@ from tools.harness.local_keys import build_keyring
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyturn_workers.storage import ObjectSummary
+    from keyturn_workers.core.storage_values import ObjectSummary
 
 _WRONG = "Bearer kt_" + "w" * 43
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from keyturn.crypto import new_dek
 from keyturn.errors import MalformedRequestError, StorageUnavailableError
 from keyturn.identifiers import byte_order, is_object_key, object_s3_key, parse_time
-from keyturn_workers.errors import MissingError, RefusedError
+from keyturn_workers.core.errors import MissingError, RefusedError
+from keyturn_workers.core.storage_values import Capabilities, Headers
+from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway import listing
 from keyturn_workers.gateway.listing import (
     HEADS_AT_ONCE,
@@ -26,8 +28,6 @@ from keyturn_workers.gateway.listing import (
     needs_head,
     size_by_metadata,
 )
-from keyturn_workers.objects.wraps import wrap
-from keyturn_workers.storage import Capabilities, Headers
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     deleted,
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyturn.identifiers import Order
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.storage_values import ObjectHead
     from keyturn_workers.gateway.listing import Page
-    from keyturn_workers.keyring import Keyring
-    from keyturn_workers.storage import ObjectHead
 
 # --- The parameters of a list request, and the sizes of a listing (SPEC 4, 9.3)
 

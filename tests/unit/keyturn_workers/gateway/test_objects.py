@@ -26,6 +26,8 @@ from keyturn.errors import (
     WrapsDisagreeError,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn_workers.core.storage_values import Capabilities, Headers
+from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway import objects
 from keyturn_workers.gateway.objects import (
     LegacyReader,
@@ -36,8 +38,6 @@ from keyturn_workers.gateway.objects import (
 )
 from keyturn_workers.gateway.request import Span
 from keyturn_workers.gateway.shares import GatewayBusyError
-from keyturn_workers.objects.wraps import wrap
-from keyturn_workers.storage import Capabilities, Headers
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     deleted,

@@ -59,6 +59,7 @@ STATUSES = {
     "unknown_master_key": 503,
     "storage_unavailable": 503,
     "foreign_object": 503,
+    "hidden_wrap": 503,
     "lease_mismatch": 503,
     "kms_unavailable": 503,
     "marks_unavailable": 503,

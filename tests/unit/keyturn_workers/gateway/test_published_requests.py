@@ -28,11 +28,11 @@ from keyturn.publisher import (
     PublisherError,
 )
 from keyturn.publisher.requests import new_id
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway import publishing
 from keyturn_workers.gateway.publishing import PendingRequests, event_of
 from keyturn_workers.gateway.request import object_path
 from keyturn_workers.gateway.shares import GatewayBusyError
-from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, KEY, NEW_API_KEY, ring_of
 from tests.unit.keyturn_workers.gateway.serving import (

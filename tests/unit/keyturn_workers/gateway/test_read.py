@@ -32,6 +32,8 @@ from keyturn.errors import CodedError, StorageUnavailableError, UnauthorizedErro
 from keyturn.identifiers import is_object_key
 from keyturn.messages import RequestOrigin
 from keyturn.metadata import decode_caller_metadata
+from keyturn_workers.core.keyring import Generation, Keyring
+from keyturn_workers.core.storage_values import Headers, ObjectHead
 from keyturn_workers.gateway import objects
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
@@ -55,8 +57,8 @@ from keyturn_workers.gateway.read import (
 )
 from keyturn_workers.gateway.request import META_PREFIX, Span, format_http_date
 from keyturn_workers.gateway.shares import ConcurrencyLimit, ProjectSlots
-from keyturn_workers.keyring import Generation, Keyring, KeyringReader, create_keyring
-from keyturn_workers.storage import Headers, ObjectHead
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.keyring.store import create_keyring
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
 from tests.unit.keyturn_workers.gateway.serving import PATH, Connection, Serving
@@ -423,11 +425,13 @@ async def test_errors_before_a_response_starts() -> None:
 @pytest.mark.parametrize("key", ["k" * 901, "%c3%a9" * 451, "a//b", "a/../b", "a/", "a%00b", "%ff"])
 async def test_an_upload_to_an_invalid_key_is_malformed_and_all_else_is_not_found(key: str) -> None:
     serving, target = Serving(), f"/v1/projects/acme/objects/{key}"
+    serving.bench.plant_sealed(key="None")  # a key of its own, which nothing else is read as
     refused = await serving.ask("PUT", target, body=b"x")
     assert (refused.status, refused.document()["code"]) == (400, "malformed_request")
     assert "1 to 900 bytes" in refused.document()["detail"]
     for method in ("GET", "HEAD", "DELETE"):
         assert (await serving.ask(method, target)).status == 404
+    assert (await serving.ask(target="/v1/projects/acme/objects/None")).status == 200
     assert (await serving.ask("PUT", target, key=NEW_API_KEY, body=b"x")).status == 401
 
 

@@ -34,7 +34,7 @@ from keyturn_workers.gateway.request import (
     parse_range,
     read_json_body,
 )
-from keyturn_workers.http_server.client_connection import ClientGoneError
+from keyturn_workers.process.http_server.client_connection import ClientGoneError
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive

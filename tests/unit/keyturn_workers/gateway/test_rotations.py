@@ -17,11 +17,10 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time, is_uuid, keyring_s3_key
 from keyturn.messages import COUNT_FIELDS, RotationRejected
 from keyturn.publisher import OutcomeUnknownError
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_record import End, Origin, ProjectRecord, Round, State
 from keyturn_workers.gateway import rotations
-from keyturn_workers.storage import Headers
-from keyturn_workers.sweep import Origin, ProjectRecord
-from keyturn_workers.sweep.record import End, Round, State
-from keyturn_workers.sweep.store import record_path
+from keyturn_workers.keys.sweep_records import record_path
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, NEW_API_KEY, ring_of, turned_to
 from tests.unit.keyturn_workers.gateway.serving import ROTATIONS, Connection, Serving

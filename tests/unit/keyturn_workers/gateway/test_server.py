@@ -10,13 +10,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.background import background
-from keyturn_workers.errors import AddressError, RefusedError
+from keyturn_workers.core.errors import AddressError, RefusedError
+from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.gateway import server
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.server import detect_capabilities
-from keyturn_workers.settings import GatewaySettings
-from keyturn_workers.storage import Capabilities
+from keyturn_workers.process.background import background
+from keyturn_workers.process.settings import GatewaySettings
 from tests.unit.keyturn_workers.gateway.serving import ask
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsLate
 from tools.harness.deployment import Deployment
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from keyturn_workers.storage import Headers, WriteResult
+    from keyturn_workers.core.storage_values import Headers, WriteResult
 
 # --- A gateway process: it starts without its broker, and needs its address
 

@@ -16,7 +16,8 @@ from keyturn.identifiers import staging_s3_key
 from keyturn.messages import INLINE_MAX_BYTES
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
 from keyturn.publisher.requests import new_id
-from keyturn_workers.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway import uploads
 from keyturn_workers.gateway.publishing import PendingRequest, PendingRequests
 from keyturn_workers.gateway.shares import (
@@ -31,7 +32,6 @@ from keyturn_workers.gateway.uploads import (
     StagingQuota,
     UploadClaim,
 )
-from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.gateway.serving import FakePublisher
 from tools.harness.memory_storage import MemoryStorage
 

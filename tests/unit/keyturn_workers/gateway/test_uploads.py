@@ -19,11 +19,11 @@ from keyturn.publisher import (
     OutcomeUnknownError,
     PublisherError,
 )
-from keyturn_workers.errors import ArchivedError
-from keyturn_workers.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.errors import ArchivedError
+from keyturn_workers.core.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway import uploads
 from keyturn_workers.gateway.request import object_path, requested_wait_s
-from keyturn_workers.storage import Headers
 from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.gateway.bench import KEY, NEW_API_KEY, ring_of
 from tests.unit.keyturn_workers.gateway.serving import PATH, Connection, Serving

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 from aiobotocore.credentials import AioCredentials
 
-from keyturn_workers.storage import Capabilities
+from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.storage.s3_connections import open_pool
 from keyturn_workers.storage.s3_http import S3HttpClient

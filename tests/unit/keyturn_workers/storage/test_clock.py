@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
+from structlog.testing import capture_logs
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.storage.clock import (
@@ -96,11 +97,29 @@ def test_one_of_two_front_ends_never_becomes_the_reference(ahead_s: float) -> No
     assert given[1::2] == [DISTRUSTED] * 150
 
 
+@pytest.mark.parametrize("ahead_s", [3600, -3600, 16, -16])
+def test_a_contradiction_is_known_for_ten_minutes(ahead_s: float) -> None:
+    """Also once the others agree again, or once the new clock has become the reference."""
+    on = Machine()
+    on.responses(60)
+    seen = [on.clock.is_contradicted]
+    on.response(ahead_s)
+    on.responses(590)
+    seen.append(on.clock.is_contradicted)
+    on.responses(15)
+    seen.append(on.clock.is_contradicted)
+    on.ahead_s = ahead_s
+    on.responses(300)
+    seen.append(on.clock.is_contradicted)
+    assert seen == [False, True, False, True]
+
+
 @pytest.mark.parametrize("ahead_s", [2, -2])
 def test_a_sixth_of_a_lease_is_tolerated(ahead_s: float) -> None:
     on = Machine()
     on.responses(60)
     assert on.responses(60, 0, ahead_s) == [PROOF] * 60
+    assert not on.clock.is_contradicted
 
 
 def test_what_is_tolerated_does_not_add_up() -> None:
@@ -135,6 +154,49 @@ def test_responses_of_more_than_ten_minutes_ago_are_no_reference() -> None:
     on.now_s += 700
     on.ahead_s = 3600
     assert on.response() == LEASE_ONLY
+
+
+@pytest.mark.parametrize("ahead_s", [5, -5])
+def test_what_is_left_of_a_reference_is_as_tight_as_its_best_response(ahead_s: float) -> None:
+    """Not as loose as its slowest: that one bounds little."""
+    on = Machine()
+    on.responses(60)
+    on.now_s += 300
+    on.response()
+    on.now_s += 20
+    on.response(took_s=8)
+    on.now_s += 300  # the first minute is no reference any more
+    assert on.response(ahead_s) == DISTRUSTED
+    assert on.response() == PROOF
+
+
+@pytest.mark.parametrize(("agreeing", "contradicting"), [(40, 20), (21, 1)])
+def test_a_majority_is_twice_as_many_and_twenty_more(agreeing: int, contradicting: int) -> None:
+    on = Machine()
+    on.responses(60)
+    given = [on.response(AN_HOUR_S) for _ in range(agreeing - 2)]
+    assert [on.response() for _ in range(contradicting)] == [PROOF] * contradicting
+    on.now_s += 2 * LEASE_S
+    given.append(on.response(AN_HOUR_S))
+    assert given == [DISTRUSTED] * (agreeing - 1)
+    assert on.response(AN_HOUR_S) == LEASE_ONLY
+
+
+def test_a_contradiction_is_logged_once_a_minute_and_a_change_once() -> None:
+    on = Machine()
+    on.responses(60)
+    with capture_logs() as logs:
+        for seconds in (1, 60, 1):
+            on.responses(1, AN_HOUR_S)
+            on.responses(seconds)
+        on.responses(90, -AN_HOUR_S)
+    contradicts, changed = "storage clock contradicts earlier responses", "storage clock changed"
+    logged = [(log["event"], round(log["by_s"], -2)) for log in logs]
+    assert logged == [
+        (contradicts, AN_HOUR_S),
+        (contradicts, AN_HOUR_S),
+        (changed, -AN_HOUR_S),
+    ]
 
 
 def test_contradictions_that_contradict_each_other_are_no_new_reference() -> None:
@@ -221,7 +283,7 @@ async def test_an_idle_worker_proves_at_once(
         if requests > AN_HOUR_S // INTERVAL_S:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr("keyturn_workers.background.asyncio.sleep", sleep)
+    monkeypatch.setattr("keyturn_workers.process.background.asyncio.sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await keep_clock_known(observe)
     assert machine.response().proves

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import MissingError, RefusedError
-from keyturn_workers.storage import Headers
-from keyturn_workers.storage.port import abort_multipart, open_multipart
+from keyturn_workers.core.errors import MissingError, RefusedError
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.storage.multipart import abort_multipart, open_multipart
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyturn_workers.storage import MultipartUpload
+    from keyturn_workers.core.storage_values import MultipartUpload
 
 PLAIN = Headers({})
 

@@ -14,8 +14,14 @@ import pytest
 
 from keyturn.errors import SettingsError, StorageUnavailableError
 from keyturn.settings import S3Settings
-from keyturn_workers.errors import MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import (
+from keyturn_workers.core.errors import (
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    UnstorableKeyError,
+)
+from keyturn_workers.core.storage_values import (
+    RECORD_MAX_BYTES,
     Capabilities,
     Headers,
     IfAbsent,
@@ -23,7 +29,6 @@ from keyturn_workers.storage import (
     Lease,
     Part,
 )
-from keyturn_workers.storage.port import RECORD_MAX_BYTES
 from keyturn_workers.storage.s3 import S3Storage, open_storage
 from tests.unit.keyturn_workers.storage.servers import (
     DROP,
@@ -39,7 +44,7 @@ from tests.unit.keyturn_workers.storage.servers import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from keyturn_workers.storage import ObjectStream
+    from keyturn_workers.core.storage_port import ObjectStream
     from tests.unit.keyturn_workers.storage.servers import ScriptedServer
 
 PLAIN = Headers({})
@@ -129,6 +134,16 @@ async def test_each_refusal_raises_its_error(
     assert str(caught.value).endswith(f": {code}")
 
 
+@pytest.mark.parametrize("name", WRITES)
+async def test_nothing_is_written_at_a_key_that_is_too_long(
+    server: ScriptedServer, storage: S3Storage, name: str
+) -> None:
+    """An upload is refused for good, and not tried again as if something were missing."""
+    server.script = [Reply(400, error("KeyTooLongError"))]
+    with pytest.raises(UnstorableKeyError, match="too long"):
+        await WRITES[name](storage)
+
+
 async def streamed(storage: S3Storage) -> bytes:
     async with storage.stream("a/k") as stream:
         return b"".join([chunk async for chunk in stream.chunks(3)])
@@ -182,6 +197,16 @@ async def test_reads_give_up_and_a_missing_object_is_not_retried(
     assert len(server.requests) == 1 + len(bodiless)
 
 
+@pytest.mark.parametrize("name", ["read", "read_start", "stream"])
+async def test_nothing_exists_at_a_key_that_is_too_long(
+    server: ScriptedServer, storage: S3Storage, name: str
+) -> None:
+    server.script = [Reply(400, error("KeyTooLongError"))]
+    with pytest.raises(MissingError):
+        await READS[name](storage)
+    assert len(server.requests) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READS)
 @pytest.mark.parametrize(
@@ -222,6 +247,48 @@ async def test_a_delete_marker_read_by_its_version_id_is_missing(
     server.script = [Reply(405, PROXY_PAGE, marker)] * 9
     with pytest.raises(StorageUnavailableError):
         await storage.read_start("a/k", 56, version_id="v")
+
+
+@pytest.mark.parametrize(
+    ("reply", "raised"),
+    [
+        (Reply(405, error("MethodNotAllowed"), {"x-amz-delete-marker": "true"}), MissingError),
+        (Reply(405, PROXY_PAGE), StorageUnavailableError),
+    ],
+    ids=["storage", "proxy"],
+)
+async def test_a_delete_marker_that_a_head_meets_is_checked_by_a_ranged_read(
+    server: ScriptedServer, storage: S3Storage, reply: Reply, raised: type[Exception]
+) -> None:
+    """The response to a HEAD has no code, so that its 405 alone says nothing definite."""
+    empty = Reply(416, error("InvalidRange"))
+    server.script = [empty, Reply(405, headers={"x-amz-delete-marker": "true"}), *[reply] * 9]
+    with pytest.raises(raised):
+        await storage.read_start("a/k", 56, version_id="v")
+    assert [each.method for each in server.requests[:3]] == ["GET", "HEAD", "GET"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "version"),
+    [
+        ({"x-amz-delete-marker": "true", "x-amz-version-id": "m1"}, "m1"),
+        ({"x-amz-delete-marker": "True", "x-amz-version-id": "m1"}, "m1"),
+        ({"x-amz-delete-marker": "false", "x-amz-version-id": "v1"}, None),
+        ({"x-amz-version-id": "v1"}, None),
+        ({"x-amz-delete-marker": "true"}, None),
+        ({}, None),
+    ],
+)
+async def test_a_conditional_delete_returns_the_version_of_its_delete_marker_alone(
+    server: ScriptedServer,
+    storage: S3Storage,
+    headers: dict[str, str],
+    version: str | None,
+) -> None:
+    """Otherwise the version that a delete removed could be taken for the marker that it left."""
+    server.script = [Reply(204, headers=headers)]
+    assert await storage.delete_if_match("a/k", ETAG) == version
+    assert server.requests[0].headers["if-match"] == ETAG
 
 
 async def test_a_truncated_record_is_read_again(server: ScriptedServer, storage: S3Storage) -> None:

@@ -21,14 +21,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from keyturn.errors import StorageUnavailableError
+from keyturn_workers.core.storage_values import Lease
 from keyturn_workers.storage import s3_connections
-from keyturn_workers.storage.port import Lease
 from keyturn_workers.storage.s3_connections import (
     Connection,
     ConnectionLostError,
     Exchange,
     TlsFailedError,
 )
+from keyturn_workers.storage.s3_wire import UnconfirmedNotFoundError
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from tests.unit.keyturn_workers.storage.servers import OK, ByteServer, connected, open_client
 
@@ -297,6 +298,44 @@ async def test_an_early_response_is_not_the_response_to_the_next_request(
         assert put.body == b"done"
     assert [head[:4] for head in server.heads] == [b"GET ", b"PUT "]
     assert server.connections == 2
+
+
+HEADS = {
+    "of an object": b"HTTP/1.1 200 OK\r\nContent-Length: 42\r\n\r\n",
+    "of an error": b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "without a length": b"HTTP/1.1 200 OK\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+async def test_a_late_body_of_a_head_is_not_the_response_to_the_next_request(head: bytes) -> None:
+    """A proxy that takes HEAD for GET lets the writer of an object choose that response."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            if (await reader.readuntil(b"\r\n\r\n")).startswith(b"HEAD"):
+                writer.write(head)
+                await reader.read(2**16)
+                writer.write(EARLY % b"200 OK")
+            writer.write(OK)
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://localhost:{server.sockets[0].getsockname()[1]}/bucket/"
+        async with open_client(url) as client, asyncio.timeout(20):
+            with suppress(UnconfirmedNotFoundError):
+                await client.call("head", "HEAD", "k", {})
+            response = await client.call("put", "PUT", "k", {}, body=b"body")
+    assert response.headers.get("x-seen") == "yes", "not what the server said to the put"
+
+
+async def test_after_the_head_of_an_empty_object_the_connection_is_kept() -> None:
+    """No body is announced: each tombstone in a list costs such a request."""
+    async with connected(OK.replace(b"4", b"0").replace(b"done", b"")) as (server, client):
+        await client.call("head", "HEAD", "k", {})
+        await client.call("read", "GET", "k", {})
+    assert server.connections == 1
 
 
 async def test_without_the_guard_an_early_response_would_be_believed(

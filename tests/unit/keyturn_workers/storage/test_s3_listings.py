@@ -6,18 +6,21 @@ Real servers are in `tests/integration/storage/test_listing.py` and `test_path_o
 from __future__ import annotations
 
 import re
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qs
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import byte_order, path_order
-from keyturn_workers.storage import Capabilities, s3_listings
+from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.storage import s3_listings
 from keyturn_workers.storage.listing import (
+    ServerPage,
     entry_of,
     objects_query,
     parse_entries,
@@ -69,6 +72,7 @@ def test_a_bucket_lists_by_bytes_unless_it_was_measured() -> None:
         # A folder is skipped as a whole.
         ("/", "p/a/", "p/a/" + LAST * 255, "p/a/" + LAST * 255),
         ("/", "p/ab/", "p/ab/" + LAST * 254 + "\uffff", "p/ab/" + LAST * 254 + "\uffff"),
+        ("/", "p/" + "b" * 1021 + "/", "p/" + "b" * 1021 + "/", "p/" + "b" * 1021 + "/"),
         ("/", "p/abc/", "p/abc/" + LAST * 254 + "\u07ff", "p/abc/" + LAST * 254 + "\u07ff"),
     ],
 )
@@ -211,6 +215,8 @@ _OBJECT: Final = _ROW.format(key="p/a")
         _body(truncated=""),
         b"<ListBucketResult></ListBucketResult>",
         _body(_OBJECT.replace("<Size>72", "<Size>many")),
+        _body(_OBJECT.replace("<Size>72", "<Size>-72")),
+        _body(_ROW.format(key="p/%FF")),
         _body(_OBJECT.replace(".123Z", "")),
         _body(_OBJECT.replace(".123Z", "+02:00")),
         _body(_OBJECT.replace("</Contents>", "")),
@@ -340,6 +346,36 @@ async def test_every_object_once_in_the_servers_order(
     by_path=st.booleans(),
     measured=st.booleans(),
 )
+@example(  # the second folder hides behind a full page of a folder and an object
+    keys={"p/a/x", "p/b", "p/b/x"},
+    after="",
+    prefix="p/",
+    page_keys=1000,
+    limit=2,
+    delimiter="/",
+    by_path=True,
+    measured=True,
+)
+@example(  # the last entry of a page is an object by paths, and a folder by bytes
+    keys={"p/a/x", "p/a-b", "p/b"},
+    after="",
+    prefix="p/",
+    page_keys=1000,
+    limit=2,
+    delimiter="/",
+    by_path=True,
+    measured=True,
+)
+@example(
+    keys={"p/a/x", "p/a-b", "p/b"},
+    after="",
+    prefix="p/",
+    page_keys=1000,
+    limit=2,
+    delimiter="/",
+    by_path=False,
+    measured=True,
+)
 async def test_every_entry_once_in_pages(
     keys: set[str],
     after: str,
@@ -426,6 +462,28 @@ async def test_a_server_that_never_gets_further_is_an_error(
     with pytest.raises(StorageUnavailableError, match="no progress"):
         await storage.list_entries("p/", after="p/a")
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(("key_bytes", "on_the_loop"), [(1, True), (2**20, False)])
+async def test_a_large_page_is_parsed_beside_the_event_loop(
+    server: ScriptedServer,
+    storage: S3Storage,
+    monkeypatch: pytest.MonkeyPatch,
+    key_bytes: int,
+    *,
+    on_the_loop: bool,
+) -> None:
+    """It may take a tenth of a second, in which nothing else would be served."""
+    seen = list[bool]()
+
+    def parse(body: bytes, prefix: str) -> ServerPage:
+        seen.append(threading.current_thread() is threading.main_thread())
+        return parse_entries(body, prefix)
+
+    monkeypatch.setattr(s3_listings, "parse_entries", parse)
+    server.script = [listed("p/" + "a" * key_bytes)]
+    assert len((await storage.list_entries("p/")).objects) == 1
+    assert seen == [on_the_loop]
 
 
 async def test_behind_all_keys_nothing_is_requested(

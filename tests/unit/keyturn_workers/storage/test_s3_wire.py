@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import (
+from keyturn_workers.core.errors import (
     ArchivedError,
+    ClockSkewError,
     MissingError,
     PreconditionError,
     RefusedError,
     RequestFailedError,
     UnstorableKeyError,
 )
-from keyturn_workers.storage import Headers, Lease
+from keyturn_workers.core.storage_values import Headers, Lease
 from keyturn_workers.storage.s3_wire import (
     RESTATED,
     RangeNotSatisfiableError,
@@ -31,6 +32,7 @@ from keyturn_workers.storage.s3_wire import (
     find_columns,
     find_rows,
     find_text,
+    parse_date,
     parse_head,
     parse_tags,
     parse_versioning,
@@ -226,6 +228,7 @@ async def _body() -> AsyncIterator[bytes]:
         (400, "AccessDenied", RefusedError),
         (500, "AccessDenied", StorageUnavailableError),
         (403, "SignatureDoesNotMatch", RefusedError),
+        (403, "RequestTimeTooSkewed", ClockSkewError),
         (403, "InvalidObjectState", ArchivedError),
         (404, "NoSuchKey", MissingError),
         (404, "NoSuchUpload", MissingError),
@@ -251,7 +254,7 @@ async def _body() -> AsyncIterator[bytes]:
 def test_every_status_has_its_error(status: int, code: str, error: type[Exception]) -> None:
     found = error_for("put", status, code)
     assert type(found) is error
-    assert str(found).endswith(f"put: {code or status}")
+    assert f"put: {code or status}" in str(found)
 
 
 @pytest.mark.parametrize(("status", "code", "reason"), UNSTORABLE)
@@ -320,6 +323,30 @@ def test_a_response_without_a_required_header_is_an_error(missing: str) -> None:
     headers = {name: value for name, value in NEEDED.items() if name != missing}
     with pytest.raises(StorageUnavailableError):
         parse_head("read", headers)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"x-amz-tagging-count": "abc"},
+        {"x-amz-tagging-count": "-1"},
+        {"content-range": "bytes 0-55/-1234"},
+        {"content-range": "bytes 0-55/1_234"},
+        {"content-range": "bytes 0-55/*"},
+        {"content-length": "-56"},
+        {"content-length": "5\u0666"},
+        {"content-length": "9" * 30},
+        {"date": "Tue, 24 Nov 99999999999999999999 10:00:00 GMT"},
+        {"date": "Tue, 24 Nov 2026 10:00:00 +99999999999999"},
+        {"last-modified": "Tue, 24 Nov 2026 99999999999999999999:00:00 GMT"},
+        {"last-modified": ""},
+    ],
+)
+def test_a_number_or_time_that_is_none_is_an_error_of_the_storage(odd: dict[str, str]) -> None:
+    with pytest.raises(StorageUnavailableError):
+        parse_head("read", {**NEEDED, **odd})
+    if "date" in odd:
+        assert parse_date(odd) is None
 
 
 @pytest.mark.parametrize(
@@ -441,6 +468,13 @@ def test_texts_are_read_as_they_were_written(texts: list[str]) -> None:
 @given(st.lists(_TEXT, max_size=4))
 def test_names_are_decoded_as_they_were_encoded(names: list[str]) -> None:
     assert list(decode_names([quote(name, safe="") for name in names])) == names
+
+
+@pytest.mark.parametrize("encoded", ["p/%FF", "p/%ED%A0%80", "p/%C3%A9%C3"])
+def test_a_name_that_is_not_utf8_is_an_error(encoded: str) -> None:
+    """With replacements it would sort elsewhere, and a listing could continue past other keys."""
+    with pytest.raises(ValueError, match="codec can't decode"):
+        decode_names(["p/a", encoded])
 
 
 def test_references_are_replaced_once() -> None:

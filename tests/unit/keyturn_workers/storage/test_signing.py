@@ -15,7 +15,7 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn_workers.storage.port import Lease
+from keyturn_workers.core.storage_values import Lease
 from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, Signer
 
 if TYPE_CHECKING:

@@ -83,6 +83,7 @@ def test_every_plan_contains_every_kind_of_action(seed: int, count: int) -> None
     done = Counter(action.what for action in plan.actions)
     assert done["rotate"] == 5
     assert done["sources away"] >= 2
+    assert done["refuse events"] == 1
     assert done["new master key"] == done["enroll"] == 1
     assert done["delete"] >= 2
     assert done["kill"] >= 3

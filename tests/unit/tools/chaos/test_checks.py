@@ -97,6 +97,7 @@ def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
         forged={digest(JUNK): [ForgedMessage("unsigned request", UNSIGNED)]},
         junk={digest(JUNK)},
         false_events={"digest of a false event"},
+        poison=Counter({topology.UPLOAD_QUEUE: 1, topology.NOTIFICATIONS: 1}),
         waited=[
             VictimOutcome(UPLOAD.upload_id, "x", STORED),
             VictimOutcome(ROTATION, "x", COMPLETED),
@@ -112,6 +113,7 @@ def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
         ],
         {UNSIGNED: 1},
         [_mark(1, OLD, 1), _mark(2, NEWEST, 2)],
+        Counter({UPLOAD_DEAD: 1}),
     )
     theft = Theft("amber", "rolled back", 1, 2, OF_THIEF, answer=ROLLED_BACK)
     theft.responses, theft.refusals = Counter({"read: 503": 1}), Counter({"upload": 2})
@@ -137,8 +139,10 @@ def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
 ALL = (
     checks.trespasses,
     checks.unrequested,
+    checks.unanswered,
     checks.misled_callers,
     checks.unsigned,
+    checks.poison,
     checks.dead_letters,
     checks.queues,
     checks.ends,
@@ -209,6 +213,11 @@ _ACCEPTED = _event("rotation.accepted", OF_THIEF, "amber")
         (checks.unrequested, _event_more({**STORED, "project": "cedar"}), _NOT_SENT),
         (checks.unrequested, _event_more({**STORED, "project": None}), _NOT_SENT),
         (checks.unrequested, _event_more(_NAMELESS), _NOT_SENT),
+        (checks.unanswered, _broker(events=[COMPLETED, SWEPT, REJECTED]), UPLOAD.upload_id),
+        # The hostile publisher's own sweep, under the id of another's rotation.
+        (checks.unanswered, _broker(events=[STORED, COMPLETED, REJECTED]), "sweep.requested"),
+        (checks.poison, _broker(poison=Counter()), "0 letters cannot be read; 1 sent"),
+        (checks.poison, _broker(poison=Counter({UPLOAD_DEAD: 1, CONTROL_DEAD: 1})), CONTROL_DEAD),
         # A body that no publisher signed is no request, although it was sent.
         (checks.unrequested, _forged_upload, _NOT_SENT),
         (checks.misled_callers, _heard(ROTATION, None), "received nothing"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn_workers.sources.config import Source, Target
+from keyturn_workers.core.source_mapping import Source, Target
 from tools.chaos import drop_checks
 from tools.chaos.drop_checks import DropState, summary, taken_in
 from tools.chaos.drops import (

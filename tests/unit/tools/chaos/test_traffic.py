@@ -46,7 +46,7 @@ class _Publisher:
         self.ids.append(upload_id)
         self.sent[upload_id] = [SimpleNamespace(request_id=upload_id)]
 
-    async def _send(self, signed: Any) -> None:
+    async def _publish(self, signed: Any) -> None:
         self.ids.append(signed.request_id)
 
 

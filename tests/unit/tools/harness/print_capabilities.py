@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from keyturn_workers.settings import WorkerSettings
-from keyturn_workers.worker import process
+from keyturn_workers.pipeline.worker import process
+from keyturn_workers.process.settings import WorkerSettings
 
 if __name__ == "__main__":
     settings = WorkerSettings.model_construct()

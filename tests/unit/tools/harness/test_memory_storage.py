@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import ArchivedError, MissingError, PreconditionError, RefusedError
-from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch, Lease, Storage
+from keyturn_workers.core.errors import ArchivedError, MissingError, PreconditionError, RefusedError
+from keyturn_workers.core.storage_values import Capabilities, Headers, IfAbsent, IfMatch, Lease
 from tools.harness.memory_bucket import (
     DEFAULT_CONTENT_TYPE,
     NULL_VERSION,
@@ -22,7 +22,8 @@ from tools.harness.memory_bucket import (
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from keyturn_workers.storage import ObjectHead
+    from keyturn_workers.core.storage_port import Storage
+    from keyturn_workers.core.storage_values import ObjectHead
     from keyturn_workers.storage.probe.protocol import ProbeStorage
 
 NOW: Final = datetime(2026, 11, 24, 10, tzinfo=UTC)
@@ -120,6 +121,36 @@ def test_tags_belong_to_the_latest_version() -> None:
     latest, earlier = bucket.versions()
     assert bucket.get("k", latest.version_id).tags == {}
     assert bucket.get("k", earlier.version_id).head(NOW).tag_count == 1
+
+
+def test_where_versioning_is_suspended_a_write_replaces_the_version_null_alone() -> None:
+    bucket = _bucket("k")
+    bucket.versioning = "Enabled"
+    bucket.store("k", _version(b"2"))
+    bucket.versioning = "Suspended"
+
+    def ids() -> list[str]:
+        return [row.version_id for row in bucket.versions()]
+
+    version, null = ids()
+    assert (null, bucket.get("k").body) == (NULL_VERSION, b"2")
+    bucket.store("k", _version(b"3"))
+    assert (ids(), bucket.get("k").body) == ([NULL_VERSION, version], b"3")
+    assert bucket.delete("k", NOW) == NULL_VERSION
+    assert (ids(), bucket.keys()) == ([NULL_VERSION, version], [])
+    bucket.delete_version("k", NULL_VERSION, NOW)
+    assert bucket.get("k").body == b"2"
+
+
+def test_a_lock_of_a_version_does_not_keep_the_version_null() -> None:
+    bucket = Bucket(versioned=True)
+    bucket.store("k", _version(b"1", HELD))
+    bucket.versioning = "Suspended"
+    bucket.store("k", _version(b"2", HELD))
+    with pytest.raises(RefusedError):
+        bucket.store("k", _version(b"3"))
+    bucket.plant("k", _version(b"4"))
+    assert [bucket.get("k", row.version_id).body for row in bucket.versions()] == [b"4", b"1"]
 
 
 # Conditions.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from keyturn_workers.storage import Capabilities
+from keyturn_workers.core.storage_values import Capabilities
 from tools.harness.fork_server import ForkServer, can_fork
 from tools.harness.process import WorkerProcess
 from tools.servers.process import ServerError

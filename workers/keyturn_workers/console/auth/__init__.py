@@ -1,12 +1,12 @@
-"""Who may use the console, and what protects its requests (SPEC 16.3).
+"""Sign-in to the console, and the protection of its requests (SPEC 16.3).
 
 | module | holds |
 | --- | --- |
-| `auth` | accounts, and all of this as one value, made from the settings |
-| `person` | the person that a request comes from, and what they may do |
-| `passwords` | the password file, and how passwords are checked |
-| `provider` | sign-in at an OpenID Connect provider, and what its claims say |
-| `sessions` | signed cookies, and the sessions that were signed out |
+| `auth` | accounts and everything below as one value, made from the settings |
+| `person` | the person behind a request, and their role |
+| `passwords` | the password file, and the check of passwords |
+| `provider` | sign-in at an OpenID Connect provider, and the reading of its claims |
+| `sessions` | signed cookies, and signed-out sessions |
 | `sign_in` | the pages that sign a person in and out |
-| `protection` | what each request passes: headers, origins, form tokens, the log |
+| `protection` | checks and headers of each request: origins, form tokens, the log |
 """

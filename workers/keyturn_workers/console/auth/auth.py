@@ -29,7 +29,7 @@ from keyturn_workers.console.settings import ConsoleSettings
 
 
 class Auth:
-    """Who may use a console, and what protects its requests."""
+    """Sign-in to a console, and the protection of its requests."""
 
     def __init__(
         self,
@@ -44,14 +44,8 @@ class Auth:
     ) -> None:
         """Read the files that the settings name.
 
-        Args:
-            settings: Of the console.
-            public_url: The origin as browsers see it.
-            port: Where the console listens.
-            render: Makes a page of a template.
-            error_page: Makes the page of an error.
-            hasher: Checks passwords; argon2's by default.
-            provider_transport: How the provider is reached; over the network by default.
+        `public_url` is the origin as browsers see it, `port` the console's own. By default `hasher`
+        is argon2's, and the provider is reached over the network.
 
         Raises:
             SettingsError: a file cannot be used.
@@ -83,12 +77,12 @@ class Auth:
 
     @property
     def routes(self) -> Sequence[BaseRoute]:
-        """`/sign-in`, `/sign-out` and what belongs to them."""
+        """The routes of sign-in and sign-out."""
         return self._sign_in.routes
 
     @property
     def middleware(self) -> Sequence[Middleware]:
-        """What lets only people who are signed in through to the pages."""
+        """The middleware that admits only signed-in people to the pages."""
         return [
             Middleware(
                 Protection,
@@ -100,6 +94,6 @@ class Auth:
         ]
 
     def protect(self, app: ASGIApp) -> ASGIApp:
-        """Add what every response needs, also those of errors: headers, and a line in the log."""
+        """Add security headers and a log line to every response, also to errors."""
         is_https = self._origins.public.startswith("https://")
         return AccessLog(SecurityHeaders(app, is_https=is_https))

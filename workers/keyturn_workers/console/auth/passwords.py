@@ -1,8 +1,8 @@
-"""The password file: who may sign in without a provider (SPEC 16.3).
+"""The password file, for sign-in without a provider (SPEC 16.3).
 
 One line each, `name:role:hash`, written by `keyturn console add-user`. The hash is argon2id's in
-the PHC format. The file is read again when it changes, so a person who is removed is signed out
-within a second; one that cannot be read changes nothing.
+the PHC format. The file is read again when it changes, so a removed person is signed out within a
+second; an unreadable file changes nothing.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ MAX_USERS: Final = 1000
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _ROLES: Final = ("view", "operate")
 _CHECK_S: Final = 1.0
-# A hash that takes more would take the console's memory or time at each attempt to sign in.
+# A larger hash would exhaust the console's memory or time at each attempt to sign in.
 _MAX_MEMORY_KIB: Final = 1024 * 1024
 _MAX_TIME_COST: Final = 100
 
@@ -44,15 +44,15 @@ class User:
 
 
 def is_user_name(name: str) -> bool:
-    """Whether a name can be in the file."""
+    """Return whether a name can be in the file."""
     return _NAME.fullmatch(name) is not None
 
 
 def parse_users(text: str) -> dict[str, User]:
-    """The users in a file's text.
+    """Return the users in a file's text.
 
     Raises:
-        ValueError: the line that is wrong, without repeating it.
+        ValueError: a line is malformed; the error does not repeat it.
     """
     users: dict[str, User] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -61,9 +61,9 @@ def parse_users(text: str) -> dict[str, User]:
         name, _, rest = line.strip().partition(":")
         role, _, digest = rest.partition(":")
         if not is_user_name(name) or role not in _ROLES or not _is_argon2id(digest):
-            raise ValueError(f"line {number} does not read name:view|operate:hash")
+            raise ValueError(f"line {number} is not of the form name:view|operate:hash")
         if name in users:
-            raise ValueError(f"line {number} names a user that an earlier line has")
+            raise ValueError(f"line {number} repeats the name of an earlier user")
         users[name] = User(name, cast("Role", role), digest)
     if len(users) > MAX_USERS:
         raise ValueError(f"more than {MAX_USERS} users")
@@ -71,8 +71,8 @@ def parse_users(text: str) -> dict[str, User]:
 
 
 def format_users(users: Mapping[str, User]) -> str:
-    """The text of a file with these users."""
-    header = "# The console's users: name:role:hash. Change it by `keyturn console add-user`.\n"
+    """Return the text of a file with these users."""
+    header = "# The console's users: name:role:hash. Change it with `keyturn console add-user`.\n"
     return header + "".join(f"{user.name}:{user.role}:{user.hash}\n" for user in users.values())
 
 
@@ -89,7 +89,7 @@ def _is_argon2id(digest: str) -> bool:
 
 
 class PasswordFile:
-    """The users of a file, as it was last read."""
+    """The users of a file, as last read."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the file.
@@ -107,14 +107,14 @@ class PasswordFile:
             raise SettingsError(f"KEYTURN_CONSOLE_PASSWORD_FILE: {_reason(exc)}") from exc
 
     def user(self, name: str) -> User | None:
-        """A user of the file as it is now, or was up to a second ago."""
+        """Return a user of the file as it is now, or was up to a second ago."""
         if self._clock() - self._checked_at >= _CHECK_S:
             self._checked_at = self._clock()
             self._read_again()
         return self._users.get(name)
 
     def _read(self) -> dict[str, User]:
-        # Before the content: what is written in between counts as one more change.
+        # Before the content: a write in between counts as one more change.
         self._state = file_state(self._path)
         return parse_users(self._path.read_text(encoding="utf-8"))
 
@@ -125,7 +125,10 @@ class PasswordFile:
             self._users = self._read()
         except (OSError, ValueError) as exc:
             self._state = None
-            _log.error("password file not read, the earlier one applies", reason=_reason(exc))
+            _log.error(
+                "password file not read: its last valid content stays in effect",
+                reason=_reason(exc),
+            )
         else:
             _log.info("password file read", users=len(self._users))
 
@@ -139,31 +142,31 @@ def _reason(exc: OSError | ValueError) -> str:
 MAX_CHARACTERS: Final = 1024
 MIN_CHARACTERS: Final = 12
 ATTEMPTS_PER_NAME: Final = 5
-"""At once; then one more every `ATTEMPTS_S / ATTEMPTS_PER_NAME` seconds."""
+"""So many at once; then one more every `ATTEMPTS_S / ATTEMPTS_PER_NAME` seconds."""
 ATTEMPTS_IN_TOTAL: Final = 60
 ATTEMPTS_S: Final = 60.0
 REFUSAL_S: Final = 1.0
-"""How long a refusal takes while the total is used up: longer than a comparison."""
+"""The time of a refusal while the total is used up: longer than a comparison."""
 
 
 class Hasher(Protocol):
-    """What this module needs of `argon2.PasswordHasher`."""
+    """The part of `argon2.PasswordHasher` that this module needs."""
 
     def hash(self, password: str, /) -> str:
-        """The hash of a password."""
+        """Return the hash of a password."""
         ...
 
     def verify(self, expected: str, password: str, /) -> bool:
-        """Whether a password has this hash; `VerificationError` if not."""
+        """Return True if a password has this hash; raise `VerificationError` if not."""
         ...
 
 
 class TooManyAttemptsError(Exception):
-    """There were too many attempts, of this name or in total, and this one does not sign in."""
+    """Too many attempts, of this name or in total, and this one does not sign in."""
 
 
 def hash_password(password: str) -> str:
-    """The argon2id hash of a password, with the parameters of RFC 9106 for little memory."""
+    """Return a password's argon2id hash, with RFC 9106's parameters for little memory."""
     return PasswordHasher().hash(password)
 
 
@@ -174,15 +177,16 @@ class Attempts:
         self._interval_s = period_s / at_once
         self._at_once_s = period_s - self._interval_s
         self._clock = clock
-        # When all attempts of a name will be forgotten; the name tried longest ago is first.
+        # The time at which all attempts of a name are forgotten; the name tried longest ago is
+        # first.
         self._forgotten_at: dict[str, float] = {}
 
     def __len__(self) -> int:
-        """How many names are remembered."""
+        """Return the number of names remembered."""
         return len(self._forgotten_at)
 
     def take(self, name: str = "") -> bool:
-        """Count an attempt; False if there were too many, which does not count."""
+        """Count an attempt; return False, without counting it, if there were too many."""
         now = self._clock()
         while self._forgotten_at and next(iter(self._forgotten_at.values())) <= now:
             del self._forgotten_at[next(iter(self._forgotten_at))]
@@ -207,7 +211,7 @@ class Passwords:
         self._file = file
         self._hasher = hasher or PasswordHasher()
         self._unknown = self._hasher.hash(secrets.token_urlsafe())
-        # One comparison at once for names of the file, and one for others: each takes 64 MiB.
+        # One comparison at a time for names of the file, and one for others: each takes 64 MiB.
         self._known = asyncio.Lock()
         self._turns = asyncio.Lock()
         self._names = Attempts(ATTEMPTS_PER_NAME, ATTEMPTS_S, clock)
@@ -215,16 +219,17 @@ class Passwords:
 
     @property
     def names_remembered(self) -> int:
-        """How many names are counted now."""
+        """The number of names counted now."""
         return len(self._names)
 
     async def check(self, name: str, password: str) -> User | None:
-        """The user with this name and password.
+        """Return the user with this name and password, or None.
 
         Raises:
-            TooManyAttemptsError: too many attempts of this name; or in total, and it is not right.
+            TooManyAttemptsError: too many attempts of this name; or in total, and the password is
+                wrong.
         """
-        # All that cannot be in the file is counted as one, so that no long text is remembered.
+        # All names that cannot be in the file count as one, so that no long text is remembered.
         if not self._names.take(name if is_user_name(name) else ""):
             raise TooManyAttemptsError
         is_within_total = self._total.take()
@@ -247,9 +252,9 @@ class Passwords:
     async def _take_turn(
         self, compare: Callable[[], Awaitable["_Comparison"]], *, is_within_total: bool
     ) -> None:
-        """Take as long as an attempt with a made-up name does: a wait for others, and a comparison.
+        """Take as long as an attempt with a made-up name: a wait for others, and a comparison.
 
-        That of a name of the file may have ended before its turn.
+        The comparison of a name in the file may have ended before its turn.
         """
         async with self._turns:
             began = time.monotonic()
@@ -276,7 +281,7 @@ class Passwords:
 
 
 class _Comparison(NamedTuple):
-    """A password compared with a hash, and how long it took."""
+    """The result of a comparison of a password with a hash, and its duration."""
 
     is_right: bool
     took_s: float

@@ -1,6 +1,6 @@
-"""The person that a request comes from, and what they may do (SPEC 16.3).
+"""The person behind a request, and their role (SPEC 16.3).
 
-Routes run behind `Auth.protect`, which lets only people who are signed in through to them:
+Routes run behind `Auth.protect`, which admits only signed-in people:
 
     person = person_of(request)
     person = require_operate(request)  # 403 for the role `view`
@@ -15,17 +15,17 @@ from starlette.requests import HTTPConnection
 Role = Literal["view", "operate"]
 CSRF_FIELD: Final = "csrf"
 SESSION_SCOPE: Final = "keyturn.session"
-"""Where the ASGI scope holds the session of a request."""
+"""The ASGI scope's key for the session of a request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody who is signed in.
+    """A signed-in person.
 
     Attributes:
-        name: What requests and audit records name as their actor. It is unique, also where two
-            people show the same name to the provider.
-        role: `operate` may everything that the console's grant allows; `view` changes nothing.
+        name: The actor in requests and audit records. It is unique, also if two people have the
+            same name at the provider.
+        role: `operate` may do everything that the console's grant allows; `view` changes nothing.
         id: The account: the same at each sign-in.
     """
 
@@ -35,18 +35,18 @@ class Person:
 
     @property
     def may_operate(self) -> bool:
-        """Whether this person may change something."""
+        """True if this person may change something."""
         return self.role == "operate"
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a signed cookie says, once it was checked.
+    """The content of a signed cookie, after its check.
 
     Attributes:
         id: A digest of the session's secret id: it may be logged and compared.
         csrf: The token that each form of this session must send.
-        ends_at: When it ends at the latest, in seconds since 1970.
+        ends_at: Its latest end, in seconds since 1970.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Forbidden(HTTPException):  # a status, as Starlette names its own
 
 
 def session_of(request: HTTPConnection) -> Session:
-    """The session of a request behind `Auth.protect`.
+    """Return the session of a request behind `Auth.protect`.
 
     Raises:
         RuntimeError: the route is not behind it.
@@ -75,12 +75,12 @@ def session_of(request: HTTPConnection) -> Session:
 
 
 def person_of(request: HTTPConnection) -> Person:
-    """The person that a request comes from."""
+    """Return the person behind a request."""
     return session_of(request).person
 
 
 def require_operate(request: HTTPConnection) -> Person:
-    """The person that a request comes from, if they may change something.
+    """Return the person behind a request, if they may change something.
 
     Raises:
         Forbidden: they may not.

@@ -1,13 +1,13 @@
 """Protection of every request and response, and the access log (SPEC 16.3).
 
-In this order: the host is the console's own, except for probes and static files; an unsafe request
-comes from a page of the console, is a small form and carries the token of its session; a person is
-signed in. A route needs no session only if its path is in `open_paths`.
+The checks, in order: the host is the console's own, except for probes and static files; an unsafe
+request comes from a page of the console, is a small form and carries the token of its session; a
+person is signed in. Only paths in `open_paths` need no session.
 
-A page of another site can make a browser send requests here, with cookies where it is the same
-site: another port of this machine, another name below the same domain. And a name of an attacker
-can resolve to this machine (DNS rebinding). So the host must be one of the console's own, and an
-unsafe request must come from a page of one of these origins.
+A page of another site can make a browser send requests here, with cookies if it is "same site":
+another port of this machine, or another name below the same domain. And an attacker's name can
+resolve to this machine (DNS rebinding). So the host must be one of the console's own, and an unsafe
+request must come from a page of one of these origins.
 """
 
 import hmac
@@ -28,11 +28,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keyturn_workers.console.auth.person import CSRF_FIELD, SESSION_SCOPE, Session
 from keyturn_workers.console.auth.sessions import COOKIE, Sessions
-from keyturn_workers.http_server.client_connection import ClientGoneError, read_body
+from keyturn_workers.process.http_server.client_connection import ClientGoneError, read_body
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
-# A path of this site: no other host behind `//`, no backslash, which browsers take for a slash.
+# A path of this site: no host after `//`, no backslash, which browsers read as a slash.
 _LOCAL: Final = re.compile(r"/(?:[^/\\\x00-\x20\x7f-\x9f][^\\\x00-\x20\x7f-\x9f]*)?")
 _LOCAL_MAX_CHARACTERS: Final = 1000
 _COOKIE_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -43,10 +43,8 @@ HOME: Final = "/"
 class OwnOrigins:
     """The origins under which this console may be used.
 
-    Attributes:
-        public: The origin as browsers see it.
-        hosts: What `Host` may hold.
-        origins: What `Origin` may hold.
+    `public` is the origin as browsers see it; `hosts` and `origins` are the allowed values of
+    `Host` and `Origin`.
     """
 
     public: str
@@ -55,7 +53,7 @@ class OwnOrigins:
 
     @classmethod
     def of(cls, public_url: str, port: int, scheme: str = "http") -> Self:
-        """Those of a public URL, and of this machine itself on the console's own port."""
+        """Return the origins for a public URL, and for this machine on the console's own port."""
         local = {f"{host}:{port}" for host in _LOOPBACK}
         return cls(
             public_url,
@@ -64,13 +62,13 @@ class OwnOrigins:
         )
 
     def is_own_host(self, host: str | None) -> bool:
-        """Whether a `Host` header names this console."""
+        """Return whether a `Host` header names this console."""
         return host is not None and host.lower() in self.hosts
 
     def is_own_page(self, headers: Mapping[str, str]) -> bool:
-        """Whether an unsafe request comes from a page of this console.
+        """Return whether an unsafe request comes from a page of this console.
 
-        Browsers send `Origin` with each one. `null` is what a page without an origin sends.
+        Browsers send `Origin` with each one; a page without an origin sends `null`.
         """
         origin = headers.get("origin")
         if origin is not None:
@@ -78,7 +76,7 @@ class OwnOrigins:
         return headers.get("sec-fetch-site") == "same-origin"
 
     def page_of(self, referer: str | None) -> str:
-        """The path of the page that a request came from, if it is one of this console."""
+        """Return the path of the page that a request came from, if it is the console's."""
         if referer is None:
             return HOME
         try:
@@ -91,10 +89,11 @@ class OwnOrigins:
 
 
 def without_odd_cookies(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    r"""The headers without cookies whose names are not plain.
+    r"""Return the headers without cookies whose names are not plain.
 
-    Browsers take a name with `__Host-` only from this host. Starlette removes blanks around names,
-    `\x85` and `\xa0` too: with one of these, another host of the domain could set such a name.
+    Browsers accept a name with `__Host-` only from this host. But Starlette strips blanks around
+    names, also `\x85` and `\xa0`: with one of these, another host of the domain could set such a
+    name.
     """
     return [
         (name, _plain_cookies(value) if name == b"cookie" else value) for name, value in headers
@@ -107,7 +106,7 @@ def _plain_cookies(value: bytes) -> bytes:
 
 
 def local_path(target: str | None) -> str:
-    """The path and query to go to after the sign-in; `/` for anything that is not local."""
+    """Return the path and query to open after the sign-in; `/` unless the target is local."""
     if target is None or len(target) > _LOCAL_MAX_CHARACTERS:
         return HOME
     return target if _LOCAL.fullmatch(target) else HOME
@@ -130,7 +129,7 @@ _HSTS: Final = "max-age=31536000"
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds them. A response may say itself how long it may be kept."""
+    """ASGI middleware that adds security headers. A response may set its own `Cache-Control`."""
 
     def __init__(self, app: ASGIApp, *, is_https: bool) -> None:
         self._app = app
@@ -163,7 +162,7 @@ ErrorPage = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def cookie_header(name: str, value: str) -> str:
-    """A cookie as `__Host-` asks for; it ends with the browser's session."""
+    """Return a cookie as `__Host-` requires; it ends with the browser's session."""
     return f"{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax"
 
 
@@ -179,14 +178,9 @@ class Protection:
         open_paths: frozenset[str],
         error_page: ErrorPage,
     ) -> None:
-        """Take what decides.
+        """Serve `app` behind the checks.
 
-        Args:
-            app: The pages.
-            sessions: Reads cookies.
-            origins: Where the console may be used.
-            open_paths: Served without a session, as are static files and `/healthz`.
-            error_page: Makes the page of an `HTTPException`.
+        `open_paths` need no session; neither do static files and `/healthz`.
         """
         self._app = app
         self._sessions = sessions
@@ -195,7 +189,7 @@ class Protection:
         self._error_page = error_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or refuse it."""
+        """Serve or refuse a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -221,7 +215,7 @@ class Protection:
             await self._app(scope, checked, self._renewing(request, cookie, send))
 
     async def _check(self, request: Request, session: Session | None) -> Receive | Response:
-        """What the application reads the body from, or the answer of who is not signed in."""
+        """Return where the application reads the body, or the response to a signed-out caller."""
         path, headers = request.scope["path"], request.headers
         is_public = path == _HEALTH or path.startswith(_STATIC)
         if not is_public and not self._origins.is_own_host(headers.get("host")):
@@ -241,7 +235,7 @@ class Protection:
 
     def _to_sign_in(self, request: Request) -> Response:
         if "hx-request" in request.headers:
-            # A redirect would be followed, and the sign-in page put into a part of the page.
+            # The browser would follow a redirect and put the sign-in page into a part of the page.
             return PlainTextResponse("signed out\n", 401, {"HX-Refresh": "true"})
         if request.method in SAFE_METHODS:
             query = request.url.query
@@ -252,7 +246,7 @@ class Protection:
         return RedirectResponse(url, HTTPStatus.SEE_OTHER)
 
     def _renewing(self, request: Request, cookie: str, send: Send) -> Send:
-        """Write the cookie again after a person's action, not for what a page asks by itself."""
+        """Renew the cookie after a person's action, but not after the page's own refresh."""
         renewed = None if "hx-request" in request.headers else self._sessions.renew(cookie)
         if renewed is None or request.scope["path"].startswith(_STATIC):
             return send
@@ -272,10 +266,10 @@ def _sets_session(headers: MutableHeaders) -> bool:
 
 
 async def _read_form(request: Request) -> bytes:
-    """The body of a form.
+    """Return the body of a form.
 
     Raises:
-        HTTPException: it is too large, or no form that pages of the console send.
+        HTTPException: it is too large, or not a form of the console's pages.
         ClientGoneError: it does not arrive.
     """
     length = request.headers.get("content-length", "")
@@ -283,7 +277,7 @@ async def _read_form(request: Request) -> bytes:
         raise HTTPException(413, "The form is too large.")
     media_type = request.headers.get("content-type", _FORM).partition(";")[0].strip().lower()
     if media_type != _FORM:
-        raise HTTPException(415, "The console reads only forms.")
+        raise HTTPException(415, "The console accepts only forms.")
     pieces, size = [], 0
     async for piece in read_body(request.receive, _BODY_TIMEOUT_S):
         size += len(piece)
@@ -301,7 +295,7 @@ async def _check_token(request: Request, body: bytes, session: Session) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Yields the body once more, then what happens to the connection."""
+    """Yield the body once more, then the connection's own messages."""
     is_sent = False
 
     async def receive_again() -> Message:
@@ -322,7 +316,7 @@ _log = structlog.get_logger()
 
 
 class AccessLog:
-    """ASGI middleware that writes the lines. It is outside of what knows the person."""
+    """ASGI middleware that writes a log line, outside of the one that identifies the person."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

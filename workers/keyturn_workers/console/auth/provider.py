@@ -1,8 +1,8 @@
-"""What the provider's claims say about a person: a role and a name (SPEC 16.3). Pure.
+"""Sign-in at an OpenID Connect provider: a person's claims, role and name (SPEC 16.3).
 
-The role claim is a string or a list, or lies within other claims: `realm_access.roles` is `roles`
-in `realm_access`, unless a claim has that whole name. Where addresses are roles (`email`), only an
-address that the provider verified counts.
+The role claim is a string or a list, or nested: `realm_access.roles` is `roles` in `realm_access`,
+unless a claim has that whole name. If the roles are addresses (`email`), only a verified address
+counts.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from keyturn_workers.console.auth.person import Role
 from keyturn_workers.console.settings import ConsoleSettings, is_private
 
 _EMAIL: Final = "email"
-# What would hide or fake a part of a name where it is shown, and what ends the name itself below.
+# Characters that would hide or fake part of a displayed name, or end the name itself below.
 _UNSAFE: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff()]+"
 )
@@ -37,13 +37,10 @@ _SUBJECT_MAX_CHARACTERS: Final = 110
 
 @dataclass(frozen=True, slots=True)
 class ClaimRules:
-    """Which claims decide.
+    """The claims that give a role and a name.
 
-    Attributes:
-        role_claim: The name of the claim with the roles, or the path to it.
-        view_roles: Its values that may look.
-        operate_roles: Its values that may also change something.
-        name_claim: The claim with the person's name.
+    `role_claim` is a claim's name or the path to it. A person with one of its `view_roles` may
+    view; with one of its `operate_roles` also change something.
     """
 
     role_claim: str
@@ -52,20 +49,20 @@ class ClaimRules:
     name_claim: str
 
     def role_of(self, claims: Mapping[str, Any]) -> Role | None:
-        """The role of a person; None if they have none here."""
+        """Return a person's role; None if they have no role here."""
         values = self._values(claims)
         if not values.isdisjoint(self.operate_roles):
             return "operate"
         return None if values.isdisjoint(self.view_roles) else "view"
 
     def has_roles(self, claims: Mapping[str, Any]) -> bool:
-        """Whether the role claim is there, whatever its value."""
+        """Return whether the role claim exists, whatever its value."""
         return _find(claims, self.role_claim) is not None
 
     def name_of(self, claims: Mapping[str, Any]) -> str:
-        """What requests and audit records name: the name that the claim has, and the subject.
+        """Return the actor of requests and audit records: the name in the claim, and the subject.
 
-        Names are what people choose, so two can be equal; the subject is unique.
+        People choose their names, so two can be equal; the subject is unique.
         """
         subject = _subject(claims["sub"])
         value = _find(claims, self.name_claim)
@@ -89,7 +86,7 @@ def _find(claims: Mapping[str, Any], path: str) -> Any:
 
 
 def _subject(subject: str) -> str:
-    """The subject, or its digest where it could not be shown as it is."""
+    """Return the subject, or its digest if it could not be shown as it is."""
     if _clean(subject, _SUBJECT_MAX_CHARACTERS) == subject:
         return subject
     return f"sha256:{hashlib.sha256(subject.encode(errors='replace')).hexdigest()}"
@@ -103,16 +100,16 @@ def _clean(text: str, max_characters: int) -> str:
 ALGORITHMS: Final = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
-"""The signatures that are accepted: never `none`, and none by a secret that the client shares."""
+"""The accepted signatures: never `none`, and never one by a secret that the client shares."""
 _DESCRIPTION: Final = "/.well-known/openid-configuration"
 _OPTIONAL: Final = ("userinfo_endpoint", "end_session_endpoint")
 _DEFAULT_ALGORITHMS: Final = ["RS256"]
 _LEEWAY_S: Final = 60
-# Of one read or write; a whole step may take twice that.
+# For one read or write; a whole step may take twice as long.
 _TIMEOUT_S: Final = 10.0
 _REFRESH_S: Final = 3600.0
 _CODE_MAX: Final = 64
-# What an answer can raise that is not what the protocols say.
+# Errors that a malformed response of the provider can cause.
 _UNUSABLE: Final = (
     httpx2.InvalidURL,
     ValueError,
@@ -124,16 +121,16 @@ _UNUSABLE: Final = (
 
 
 class ProviderError(Exception):
-    """The provider does not answer, or its answer cannot be used. The text is for a person."""
+    """The provider does not respond, or its response is unusable. The text is for a person."""
 
 
-class RefusedError(Exception):
+class SignInRefusedError(Exception):
     """This sign-in is refused. The text says why, for a person."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Connection:
-    """Authlib's client, made from the provider's description."""
+    """Authlib's client, made from the provider's metadata."""
 
     client: Any
     description: dict[str, Any]
@@ -152,7 +149,7 @@ class Provider:
         clock: Callable[[], float] = time.monotonic,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """Take the settings.
+        """Read the settings.
 
         Raises:
             SettingsError: there is no provider, or the file of CA certificates cannot be used.
@@ -172,10 +169,10 @@ class Provider:
         self._connection: _Connection | None = None
 
     async def begin(self, request: Request) -> str:
-        """Where to send the browser; `request.session` keeps the state of this sign-in.
+        """Return the URL for the browser; `request.session` keeps the state of this sign-in.
 
         Raises:
-            ProviderError: the provider does not answer.
+            ProviderError: the provider does not respond.
         """
         client = (await self._connect()).client
         fields: dict[str, Any] = await client.create_authorization_url(self._redirect_uri)
@@ -184,11 +181,11 @@ class Provider:
         return url
 
     async def finish(self, request: Request) -> Mapping[str, Any]:
-        """The claims of the person whom the provider sent back.
+        """Return the claims of the person whom the provider sent back.
 
         Raises:
-            ProviderError: the provider does not answer.
-            RefusedError: the response or its token is not acceptable.
+            ProviderError: the provider does not respond.
+            SignInRefusedError: the response or its token is not acceptable.
         """
         connection = await self._connect()
         self._check_issuer(request, connection)
@@ -196,18 +193,18 @@ class Provider:
             async with asyncio.timeout(2 * _TIMEOUT_S):
                 return await self._claims(request, connection)
         except BadSignatureError as exc:
-            # A provider may put another key behind the same id, or use no ids.
+            # A provider may reuse an id for another key, or use no ids.
             self._connection = None
-            raise RefusedError("the signature of its ID token is wrong") from exc
+            raise SignInRefusedError("the signature of its ID token is wrong") from exc
         except OAuthError as exc:
-            raise RefusedError(_oauth_reason(exc)) from exc
+            raise SignInRefusedError(_oauth_reason(exc)) from exc
         except JoseError as exc:
-            raise RefusedError(f"its ID token is not valid: {exc.error}") from exc
+            raise SignInRefusedError(f"its ID token is not valid: {exc.error}") from exc
         except (httpx2.HTTPError, TimeoutError, *_UNUSABLE) as exc:
             raise _unusable(exc) from exc
 
     async def end_session_url(self) -> str | None:
-        """Where a person can end the session at the provider; None if it has no such page."""
+        """Return the page that ends the session at the provider; None if it has no such page."""
         try:
             connection = await self._connect()
         except ProviderError:
@@ -230,20 +227,20 @@ class Provider:
         )
         claims: dict[str, Any] | None = token.get("userinfo")
         if claims is None or not isinstance(claims.get("sub"), str) or not claims["sub"]:
-            raise RefusedError("it sent no ID token that names a person")
+            raise SignInRefusedError("it sent no ID token that names a person")
         if not self._rules.has_roles(claims) and "userinfo_endpoint" in connection.description:
             more: dict[str, Any] = await client.userinfo(token=token)
             if more.get("sub") != claims["sub"]:
-                raise RefusedError("its user info is about another person")
+                raise SignInRefusedError("its user info is about another person")
             return more | claims
         return claims
 
     def _check_issuer(self, request: Request, connection: _Connection) -> None:
-        """RFC 9207: a response of another provider must not be used here."""
+        """Refuse a response of another provider (RFC 9207)."""
         issuer = request.query_params.get("iss")
         promised = connection.description.get("authorization_response_iss_parameter_supported")
         if issuer != self.issuer and (issuer is not None or promised is True):
-            raise RefusedError("the response does not come from the configured provider")
+            raise SignInRefusedError("the response does not come from the configured provider")
 
     async def _connect(self) -> _Connection:
         known = self._connection
@@ -265,9 +262,7 @@ class Provider:
             response.raise_for_status()
             description: dict[str, Any] = response.json()
         if description["issuer"] != self.issuer:
-            raise ProviderError(
-                "The provider names another issuer than KEYTURN_CONSOLE_OIDC_ISSUER."
-            )
+            raise ProviderError("The provider's issuer is not KEYTURN_CONSOLE_OIDC_ISSUER.")
         endpoints = ("authorization_endpoint", "token_endpoint", "jwks_uri")
         if not all(_is_usable(description.get(name)) for name in endpoints):
             raise ProviderError("The provider's addresses are not https:// URLs.")
@@ -315,7 +310,7 @@ def _tls(settings: ConsoleSettings) -> ssl.SSLContext:
 
 
 def _auth_method(description: dict[str, Any], *, has_secret: bool) -> str:
-    """How the client proves who it is: by HTTP Basic unless the provider takes only a form."""
+    """Return how the client authenticates: by HTTP Basic unless only a form is accepted."""
     if not has_secret:
         return "none"
     offered = description.get("token_endpoint_auth_methods_supported") or []
@@ -326,17 +321,17 @@ def _auth_method(description: dict[str, Any], *, has_secret: bool) -> str:
 def _oauth_reason(exc: Any) -> str:
     code = exc.error if isinstance(exc.error, str) else ""
     if code == "mismatching_state":
-        return "it was not begun in this browser, or more than 10 minutes ago"
-    # The description is the provider's text, or that of a page that sent the browser here.
+        return "it was not started in this browser within the last 10 minutes"
+    # The description is text of the provider, or of a page that sent the browser here.
     is_word = code.isascii() and code.replace("_", "").isalnum() and len(code) <= _CODE_MAX
-    return f"the provider says {code}" if is_word else "the provider refused it"
+    return f"the provider reported {code}" if is_word else "the provider refused it"
 
 
 def _unusable(exc: BaseException) -> ProviderError:
     if isinstance(exc, httpx2.HTTPStatusError):
-        return ProviderError(f"The provider answered with status {exc.response.status_code}.")
+        return ProviderError(f"The provider responded with status {exc.response.status_code}.")
     if isinstance(exc, (httpx2.TimeoutException, TimeoutError)):
-        return ProviderError("The provider did not answer in time.")
+        return ProviderError("The provider did not respond in time.")
     if isinstance(exc, httpx2.HTTPError):
         return ProviderError("The provider cannot be reached.")
-    return ProviderError("The provider's answer cannot be used.")
+    return ProviderError("The provider's response is not usable.")

@@ -1,7 +1,7 @@
-"""Signers of cookies and form tokens that read a signature strictly (SPEC, conventions).
+"""Sessions: signed cookies, and signers that read a signature strictly (SPEC, conventions).
 
 itsdangerous decodes a signature before it compares it, and ignores stray bits and foreign
-characters there. Here the texts are compared, so a token has exactly one spelling.
+characters. These signers compare the texts, so a token has exactly one spelling.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import structlog
 from itsdangerous import BadData, Signer, TimestampSigner, URLSafeSerializer, want_bytes
 
-from keyturn.crypto import Secret
+from keyturn.crypto.keys import Secret
 from keyturn.errors import SettingsError
 from keyturn_workers.console.auth.person import Person, Role, Session
 
@@ -25,22 +25,22 @@ class StrictSigner(Signer):
     """A signer whose signatures have one spelling."""
 
     def verify_signature(self, value: str | bytes, sig: str | bytes) -> bool:
-        """Whether `sig` is the text that this signer writes for `value`."""
+        """Return whether `sig` is the text that this signer writes for `value`."""
         return hmac.compare_digest(self.get_signature(value), want_bytes(sig))
 
 
 class StrictTimestampSigner(StrictSigner, TimestampSigner):
-    """The same, with a time in what is signed."""
+    """The same, with a time in the signed text."""
 
 
 _log = structlog.get_logger()
 
 
 class SignedOut:
-    """Ids of sessions, each until the session's end."""
+    """Ids of signed-out sessions, each until the session's end."""
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
-        """Read the file, and write it again without what has ended.
+        """Read the file, and rewrite it without the ended sessions.
 
         Raises:
             SettingsError: it cannot be read or written.
@@ -62,7 +62,7 @@ class SignedOut:
             ) from exc
 
     def __contains__(self, session: object) -> bool:
-        """Whether a session was signed out."""
+        """Return whether a session was signed out."""
         return session in self._ends
 
     def add(self, session: str, ends_at: float) -> None:
@@ -75,7 +75,7 @@ class SignedOut:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(_line((session, ends_at)))
         except OSError as exc:
-            # This process remembers it all the same.
+            # This process still remembers it.
             _log.error("sign-out not recorded in the file", error=type(exc).__name__)
 
     def _purge(self) -> None:
@@ -106,11 +106,11 @@ Kind = Literal["password", "oidc"]
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """How a person is known: by the password file or by the provider.
+    """A person's identity, by the password file or the provider.
 
     Attributes:
         id: The name in the file, or the provider's subject.
-        name: What is shown and recorded.
+        name: The displayed and recorded name.
         stamp: Changes with whatever must end the account's sessions.
     """
 
@@ -147,15 +147,10 @@ class Sessions:
         idle_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take what decides about a session.
+        """Configure the sessions.
 
-        Args:
-            key: Signs cookies.
-            stamp_of: The stamp of an account now; None once it is gone.
-            signed_out: What was signed out.
-            session_s: How long a session lasts at most.
-            idle_s: How long it lasts without an action.
-            clock: Seconds since 1970.
+        `key` signs cookies. `stamp_of` returns the current stamp of an account; None once it is
+        gone. A session lasts at most `session_s`, and `idle_s` without an action.
         """
         self._key = key
         self._cookies = URLSafeSerializer(
@@ -171,17 +166,17 @@ class Sessions:
         self._clock = clock
 
     def begin(self, account: Account) -> str:
-        """The cookie of a new session."""
+        """Return the cookie of a new session."""
         now = self._clock()
         return self._write(_Cookie(secrets.token_urlsafe(_ID_BYTES), account, now, now))
 
     def read(self, cookie: str | None) -> Session | None:
-        """The session of a cookie, if it is still valid."""
+        """Return the session of a cookie, if it is still valid."""
         found = self._parse(cookie)
         return None if found is None or not self._is_valid(found) else self._session(found)
 
     def renew(self, cookie: str) -> str | None:
-        """The cookie after an action; None while the old one does."""
+        """Return the cookie after an action; None while the old one suffices."""
         found = self._parse(cookie)
         now = self._clock()
         if found is None or now - found.seen_at < self._idle_s * _RENEW_PART:
@@ -237,7 +232,7 @@ class Sessions:
 
 
 def stamp(*parts: str) -> str:
-    """A digest of what must end an account's sessions when it changes."""
+    """Return a digest of values whose change must end an account's sessions."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

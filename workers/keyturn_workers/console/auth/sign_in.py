@@ -1,9 +1,9 @@
 """The pages that sign a person in and out (SPEC 16.3).
 
-Until somebody is signed in, a cookie of its own keeps what a sign-in needs: the token of the form,
-and the state, nonce and PKCE verifier of the provider's flow. It ends with the sign-in, or after
-ten minutes. A link, not a form, leads to the provider: browsers apply `form-action` to each
-redirect that follows a form, and the provider may redirect to others.
+Before the sign-in, a separate cookie keeps its state: the token of the form, and the state, nonce
+and PKCE verifier of the provider's flow. It ends with the sign-in, or after ten minutes. A link,
+not a form, leads to the provider: browsers apply `form-action` to each redirect that follows a
+form, and the provider may redirect to other hosts.
 """
 
 import hmac
@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from keyturn.crypto import Secret
+from keyturn.crypto.keys import Secret
 from keyturn_workers.console.auth.passwords import (
     PasswordFile,
     Passwords,
@@ -30,7 +30,12 @@ from keyturn_workers.console.auth.passwords import (
 )
 from keyturn_workers.console.auth.person import CSRF_FIELD, SESSION_SCOPE, Role, session_of
 from keyturn_workers.console.auth.protection import SIGN_IN, cookie_header, local_path
-from keyturn_workers.console.auth.provider import ClaimRules, Provider, ProviderError, RefusedError
+from keyturn_workers.console.auth.provider import (
+    ClaimRules,
+    Provider,
+    ProviderError,
+    SignInRefusedError,
+)
 from keyturn_workers.console.auth.sessions import COOKIE, Account, Kind, Sessions, stamp
 from keyturn_workers.console.settings import ConsoleSettings
 
@@ -49,10 +54,10 @@ _log = structlog.get_logger()
 
 
 class Accounts:
-    """Makes accounts, and says which ones there still are.
+    """Makes accounts, and checks that they still exist.
 
-    A user's stamp changes with the password and the role. One of the provider changes with the
-    provider and the rules for roles; what changes at the provider counts from the next sign-in on.
+    A user's stamp changes with the password and the role; a provider account's stamp with the
+    provider and the rules for roles. A change at the provider counts from the next sign-in on.
     """
 
     def __init__(self, settings: ConsoleSettings, users: PasswordFile | None) -> None:
@@ -72,22 +77,22 @@ class Accounts:
         )
 
     def stamp_of(self, kind: Kind, account: str, role: Role) -> str | None:
-        """The stamp of an account with this role; None where there is none."""
+        """Return the stamp of an account with this role; None if there is no such account."""
         if kind == "oidc":
             return self._provider_stamp
         user = None if self._users is None else self._users.user(account)
         return None if user is None or user.role != role else _stamp_of(user)
 
     def is_user(self, name: str) -> bool:
-        """Whether the password file has this name."""
+        """Return whether the password file has this name."""
         return self._users is not None and self._users.user(name) is not None
 
     def of_user(self, user: User) -> Account:
-        """The account of a line in the password file."""
+        """Return the account of a line in the password file."""
         return Account("password", user.name, user.name, user.role, _stamp_of(user))
 
     def of_claims(self, claims: Mapping[str, Any]) -> Account | None:
-        """The account of a person whom the provider knows; None if they have no role here."""
+        """Return the account of a person at the provider; None if they have no role here."""
         role = self.rules.role_of(claims)
         if role is None or self._provider_stamp is None:
             return None
@@ -101,15 +106,10 @@ def _stamp_of(user: User) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SignIn:
-    """The routes, and what they need.
+    """The routes, and their dependencies.
 
-    Attributes:
-        key: Signs the cookie of a sign-in.
-        sessions: Begins and ends sessions.
-        accounts: Who may sign in.
-        passwords: Checks passwords, if there is a file.
-        provider: The provider, if there is one.
-        render: Makes a page of a template.
+    `key` signs the cookie of a sign-in. `passwords` is None without a password file, `provider`
+    without a provider.
     """
 
     key: Secret
@@ -121,7 +121,7 @@ class SignIn:
 
     @property
     def routes(self) -> list[Route]:
-        """All of them."""
+        """All routes of sign-in and sign-out."""
         key = hmac.digest(self.key.reveal(), b"keyturn/console/sign-in/v1", "sha256").hex()
         kept = [
             Middleware(
@@ -147,7 +147,7 @@ class SignIn:
         return routes
 
     async def page(self, request: Request) -> Response:
-        """The form, and the link to the provider."""
+        """Show the form, and the link to the provider."""
         target = local_path(request.query_params.get(_NEXT))
         if SESSION_SCOPE in request.scope:
             return RedirectResponse(target, HTTPStatus.SEE_OTHER)
@@ -170,7 +170,7 @@ class SignIn:
             _refused("password", "too many attempts")
             return self._form(request, target, name, "busy", HTTPStatus.TOO_MANY_REQUESTS)
         if user is None:
-            # A name that the file does not have may be a password in the wrong field.
+            # A name that is not in the file may be a password in the wrong field.
             _refused("password", "wrong", name if self.accounts.is_user(name) else None)
             return self._form(request, target, name, "wrong", HTTPStatus.FORBIDDEN)
         return self._begin(request, self.accounts.of_user(user), target)
@@ -196,7 +196,7 @@ class SignIn:
             claims = await self.provider.finish(request)
         except ProviderError as exc:
             return self._provider_failed(request, exc)
-        except RefusedError as exc:
+        except SignInRefusedError as exc:
             _refused("oidc", str(exc))
             return self._refuse(request, "refused", HTTPStatus.FORBIDDEN, reason=str(exc))
         account = self.accounts.of_claims(claims)
@@ -223,7 +223,7 @@ class SignIn:
         return response
 
     async def signed_out(self, request: Request) -> Response:
-        """What remains to be done: the session at the provider."""
+        """Show the remaining step: to end the session at the provider."""
         url = None if self.provider is None else await self.provider.end_session_url()
         return self.render(request, "sign_in/signed_out.html", provider_url=url)
 
@@ -250,7 +250,7 @@ class SignIn:
         )
 
     def _begin(self, request: Request, account: Account, target: str) -> Response:
-        """Always a new session: what a cookie named before counts for nothing."""
+        """Begin a new session, always: an earlier cookie counts for nothing."""
         if SESSION_SCOPE in request.scope:
             self.sessions.end(session_of(request))
         request.session.clear()

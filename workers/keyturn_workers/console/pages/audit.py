@@ -69,10 +69,10 @@ async def show(request: Request) -> Response:
 
 
 def moment_of(typed: str, now: datetime) -> datetime | None:
-    """A moment in UTC as a person types it, such as `2026-11-26 08:30`; None if it is none.
+    """Return a moment in UTC as a person types it, such as `2026-11-26 08:30`, or None if invalid.
 
     A day by itself is its beginning. An age such as `2h` or `30min` is that long ago, to the
-    minute, so that a page that asks again asks the same.
+    minute, so that a page that refreshes asks the same query.
     """
     typed = typed.strip()
     for unit, seconds in (("min", 60), ("h", 3600), ("d", 86400)):

@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from keyturn_workers.code_help import CODES
 from keyturn_workers.console.rendering.templates import render
+from keyturn_workers.process.code_help import CODES
 
 
 async def show(request: Request) -> Response:

@@ -1,8 +1,8 @@
 """*Dead letters*: by code and one by one; replay and discard by a worker (SPEC 6.9, 16.2).
 
 The oldest letters of each queue are shown. A request names all letters of a code, or single ones of
-one queue; a control worker moves them, in one pass. Nothing is requested before a person has
-confirmed how many letters that is; where it cannot be undone, by typing the number.
+one queue; a control worker moves them in one pass. Nothing is requested before a person has
+confirmed the number of letters; if it cannot be undone, by typing the number.
 """
 
 import re
@@ -22,15 +22,11 @@ from keyturn.errors import (
     RequestExpiredError,
 )
 from keyturn.identifiers import ALL_PROJECTS
-from keyturn.messages import (
-    NAMED_LETTERS,
-    REASON_MAX_CHARACTERS,
-    STARTED,
-    UNKNOWN_CODE,
-    AuditStatus,
-    DeadLettersAction,
-    StatusReported,
-)
+from keyturn.messages.audit import STARTED
+from keyturn.messages.events import StatusReported
+from keyturn.messages.fields import REASON_MAX_CHARACTERS, DeadLettersAction
+from keyturn.messages.requests import NAMED_LETTERS, UNKNOWN_CODE
+from keyturn.messages.status import AuditStatus
 from keyturn.topology import DEAD_QUEUES
 from keyturn_workers.console.actions import Action, Letters
 from keyturn_workers.console.ask import PAGE_ROWS, Query, filled, page_of
@@ -49,17 +45,17 @@ from keyturn_workers.console.rendering.templates import REFRESH_S, render
 PATH: Final = "/dead"
 OBSTACLES: Final = {
     None: "It can be replayed.",
-    "body": "Its body was not kept: with this code, only what identifies the request is.",
+    "body": "Its body was not kept: with this code, only the request's identifiers are.",
     "type": "It names no type of request, so there is no queue to replay it to.",
-    "expired": "It has expired and would be refused again, so it must be signed anew: "
-    "the publisher sends it again, or an operator runs keyturn dead replay --resign.",
+    "expired": "It has expired and would be refused again. Its publisher must publish it again; "
+    "only an upload can also be signed again, with keyturn dead replay --resign.",
 }
-"""Why a letter cannot be replayed from the console."""
+"""The reasons why a letter cannot be replayed from the console."""
 _NOT_REPLAYED: Final = frozenset(
     error.code
     for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError, RequestExpiredError)
 )
-"""Codes of letters whose body was not kept, or that would be refused again (SPEC 6.9)."""
+"""Codes of letters without a kept body, or that would be refused again (SPEC 6.9)."""
 _PURPOSE: Final = "dead-letters"
 _TYPED_FROM: Final = 100
 """A replay of more letters is confirmed by typing their number."""
@@ -71,7 +67,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Letters of one queue that a person chose, with the token of the form that moves them."""
+    """Letters of one queue chosen by a person, with the token of the form that moves them."""
 
     letters: Letters
     token: str
@@ -81,7 +77,7 @@ class Choice:
 
     @property
     def needs_number(self) -> bool:
-        """Whether the number of letters must be typed."""
+        """True if the number of letters must be typed."""
         return self.letters.move == "discard" or self.letters.count > _TYPED_FROM
 
 
@@ -141,7 +137,7 @@ async def show_letter(request: Request) -> Response:
 
 
 async def _end_of(request: Request, queue: str, digest: str) -> AuditStatus | None:
-    """The record of the replay or discard by which a letter left its queue, if one is known."""
+    """Return the record of the replay or discard that removed a letter, if one is known."""
     (answer,) = await ask(request, Query("audit", filter=filled(text=digest)))
     for row in (answer.report and answer.report.audit_records) or ():
         if (row.queue, row.request) == (queue, digest) and row.action in words.MOVED:
@@ -155,7 +151,7 @@ async def choose_code(request: Request) -> Response:
     params = request.query_params
     queue, code = words.text_of(params, "queue"), words.text_of(params, "code")
     if queue not in DEAD_QUEUES or _CODE.fullmatch(code) is None:
-        raise HTTPException(400, "The address names no queue or no code.")
+        raise HTTPException(400, "The address must name a queue and a code.")
     (answer,) = await ask(request, _query(queue, "", "", 1))
     counts = (answer.report and answer.report.codes) or ()
     known = sum(each.count for each in counts if (each.queue, each.code) == (queue, code))
@@ -202,7 +198,7 @@ async def move(request: Request) -> Response:
 
 
 def _checked(choice: Choice) -> Choice:
-    """The choice with what is wrong with its form, or with its reason."""
+    """Return the choice with its form's problems, or with its reason."""
     problems = {}
     letters = choice.letters
     if choice.needs_number and choice.typed.strip().replace(",", "") != str(letters.count):
@@ -216,7 +212,7 @@ def _checked(choice: Choice) -> Choice:
 
 
 def _choice(request: Request, letters: Letters) -> Choice:
-    # What is moved is in the token: the form cannot name another queue, code or number.
+    # The token carries what is moved: the form cannot name another queue, code or number.
     subject = (letters.move, letters.queue, letters.code or "", str(letters.count))
     return Choice(letters, new_token(request, _PURPOSE, *subject))
 
@@ -254,7 +250,7 @@ def _query(queue: str, code: str, text: str, page: int) -> Query:
 
 
 def _cut(report: StatusReported | None) -> list[tuple[str, int, int]]:
-    """Queues of which not all letters were read: how many they hold, and how many were."""
+    """Return queues with unread letters: the depth, and the number of letters read."""
     rows = (report and report.dead_queues) or ()
     return [(row.queue, row.depth, row.read) for row in rows if row.depth > row.read]
 

@@ -1,4 +1,4 @@
-"""What the pages of actions have in common: forms, their tokens, and paths (SPEC 16.3)."""
+"""Common parts of the pages of actions: forms, their tokens, and paths (SPEC 16.3)."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,24 +8,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from keyturn.identifiers import is_uuid
-from keyturn_workers.code_help import code_help
 from keyturn_workers.console.actions import REQUEST_TYPES, Action, Actions
 from keyturn_workers.console.auth.person import session_of
 from keyturn_workers.console.context import context_of
 from keyturn_workers.console.form_tokens import FORM_LIFE_S, FormExpiredError, FormToken
 from keyturn_workers.console.rendering import words
 from keyturn_workers.console.rendering.templates import render, see_other
+from keyturn_workers.process.code_help import code_help
 
 TOKEN_FIELD: Final = "form"  # noqa: S105 - the name of a field
 
 
 def actions_of(request: Request) -> Actions:
-    """The actions of this console."""
+    """Return the actions of this console."""
     return context_of(request).actions
 
 
 def new_token(request: Request, purpose: str, *subject: str, request_id: str | None = None) -> str:
-    """The token of a form on the page that is rendered; by default with the id of a new request."""
+    """Return a token for a form on this page; by default with the id of a new request."""
     return actions_of(request).forms.make(
         session_of(request).id, purpose, *subject, request_id=request_id
     )
@@ -34,7 +34,7 @@ def new_token(request: Request, purpose: str, *subject: str, request_id: str | N
 def read_token(
     request: Request, form: Mapping[str, str], purpose: str, *, life_s: int = FORM_LIFE_S
 ) -> FormToken | None:
-    """What the token of a form says; None if it cannot be served any more."""
+    """Return the content of a form's token; None if the form can no longer be served."""
     try:
         return actions_of(request).forms.read(
             form.get(TOKEN_FIELD, ""), session_of(request).id, purpose, life_s=life_s
@@ -44,13 +44,13 @@ def read_token(
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form; files are left out."""
+    """Return the fields of a form, without files."""
     fields = await request.form(max_files=0)
     return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
 def project_of_path(request: Request, *, all_allowed: bool = False) -> str:
-    """The project that the path names.
+    """Return the project that the path names.
 
     Raises:
         HTTPException: 404, it names none.
@@ -62,10 +62,10 @@ def project_of_path(request: Request, *, all_allowed: bool = False) -> str:
 
 
 def id_of_path(request: Request, name: str) -> str:
-    """The id that the path names.
+    """Return the id that the path names.
 
     Raises:
-        HTTPException: 404, it is no id.
+        HTTPException: 404, it is not an id.
     """
     value: str = request.path_params[name]
     if not is_uuid(value):
@@ -74,14 +74,14 @@ def id_of_path(request: Request, name: str) -> str:
 
 
 def outcome_page(action: Action) -> Response:
-    """What a form answers: the way to the page that shows what became of the request."""
+    """Redirect to the page with the outcome of the request."""
     if action.kind == "sweep":
         return see_other(words.sweep_path(action.project, action.request_id))
     return see_other(f"/actions/{action.request_id}")
 
 
 def outcome_values(request: Request, action: Action | None) -> dict[str, Any]:
-    """What the template of an outcome needs."""
+    """Return the values for the template of an outcome."""
     context = context_of(request)
     return {
         "action": action,
@@ -93,10 +93,10 @@ def outcome_values(request: Request, action: Action | None) -> dict[str, Any]:
 
 
 def expired_page(request: Request, back: str) -> Response:
-    """The page of a form that cannot be served any more. Nothing was published."""
+    """Return the page for a form that can no longer be served. Nothing was published."""
     return render(request, "actions/expired.html", status_code=409, back=back)
 
 
 def is_confirmed(typed: str, phrase: str) -> bool:
-    """Whether the phrase was typed; blanks around it do not count, case does."""
+    """Return whether the phrase was typed; blanks around it do not count, case does."""
     return typed.strip() == phrase.strip() and bool(phrase.strip())

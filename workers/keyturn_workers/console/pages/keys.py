@@ -1,4 +1,4 @@
-"""*Master keys*: what depends on each, and the way to another one (SPEC 8.1, 16.2)."""
+"""*Master keys*: what depends on each, and the rotation to another (SPEC 8.1, 16.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.identifiers import parse_time
-from keyturn.messages import SweepStatus, WorkerStatus
+from keyturn.messages.status import SweepStatus, WorkerStatus
 from keyturn_workers.console.ask import Query, filled
 from keyturn_workers.console.auth.person import require_operate
 from keyturn_workers.console.context import ask, context_of
@@ -48,14 +48,14 @@ async def show(request: Request) -> Response:
 
 
 async def count(request: Request) -> Response:
-    """Count what depends on each key, in the background. It changes nothing in the bucket."""
+    """Count what depends on each key, in the background. Nothing in the bucket changes."""
     person = require_operate(request)
     context_of(request).census.start(person.name)
     return see_other("/keys#census")
 
 
 async def cancel(request: Request) -> Response:
-    """Stop counting; what was counted so far stays."""
+    """Stop counting; the partial count is kept."""
     require_operate(request)
     context_of(request).census.cancel()
     return see_other("/keys#census")
@@ -70,7 +70,7 @@ _DROP_TEXT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: what to do, whether it is done, and what shows that."""
+    """A step: what to do, its state, and the reason for that state."""
 
     title: str
     state: StepState
@@ -82,8 +82,7 @@ class Step:
 class KeyRotation:
     """A rotation to the active master key.
 
-    Attributes:
-        is_under_way: Whether something was, or still is, under another key that is held.
+    `is_under_way` is true if anything was, or still is, under another available key.
     """
 
     active: str | None
@@ -97,19 +96,16 @@ def key_rotation(
     sweeps: Sequence[SweepStatus],
     census: Census | None,
 ) -> KeyRotation:
-    """Where this deployment is.
+    """Return how far this deployment's rotation is.
 
-    Args:
-        keys: What is known of master keys.
-        workers: All processes that report.
-        sweeps: Sweeps of all projects, newest first.
-        census: The newest complete count.
+    `workers` are all processes that report, `sweeps` those of all projects, newest first, and
+    `census` is the newest complete count.
     """
     held = [row for row in keys if row.status is not None]
     active = next((row.master_key for row in held if row.is_active), None)
     old = tuple(row.master_key for row in held if not row.is_active)
     swept = _clean_sweep(sweeps, active)
-    # A second key under which nothing is yet was only given to the processes so far.
+    # A second key without any use so far was only given to the processes.
     used = any(row.is_used for row in held if not row.is_active)
     is_under_way = bool(old) and (used or swept is not None)
     unused = {row.master_key for row in held if row.safe_to_drop}
@@ -160,7 +156,7 @@ def _all_agree(workers: Sequence[WorkerStatus], active: str) -> bool:
 
 
 def _clean_sweep(sweeps: Sequence[SweepStatus], active: str | None) -> SweepStatus | None:
-    """The newest clean sweep of all projects to the active key."""
+    """Return the newest clean sweep of all projects to the active key."""
     return next((row for row in sweeps if row.clean and row.master_key == active), None)
 
 
@@ -171,7 +167,7 @@ def _held_text(held: Sequence[KeyRow], workers: Sequence[WorkerStatus]) -> str:
     if lacking:
         hosts = ", ".join(sorted({each.host for each in lacking}))
         words += f" Not all workers have all of them yet: {hosts}."
-    return f"{words} Gateways do not report what they hold: check theirs yourself."
+    return f"{words} Gateways do not report their keys: check them yourself."
 
 
 def _active_text(active: str | None, workers: Sequence[WorkerStatus], spare: Sequence[str]) -> str:

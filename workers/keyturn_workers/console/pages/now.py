@@ -1,4 +1,4 @@
-"""*Now*: what needs a person, and whether work gets done (SPEC 16.2)."""
+"""*Now*: problems that need a person, and the rate of work (SPEC 16.2)."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -9,7 +9,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.identifiers import parse_time
-from keyturn.messages import StatusReported, TotalsStatus
+from keyturn.messages.events import StatusReported
+from keyturn.messages.status import TotalsStatus
 from keyturn.topology import NOTIFICATIONS
 from keyturn_workers.console.ask import Query, filled
 from keyturn_workers.console.context import ATTENTION, QUEUES, ask, context_of
@@ -83,7 +84,7 @@ async def show(request: Request) -> Response:
 
 
 def _of_totals(report: StatusReported | None) -> History:
-    """The last hour, by the reports of workers that a control worker remembers."""
+    """Return the last hour, by the worker reports that a control worker remembers."""
     rows = (report and report.totals) or ()
     if report is None or not rows:
         return History()

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.identifiers import is_project
-from keyturn.messages import PROJECT_STATES, STATUS_ORDERS, EvidenceStatus
+from keyturn.messages.status import PROJECT_STATES, STATUS_ORDERS, EvidenceStatus
 from keyturn_workers.console.ask import PAGE_ROWS, Query, filled, page_of
 from keyturn_workers.console.context import ask
 from keyturn_workers.console.rendering import words
@@ -35,7 +35,7 @@ _DSSE: Final = "application/vnd.dsse.envelope.v1+json"
 
 @dataclass(frozen=True, slots=True)
 class SortLink:
-    """The address that sorts by a column; the other way round if it is sorted by it now."""
+    """The address that sorts by a column; reversed if the table is already sorted by it."""
 
     url: str
     is_now: bool
@@ -131,7 +131,7 @@ async def download_evidence(request: Request) -> Response:
 
 
 def file_name(file: EvidenceStatus) -> str:
-    """The name below the project's evidence in the bucket, after the project's own."""
+    """Return the name below the project's evidence in the bucket, after the project's own."""
     return f"{file.project}-{file.generation}-{file.sweep_id}.json"
 
 

@@ -1,4 +1,4 @@
-"""*Queues and workers*: whether requests are served, by whom, and how far behind (SPEC 16.2)."""
+"""*Queues and workers*: the workers, and how far each queue is behind (SPEC 16.2)."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from keyturn.messages import WorkerStatus
+from keyturn.messages.status import WorkerStatus
 from keyturn.topology import NOTIFICATIONS
 from keyturn_workers.console.ask import Query, page_of
 from keyturn_workers.console.context import QUEUES, ask
@@ -47,12 +47,12 @@ async def show(request: Request) -> Response:
 
 
 def is_present(row: WorkerStatus) -> bool:
-    """Whether a worker works, as far as is known."""
+    """Return whether a worker works, as far as is known."""
     return not (row.is_missing or row.is_stopping)
 
 
 def differences(workers: Sequence[WorkerStatus]) -> list[str]:
-    """In which settings workers differ that must be the same everywhere, in words."""
+    """Return the settings that must be the same everywhere but differ between workers, in words."""
     found = []
     for name, value_of in _COMPARED:
         hosts: defaultdict[Hashable, set[str]] = defaultdict(set)

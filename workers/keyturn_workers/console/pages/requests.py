@@ -1,7 +1,6 @@
-"""Forms that publish a request, and what became of it: sweeps and deletes (SPEC 6.7, 8.6, 8.7).
+"""Forms that publish a request, and its outcome: sweeps and deletes (SPEC 6.7, 8.6, 8.7).
 
-The confirmation of a sweep has the token of the form that it follows, so both together publish
-once.
+The confirmation of a sweep has the same token as the form before it, so both together publish once.
 """
 
 from typing import Final
@@ -11,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from keyturn.identifiers import ALL_PROJECTS, check_object_key, is_project
-from keyturn_workers.console.actions import Action, SweepOptions
+from keyturn_workers.console.actions import Action
 from keyturn_workers.console.ask import Query
 from keyturn_workers.console.auth.person import require_operate
 from keyturn_workers.console.context import ask
@@ -30,6 +29,7 @@ from keyturn_workers.console.pages.forms import (
 )
 from keyturn_workers.console.rendering import words
 from keyturn_workers.console.rendering.templates import render
+from keyturn_workers.core.sweep_options import SweepOptions
 
 ALL_PROJECTS_PHRASE: Final = "all projects"
 _SWEEP: Final = "sweep"
@@ -40,13 +40,13 @@ _UNANSWERED_REFRESH_S: Final = 2
 
 
 async def show_start(request: Request) -> Response:
-    """The form of a sweep, filled from the query where a page links to it."""
+    """Show the form of a sweep, filled from the query if a page links to it."""
     require_operate(request)
     return await _start_form(request, dict(request.query_params), {})
 
 
 async def start(request: Request) -> Response:
-    """Start the sweep, or ask for its confirmation where it needs one."""
+    """Start the sweep, or ask for a confirmation if it needs one."""
     person = require_operate(request)
     form = await read_form(request)
     token = read_token(request, form, _SWEEP)
@@ -81,7 +81,7 @@ async def start(request: Request) -> Response:
 
 
 def needs_confirmation(project: str, options: SweepOptions) -> bool:
-    """Whether a sweep does something that no later sweep takes back, or to everything."""
+    """Return whether no later sweep undoes this one, or it affects everything."""
     return (
         project == ALL_PROJECTS
         or options.encrypt_plaintext
@@ -119,14 +119,14 @@ async def _start_form(request: Request, form: dict[str, str], problems: dict[str
 
 
 async def show_delete(request: Request) -> Response:
-    """The form of a delete."""
+    """Show the form of a delete."""
     require_operate(request)
     key = request.query_params.get("key", "")
     return _delete_form(request, project_of_path(request), {"key": key}, {})
 
 
 async def delete(request: Request) -> Response:
-    """Publish the delete: for good, so the object key is typed twice."""
+    """Publish the delete: it is permanent, so the object key is typed twice."""
     person = require_operate(request)
     project = project_of_path(request)
     form = await read_form(request)
@@ -168,12 +168,12 @@ def _delete_form(
 
 
 async def show_outcome(request: Request) -> Response:
-    """One request. One from before a restart is only in the audit trail."""
+    """Show one request. One from before a restart is only in the audit trail."""
     request_id = id_of_path(request, "request_id")
     action = actions_of(request).get(request_id)
     if action is None:
         return render(request, "actions/unknown.html", status_code=404, request_id=request_id)
-    # Nothing changes below an answer.
+    # An answered request does not change.
     refresh_s = 0 if action.is_final else _UNANSWERED_REFRESH_S
     return render(
         request, "actions/action.html", refresh_s=refresh_s, **outcome_values(request, action)
@@ -190,7 +190,7 @@ async def repeat(request: Request) -> Response:
     return outcome_page(action)
 
 
-# `/sweeps/new` is no sweep's page: it has one segment less.
+# `/sweeps/new` is not the page of a sweep: it has one segment less.
 routes = [
     Route("/sweeps/new", show_start),
     Route("/sweeps/new", start, methods=["POST"]),

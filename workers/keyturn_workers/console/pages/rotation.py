@@ -1,8 +1,8 @@
 """The rotation of a project's key: a fresh key shown once, then published (SPEC 8.1, 16.2).
 
-1. A page says what a rotation does. It has the button that makes a key.
-2. The answer to that button shows the key. Nothing else ever does: not a reload, not the history
-   of the browser. Pressed again, it makes another key, and the first one is dropped.
+1. A page explains the rotation. It has the button that makes a key.
+2. Only the response to that button shows the key: not a reload, not the browser's history.
+   Pressed again, it makes another key, and the first one is dropped.
 3. The form below the key publishes it, once it was saved and the project's id was typed. It names
    the generation that the page showed, so that of two rotations from two pages one is refused.
 
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from keyturn.messages import ProjectStatus
+from keyturn.messages.status import ProjectStatus
 from keyturn_workers.console.actions import Action
 from keyturn_workers.console.ask import Answer, Query
 from keyturn_workers.console.auth.person import require_operate, session_of
@@ -55,14 +55,14 @@ async def _explanation(request: Request, project: str, status_code: int = 200) -
 
 
 async def show(request: Request) -> Response:
-    """What a rotation does, and the button that makes a key."""
+    """Explain the rotation, with the button that makes a key."""
     require_operate(request)
     project = project_of_path(request)
     return await _explanation(request, project)
 
 
 async def make_key(request: Request) -> Response:
-    """A fresh key, in this answer alone."""
+    """Make a key, and show it in this response only."""
     require_operate(request)
     project = project_of_path(request)
     token = read_token(request, await read_form(request), _MAKE)
@@ -142,7 +142,7 @@ def _path(project: str) -> str:
 routes = [
     Route("/projects/{project}/rotate", show),
     Route("/projects/{project}/rotate/key", make_key, methods=["POST"]),
-    # A reload of the answer to the form, without sending it again.
+    # A reload of the response to the form, without sending it again.
     Route("/projects/{project}/rotate/key", show),
     Route("/projects/{project}/rotate", publish, methods=["POST"]),
 ]

@@ -1,6 +1,6 @@
 """*Sweeps* and *Sweep*: progress, counts, failures and what to do about them (SPEC 8.6, 16.2).
 
-Names of objects that failed are untrusted: those that failed as foreign may hold any character.
+Names of failed objects are untrusted: those that failed as foreign may contain any character.
 """
 
 import asyncio
@@ -18,12 +18,8 @@ from starlette.routing import Route
 from keyturn import evidence
 from keyturn.errors import CodedError, EvidenceError, PublisherError
 from keyturn.identifiers import ALL_PROJECTS, is_project
-from keyturn.messages import (
-    SWEEP_STATES,
-    FailureStatus,
-    StatusReported,
-    SweepStatus,
-)
+from keyturn.messages.events import StatusReported
+from keyturn.messages.status import SWEEP_STATES, FailureStatus, SweepStatus
 from keyturn_workers.console.ask import PAGE_ROWS, Answer, Query, filled, page_of
 from keyturn_workers.console.context import ask, context_of
 from keyturn_workers.console.pages.forms import (
@@ -37,7 +33,7 @@ from keyturn_workers.console.rendering.templates import REFRESH_S, render
 
 PATH: Final = "/sweeps"
 _FILE_ROWS: Final = 200
-# A worker that has just been asked for the first time reads on, and says that it has not ended.
+# At the first request a worker reads on in the background, and reports that it has not finished.
 _FIRST_TRIES: Final = 5
 _FIRST_PAUSE_S: Final = 1.0
 _NOT_ALL: Final = "# not all failures: a control worker did not read all of them\r\n"
@@ -50,7 +46,7 @@ _STATES: Final = {
     "failed": "Failed",
 }
 _KINDS: Final = {"": "Any", "rotation": "Rotations", "sweep": "Sweeps"}
-# A spreadsheet takes a cell that begins so for a formula; some take full-width signs, too.
+# A spreadsheet reads a cell with such a start as a formula; some read full-width signs so, too.
 _FORMULA_STARTS: Final = (
     "=",
     "+",
@@ -67,7 +63,7 @@ _FORMULA_STARTS: Final = (
 
 
 async def show_all(request: Request) -> Response:
-    """Answer `GET /sweeps`: those that are under way first."""
+    """Answer `GET /sweeps`: running ones first."""
     params = request.query_params
     text = words.text_of(params, "text")
     state = words.choice_of(params, "state", SWEEP_STATES, "")
@@ -104,7 +100,7 @@ async def show_all(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """Answer `GET /sweeps/{project}/{sweep_id}`; also of one that no worker has begun yet.
 
-    One that is not known may have been requested elsewhere a moment ago: the page looks again.
+    An unknown one may have been requested elsewhere a moment ago: the page looks again.
     """
     project = project_of_path(request, all_allowed=True)
     sweep_id = id_of_path(request, "sweep_id")
@@ -152,12 +148,12 @@ async def show(request: Request) -> Response:
 
 
 async def failures_text(request: Request) -> Response:
-    """The failures that match, a line each, to copy."""
+    """Return the matching failures, a line each, to copy."""
     return await _file(request, as_text, "text/plain; charset=utf-8")
 
 
 async def failures_csv(request: Request) -> Response:
-    """The failures that match, for a spreadsheet."""
+    """Return the matching failures, for a spreadsheet."""
     name = f"failures-{id_of_path(request, 'sweep_id')}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return await _file(request, as_csv, "text/csv", headers)
@@ -169,7 +165,7 @@ async def _file(
     media_type: str,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """All pages of failures that match, one after the other as they are read."""
+    """Stream all pages of matching failures, one after the other as they are read."""
     project = project_of_path(request, all_allowed=True)
     sweep_id = id_of_path(request, "sweep_id")
     code, text = (words.text_of(request.query_params, name) for name in ("code", "text"))
@@ -185,7 +181,7 @@ async def _file(
         return answer
 
     async def read_first() -> StatusReported:
-        """The first page, once all failures were read or a worker cannot hold them all."""
+        """Return the first page, once all failures were read or a worker cannot hold them all."""
         for _ in range(_FIRST_TRIES):
             answer = await read(1)
             if answer.is_complete:
@@ -196,7 +192,7 @@ async def _file(
     async def pages(first: StatusReported) -> AsyncIterator[str]:
         yield (_CSV_HEAD if write is as_csv else "") + write(first.failures or ())
         is_complete = bool(first.is_complete)
-        # One that cannot be read ends the connection, so that no file looks complete.
+        # An unreadable page ends the connection, so that no file looks complete.
         for number in range(2, -(-(first.total or 0) // _FILE_ROWS) + 1):
             page = await read(number)
             is_complete = is_complete and bool(page.is_complete)
@@ -218,14 +214,14 @@ def _failures_query(
 def _sweep_of(
     report: StatusReported | None, project: str, sweep_id: str
 ) -> tuple[SweepStatus | None, tuple[SweepStatus, ...]]:
-    """The sweep, and its parts if it is one of all."""
+    """Return the sweep, and its parts if it is one of all projects."""
     rows = (report and report.sweeps) or ()
     row = next((row for row in rows if (row.project, row.sweep_id) == (project, sweep_id)), None)
     return row, tuple(each for each in rows if each is not row)
 
 
 def as_text(rows: Iterable[FailureStatus]) -> str:
-    """A line each: code, project, key, with tabs between; what does not print is escaped."""
+    """Return a line each: code, project, key, separated by tabs; unprintable text is escaped."""
     return "".join(f"{row.code}\t{row.project}\t{_printable(row.key or '')}\n" for row in rows)
 
 
@@ -233,7 +229,7 @@ _CSV_HEAD: Final = "project,key,code\r\n"
 
 
 def as_csv(rows: Iterable[FailureStatus]) -> str:
-    """RFC 4180. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Return RFC 4180. A cell that looks like a formula begins with an apostrophe."""
     out = io.StringIO()
     csv.writer(out).writerows((row.project, _cell(row.key or ""), row.code) for row in rows)
     return out.getvalue()
@@ -251,7 +247,7 @@ def _printable(text: str) -> str:
 
 
 def _again_query(row: SweepStatus) -> str:
-    """The query of the form that starts the same sweep again."""
+    """Return the query of the form that starts the same sweep again."""
     fields = {"scope": "all"} if row.project == ALL_PROJECTS else {"project": row.project}
     fields |= {"encrypt_plaintext": "yes"} if row.encrypt_plaintext else {}
     fields |= {"repair": "yes"} if row.repair else {}
@@ -260,7 +256,7 @@ def _again_query(row: SweepStatus) -> str:
 
 
 def _proof(held: Answer, row: SweepStatus) -> evidence.Predicate | None:
-    """What the evidence of this sweep says, if a control worker reported it."""
+    """Return the statement of this sweep's evidence, if a control worker reported it."""
     for file in (held.report and held.report.evidence_files) or ():
         if row.evidence is None or file.digest != row.evidence or file.envelope is None:
             continue
@@ -268,7 +264,7 @@ def _proof(held: Answer, row: SweepStatus) -> evidence.Predicate | None:
             read = evidence.parse(file.envelope.encode())
         except EvidenceError:
             return None
-        # The digest is that of the signed event or record of the end.
+        # The digest belongs to the signed event or to the record of the end.
         return read.predicate if read.digest == row.evidence else None
     return None
 

@@ -1,7 +1,7 @@
 """Charts as SVG that the server draws, each with the same numbers as text (SPEC 16.2). Pure.
 
 Only the shapes are in the SVG, which stretches to its place. Words and numbers are HTML around it,
-so that they keep their size on a phone. Colors come from the style sheet by class.
+so they keep their size on a phone. Colors come from the style sheet by class.
 """
 
 import math
@@ -28,13 +28,13 @@ class Chart:
     """A drawn series.
 
     Attributes:
-        title: What is counted, with its unit.
-        svg: The picture, with the same in one sentence.
+        title: The counted quantity, with its unit.
+        svg: The picture, with a summary in one sentence.
         top: The value at the upper edge.
         ticks: The times below the picture, evenly spaced.
-        table: The same numbers, over a few longer spans: the beginning of each, and its mean.
+        table: The same numbers over a few longer spans: the beginning of each, and its mean.
         latest: The newest value.
-        is_empty: Whether there is nothing but zeros.
+        is_empty: True if all values are zero.
     """
 
     title: str
@@ -47,10 +47,10 @@ class Chart:
 
 
 def bars(title: str, series: Sequence[Point], *, kind: str = "accent") -> Chart:
-    """A chart of one bar for each point, for counts in equal spans of time.
+    """Return a chart with one bar for each point, for counts in equal spans of time.
 
     Args:
-        title: What is counted.
+        title: The counted quantity.
         series: The beginning of each span, and its value; not empty.
         kind: The class that colors it: `accent`, `bad`.
     """
@@ -61,7 +61,7 @@ def bars(title: str, series: Sequence[Point], *, kind: str = "accent") -> Chart:
     for index, (at, value) in enumerate(series):
         height = value / top * HEIGHT
         left, width = index * step, step * 0.86
-        # A hit area of the whole height, so that also a small bar shows its value.
+        # A hit area of the whole height, so that a small bar shows its value, too.
         shapes.append(
             f"<g><title>{_clock(at)} UTC: {rate(value)}</title>"
             f'<rect class="hit" x="{left:.2f}" y="0" width="{step:.2f}" height="{HEIGHT}"/>'
@@ -93,11 +93,9 @@ def bars(title: str, series: Sequence[Point], *, kind: str = "accent") -> Chart:
 
 
 def ceiling(value: float, *, is_whole: bool) -> float:
-    """A round number at or above the value, for the upper edge.
+    """Return a round number at or above the value, for the upper edge.
 
-    Args:
-        value: The highest one.
-        is_whole: Whether only whole numbers are shown: then half of the edge is whole, too.
+    With `is_whole`, only whole numbers are shown: then half of the edge is whole, too.
     """
     if value <= 0 or not math.isfinite(value):
         return 2.0 if is_whole else 1.0

@@ -1,8 +1,8 @@
 """Pages: templates with what every page shows, errors in the same shell, static files (SPEC 16).
 
-Autoescape is on for every template, and a name that a template does not know is an error. The URL
-of a style sheet or script holds a hash of its content, so a browser never asks again, and an
-upgrade is seen at once.
+Autoescape is on for every template, and a name unknown to a template is an error. The URL of a
+style sheet or script contains a hash of its content, so a browser never asks again, and an upgrade
+takes effect at once.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from keyturn_workers.code_help import CODES, code_help
 from keyturn_workers.console.auth.person import SESSION_SCOPE, session_of
 from keyturn_workers.console.context import ATTENTION, QUEUES, ConsoleContext, context_of
 from keyturn_workers.console.rendering import text, words
-from keyturn_workers.wording import plural
+from keyturn_workers.core.wording import plural
+from keyturn_workers.process.code_help import CODES, code_help
 
 _TYPES: Final = {
     "css": "text/css; charset=utf-8",
@@ -37,7 +37,7 @@ _HASH_CHARACTERS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class StaticFile:
-    """One file as served."""
+    """A file as served."""
 
     body: bytes
     media_type: str
@@ -52,7 +52,7 @@ class StaticFiles:
         self._files = dict(_read(folder, ""))
 
     def url(self, name: str) -> str:
-        """The address of a file, with its version.
+        """Return the address of a file, with its version.
 
         Raises:
             KeyError: there is no such file.
@@ -88,7 +88,7 @@ def _read(folder: Traversable, prefix: str) -> list[tuple[str, StaticFile]]:
 
 @dataclass(frozen=True, slots=True)
 class NavItem:
-    """A page in the navigation, with a count of what waits there."""
+    """A page in the navigation, with a count of its waiting items."""
 
     path: str
     title: str
@@ -108,18 +108,18 @@ PAGES: Final = (
 )
 """The pages of the navigation."""
 REFRESH_S: Final = 5
-"""How often a page that is open asks again."""
+"""How often an open page asks again."""
 
 
 @cache
 def static_files() -> StaticFiles:
-    """The static files, read at their first use."""
+    """Return the static files, read at their first use."""
     return StaticFiles()
 
 
 @cache
 def environment() -> Environment:
-    """The templates of all pages; each one is compiled at its first use."""
+    """Return the templates of all pages; each one is compiled at its first use."""
     made = Environment(
         loader=PackageLoader("keyturn_workers.console.rendering"),
         autoescape=True,
@@ -166,7 +166,7 @@ def environment() -> Environment:
 
 
 def compile_templates() -> None:
-    """Compile all templates now, which takes a moment, and not when a person opens a page."""
+    """Compile all templates at the start, so that nobody's first page waits for it."""
     for name in environment().list_templates():
         environment().get_template(name)
 
@@ -183,13 +183,13 @@ def render(
     """Render a page.
 
     Args:
-        request: The request that it answers.
-        template: Its path below `templates`.
+        request: The request.
+        template: The path below `templates`.
         status_code: Of the response.
-        refresh_s: How often it asks for itself; 0 for a page that must not change while a person
-            uses it, such as a confirmation.
+        refresh_s: How often the page asks for itself; 0 for a page that must not change while a
+            person uses it, such as a confirmation.
         headers: Further response headers.
-        values: What the template needs besides `person`, `may_operate`, `csrf`, `nav`, `path`,
+        values: Values for the template besides `person`, `may_operate`, `csrf`, `nav`, `path`,
             `now`, `own_publisher`, `header`, `refresh_s` and `theme`.
     """
     context = context_of(request)
@@ -211,13 +211,13 @@ def render(
 
 
 def _theme(request: Request) -> str:
-    """What the person chose in this browser; empty: as the system. The page's script sets it."""
+    """Return the theme chosen in this browser by the page's script; empty: the system's."""
     chosen = request.cookies.get("__Host-keyturn-theme", "")
     return chosen if chosen in ("light", "dark") else ""
 
 
 def _nav(context: ConsoleContext) -> list[NavItem]:
-    """The pages, with how much waits on them."""
+    """Return the pages, with the number of items that wait on them."""
     attention = context.asker.peek(ATTENTION).report
     queues = context.asker.peek(QUEUES).report
     items = (attention and attention.attention) or ()
@@ -231,7 +231,7 @@ def _nav(context: ConsoleContext) -> list[NavItem]:
 
 
 def see_other(url: str) -> Response:
-    """What a POST answers: the page that shows its outcome, so that a reload repeats nothing."""
+    """Redirect a POST to the page with its outcome, so that a reload repeats nothing."""
     return RedirectResponse(url, status_code=303)
 
 
@@ -263,34 +263,34 @@ _TEXTS: Final = {
     ),
     405: _Text(
         "Method not allowed",
-        "This address does not take that kind of request. Nothing was changed.",
+        "This address does not accept this kind of request. Nothing was changed.",
         "Open the page again and use its form.",
     ),
     413: _Text(
         "This form is too large",
-        "The console does not read it. Nothing was changed.",
+        "The console did not read it. Nothing was changed.",
         "Enter less text.",
     ),
     415: _Text(
         "This is not a form",
-        "The console reads only the forms of its own pages. Nothing was changed.",
+        "The console accepts only the forms of its own pages. Nothing was changed.",
         "Open the page again and use its form.",
     ),
     503: _Text(
         "Not available now",
-        "A part that this page needs does not answer.",
+        "A component that this page needs does not respond.",
         "Try again in a moment. If this persists, see the console's log.",
     ),
 }
 _UNKNOWN: Final = _Text(
     "Something went wrong",
-    "The console failed while it made this page.",
-    "Try again. The console's log holds the error.",
+    "The console failed to build this page.",
+    "Try again. See the console's log for the error.",
 )
 
 
 async def http_error_page(request: Request, error: Exception) -> Response:
-    """The page of an `HTTPException`; its `detail` is shown where it says more than its status."""
+    """Return the page of an `HTTPException`; shows its `detail` if that adds to its status."""
     known = error if isinstance(error, HTTPException) else HTTPException(500)
     status = known.status_code
     return render(
@@ -305,7 +305,7 @@ async def http_error_page(request: Request, error: Exception) -> Response:
 
 
 async def server_error_page(request: Request, error: Exception) -> Response:
-    """The page of an error that nothing expected. Its text stays in the log."""
+    """Return the page of an unexpected error. Its text stays in the log."""
     # uvicorn would log it, but its messages are off: they contain paths.
     _log.error("a request failed", exc_info=error)
     return await http_error_page(request, error)

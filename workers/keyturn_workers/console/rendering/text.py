@@ -1,7 +1,7 @@
-"""How values become text on a page: untrusted text, numbers, times (SPEC 16.2). Pure.
+"""Text of values on a page: untrusted text, numbers, times (SPEC 16.2). Pure.
 
-All that comes from a bucket, a message or a person is untrusted. Jinja2 escapes it; `visible` also
-shows what would hide or reorder text, such as control and bidirectional characters.
+Any text from a bucket, a message or a person is untrusted. Jinja2 escapes it; `visible` also shows
+characters that would hide or reorder text, such as control and bidirectional characters.
 """
 
 import math
@@ -22,7 +22,7 @@ _OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def visible(text: object, limit: int = _SHOWN_CHARACTERS) -> Markup:
-    """Untrusted text, isolated, with each character that does not print shown as its code point.
+    """Return untrusted text, isolated, with unprintable characters as their code points.
 
     Spaces at an end and in a row are kept, since `a` and `a ` are two object keys.
     """
@@ -46,29 +46,29 @@ def _character(character: str) -> Markup:
 
 
 def plain(text: object, limit: int = 200) -> str:
-    """Untrusted text for a place that takes no markup, such as an attribute or a title."""
+    """Return untrusted text for a place without markup, such as an attribute or a title."""
     shown = "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in str(text)[:limit])
     return shown if len(str(text)) <= limit else f"{shown}…"
 
 
 def sentence(text: str) -> str:
-    """A text with a capital letter at its beginning and a period at its end, if it has any."""
+    """Return a non-empty text with a capital letter at its beginning and a period at its end."""
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}." if text else ""
 
 
 def whole_options(words: str) -> Markup:
-    """Text in which no line ends inside an option such as `--repair`: browsers break at hyphens."""
+    """Return text that keeps options such as `--repair` on one line: browsers break at hyphens."""
     whole = Markup('<span class="option">{}</span>')
     return Markup(_OPTION.sub(lambda found: whole.format(found[0]), escape(words)))  # noqa: S704 - escaped
 
 
 def number(value: float | None) -> str:
-    """`12,345`; a dash where nothing is known."""
+    """Return `12,345`; a dash if unknown."""
     return "—" if value is None else f"{value:,.0f}"
 
 
 def rate(value: float | None) -> str:
-    """A rate with about three significant digits; a whole number without decimals."""
+    """Return a rate with about three significant digits; a whole number without decimals."""
     if value is None:
         return "—"
     digits = 0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2  # noqa: PLR2004
@@ -76,7 +76,7 @@ def rate(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """The two largest units: `45 s`, `3 min 20 s`, `2 d 4 h`."""
+    """Return the two largest units: `45 s`, `3 min 20 s`, `2 d 4 h`."""
     if seconds is None or not math.isfinite(seconds):
         return "—"
     left = round(max(seconds, 0))
@@ -91,7 +91,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(at: datetime, now: datetime) -> str:
-    """`3 min ago`, `in 2 h`, `now`: one unit, as the script of the page writes it too."""
+    """Return `3 min ago`, `in 2 h` or `now`: one unit, as the page's script writes it, too."""
     seconds = (now - at).total_seconds()
     size = abs(seconds)
     if size < 1:
@@ -104,7 +104,7 @@ def ago(at: datetime, now: datetime) -> str:
 
 
 def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
-    """In UTC: with seconds today or if they matter; with the date on another day."""
+    """Return a time in UTC: with seconds today or if exact; with the date on another day."""
     at = at.astimezone(UTC)
     is_today = at.date() == now.astimezone(UTC).date()
     day = "" if is_today else "%Y-%m-%d "
@@ -113,15 +113,15 @@ def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
 
 
 def moment(at: datetime | str | None) -> datetime | None:
-    """An instant, which messages hold as text."""
+    """Return an instant from a message's text."""
     return parse_time(at) if isinstance(at, str) else at
 
 
 def evidence_date(text: str) -> str:
-    """A date of evidence in words; the fraction of a second if it has one."""
+    """Return a date of evidence in words; with the fraction of a second if it has one."""
     return text.replace("T", " ").removesuffix("Z").removesuffix(".000000") + " UTC"
 
 
 def iso(at: datetime) -> str:
-    """The value of a `datetime` attribute."""
+    """Return the value of a `datetime` attribute."""
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

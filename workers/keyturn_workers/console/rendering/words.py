@@ -1,4 +1,4 @@
-"""Addresses of pages, and what pages say about sweeps, records and codes (SPEC 8.6, 16.2). Pure.
+"""Addresses of pages, and words for sweeps, records and codes (SPEC 8.6, 16.2). Pure.
 
 Addresses are typed or bookmarked, so malformed values fall back to defaults.
 """
@@ -11,18 +11,13 @@ from urllib.parse import quote, urlencode
 
 from starlette.datastructures import QueryParams
 
+from keyturn.counts import Counts
 from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project
-from keyturn.messages import (
-    DONE,
-    STARTED,
-    AttentionLink,
-    AuditStatus,
-    Counts,
-    Progress,
-    SweepStatus,
-)
+from keyturn.messages.audit import DONE, STARTED
+from keyturn.messages.status import AttentionLink, AuditStatus, SweepStatus
+from keyturn.progress import Progress
 from keyturn_workers.console.rendering.text import duration, moment, number
-from keyturn_workers.wording import plural
+from keyturn_workers.core.wording import plural
 
 _T = TypeVar("_T", bound=str)
 _MAX_TEXT: Final = 200
@@ -46,11 +41,11 @@ AUDIT_ACTIONS: Final[dict[str, str]] = {
     "master_key.imported": "Master key imported",
 }
 MOVED: Final = {"dead_letter.replayed": "Replayed", "dead_letter.discarded": "Discarded"}
-"""What became of a dead letter, by the action on record."""
+"""The fate of a dead letter, by the recorded action."""
 _COUNT_WORDS: Final = {
     "objects": ("Objects", "object keys of the last pass, other than foreign names"),
     "rewrapped": ("Rewrapped", "objects that got new wraps; their ciphertext did not change"),
-    "current": ("Current", "objects at the desired state, as the last pass saw them"),
+    "current": ("Current", "objects at the desired state, as of the last pass"),
     "plaintext": ("Plaintext", "objects without encryption, which the project allows"),
     "encrypted": ("Encrypted", "plaintext objects that were encrypted in place"),
     "deleted": ("Deleted", "tombstones: keys of deleted objects, which stay taken"),
@@ -82,7 +77,7 @@ class Badge:
 
 @dataclass(frozen=True, slots=True)
 class SweepProgress:
-    """How far a sweep is. `done` and `of` are for a bar; without them only the text is known."""
+    """The progress of a sweep. `done` and `of` are for a bar; without them only text is shown."""
 
     text: str
     done: int | None = None
@@ -91,7 +86,7 @@ class SweepProgress:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One of the moments of a sweep; `state` is done, next or later."""
+    """A moment of a sweep; `state` is done, next or later."""
 
     title: str
     state: str
@@ -100,18 +95,18 @@ class Moment:
 
 
 def project_path(project: str) -> str:
-    """The page of a project."""
+    """Return the page of a project."""
     return f"/projects/{quote(project, safe='')}"
 
 
 def sweep_path(project: str, sweep_id: str) -> str:
-    """The page of a sweep or rotation."""
+    """Return the page of a sweep or rotation."""
     folder = ALL_PROJECTS_FOLDER if project == ALL_PROJECTS else project
     return f"/sweeps/{quote(folder, safe='')}/{quote(sweep_id, safe='')}"
 
 
 def attention_link(link: AttentionLink) -> str:
-    """The page that shows what needs attention."""
+    """Return the page about a problem that needs attention."""
     if link.page == "project" and link.project is not None:
         return project_path(link.project)
     if link.page == "sweep" and link.project is not None and link.sweep_id is not None:
@@ -124,7 +119,7 @@ def attention_link(link: AttentionLink) -> str:
 
 
 def address(path: str, params: QueryParams, **changed: object) -> str:
-    """A path with these parameters; what is empty or None is left out."""
+    """Return a path with these parameters, without the empty ones."""
     kept = {name: value for name, value in params.items() if name not in changed}
     named = kept | {name: str(value) for name, value in changed.items() if value is not None}
     query = urlencode({name: value for name, value in named.items() if value})
@@ -132,12 +127,12 @@ def address(path: str, params: QueryParams, **changed: object) -> str:
 
 
 def text_of(params: QueryParams, name: str) -> str:
-    """What a person typed."""
+    """Return the text that a person typed."""
     return params.get(name, "").strip()[:_MAX_TEXT]
 
 
 def page_of(params: QueryParams, name: str = "page") -> int:
-    """The number of a page, from 1."""
+    """Return the number of a page, from 1."""
     value = params.get(name, "")
     if not (value.isascii() and value.isdigit()):
         return 1
@@ -145,30 +140,30 @@ def page_of(params: QueryParams, name: str = "page") -> int:
 
 
 def choice_of(params: QueryParams, name: str, choices: Sequence[_T], default: _T) -> _T:
-    """One of some words."""
+    """Return one of the allowed words."""
     value = params.get(name)
     return cast("_T", value) if value in choices else default
 
 
 def project_of_segment(segment: str) -> str | None:
-    """The project, or `*`, that a segment of a path names; None if it names none."""
+    """Return the project, or `*`, in a segment of a path; None if it is invalid."""
     if segment == ALL_PROJECTS_FOLDER:
         return ALL_PROJECTS
     return segment if is_project(segment) else None
 
 
 def project_words(project: str) -> str:
-    """A project for people."""
+    """Return a project's name for people."""
     return "all projects" if project == ALL_PROJECTS else project
 
 
 def audit_action(action: str) -> str:
-    """What an audit record says that was done."""
+    """Return an audit record's action in words."""
     return AUDIT_ACTIONS.get(action, action)
 
 
 def audit_outcome(row: AuditStatus) -> Badge:
-    """How it ended. What a command does is recorded before; after it, only that it failed."""
+    """Return the outcome. A command is recorded before it acts; after that, only its failure."""
     if row.outcome not in (DONE, STARTED):
         return Badge("bad", "Refused")
     if row.action in MOVED:
@@ -177,14 +172,14 @@ def audit_outcome(row: AuditStatus) -> Badge:
 
 
 def sweep_kind(row: SweepStatus) -> str:
-    """What kind of sweep it is."""
+    """Return the kind of a sweep."""
     if row.kind == "rotation":
         return "Rotation"
     return "Master key sweep" if row.master_key is not None else "Sweep"
 
 
 def sweep_badge(row: SweepStatus) -> Badge:
-    """Its state."""
+    """Return the state of a sweep."""
     if row.status == "running":
         return Badge("busy", "Running")
     if row.status == "failed":
@@ -198,7 +193,7 @@ def sweep_badge(row: SweepStatus) -> Badge:
 
 
 def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
-    """How far it is."""
+    """Return the progress of a sweep."""
     if row.status != "running":
         return SweepProgress("—" if row.counts is None else _counted(row.counts))
     known = row.progress
@@ -212,7 +207,7 @@ def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
     if known.total is None:
         return SweepProgress(f"{verb}, {plural(known.done, unit)} so far")
     text = f"{verb} {number(known.done)} of {plural(known.total, unit)}"
-    # Before that, rewrapping takes longer than the leases.
+    # Before that phase, rewrapping takes longer than the leases.
     left_s = known.seconds_to_proof(now) if known.phase == "proving" else None
     if left_s is not None:
         text += f", earliest end in {duration(left_s)}"
@@ -220,20 +215,20 @@ def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
 
 
 def _counted(counts: Counts) -> str:
-    """The objects as on the page of the project, which does not count tombstones."""
+    """Return the number of objects as on the project's page, which counts no tombstones."""
     objects = plural(counts.objects - counts.deleted, "object")
     return f"{objects}, {number(counts.deleted)} deleted" if counts.deleted else objects
 
 
 def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
-    """From its request to its proof: what was, what is next and what comes after that."""
+    """Return the moments from the request to the proof: past, next and later ones."""
     known = row.progress or Progress(phase="waiting")
     has_ended = row.status not in ("running", None)
-    # One that failed may have ended before any of these; an older record has none of them.
+    # A failed sweep may have ended before any of these; an older record has none of them.
     is_past = row.status == "done"
     ended_at = moment(row.ended_at)
     rewrapped_at = moment(known.all_rewrapped_at)
-    # Before that it moves with the pauses of pages.
+    # Before the rewrapping ends, this moment moves with the pauses of pages.
     possible_at = None if rewrapped_at is None else moment(known.proof_possible_at)
     first_at = moment(known.first_rewrap_at)
     is_nothing_new = rewrapped_at is not None and first_at is None
@@ -255,7 +250,7 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
         (_end_title(row), ended_at if has_ended else None, has_ended, ""),
     ]
     if row.project == ALL_PROJECTS:
-        # The others are those of each project's part.
+        # The moments in between belong to each project's part.
         steps = [steps[0], steps[-1]]
     if has_ended:
         return tuple(
@@ -278,7 +273,7 @@ def _end_title(row: SweepStatus) -> str:
 
 
 def sweep_counts(counts: Counts | None) -> tuple[Count, ...]:
-    """The counts of SPEC 8.6, each with its meaning; empty while nothing is counted."""
+    """Return the counts of SPEC 8.6, each with its meaning; empty before the first count."""
     if counts is None:
         return ()
     return tuple(
@@ -288,7 +283,7 @@ def sweep_counts(counts: Counts | None) -> tuple[Count, ...]:
 
 
 def sweep_options(row: SweepStatus) -> tuple[str, ...]:
-    """Its options, each as a phrase."""
+    """Return the options of a sweep, each as a phrase."""
     words = []
     if row.master_key is not None:
         words.append(f"master key {row.master_key}")

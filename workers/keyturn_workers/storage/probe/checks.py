@@ -1,4 +1,4 @@
-"""The rows of the probe: what each checks, how much it is needed, and what it means (SPEC 10)."""
+"""The rows of the probe: each check with its need and its consequence (SPEC 10)."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _LATE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One row: how it is measured, and what it means if it does not hold."""
+    """One row: its measurement, and the consequence if it does not hold."""
 
     name: str
     needed: Needed
@@ -88,7 +88,7 @@ CHECKS: Final = (
         "listing in byte order",
         "wanted",
         keys.in_byte_order,
-        "sweeps and listings go by paths, and a bucket that keeps versions is refused",
+        "sweeps and listings follow paths, and a bucket that keeps versions is refused",
     ),
     Check(
         ALL_NAMES,
@@ -180,7 +180,7 @@ CHECKS: Final = (
         "empty segments kept in keys",
         "info",
         keys.empty_segments,
-        "no key of an upload has any",
+        "no uploaded key has an empty segment",
     ),
     Check(
         "ETag kept on self-copy",

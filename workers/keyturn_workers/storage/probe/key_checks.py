@@ -1,15 +1,16 @@
 """The probe's checks of keys: a server may treat them as paths of files (SPEC 1, 8.5, 10).
 
-A sweep's pages are ranges of keys. A server that resumes a listing elsewhere than after the key
-that it was asked for would hide objects from it.
+A sweep's pages are ranges of keys. A server that resumes a listing elsewhere than after the
+requested key would hide objects from the sweep.
 """
 
 import asyncio
 from typing import Final
 
 from keyturn.identifiers import Order, byte_order, path_order
-from keyturn_workers.errors import PreconditionError
-from keyturn_workers.storage.port import Headers, IfAbsent, Storage
+from keyturn_workers.core.errors import PreconditionError
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import Headers, IfAbsent
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 _PLAIN: Final = Headers({})
@@ -17,7 +18,7 @@ _PLAIN: Final = Headers({})
 _SEGMENT_BYTES: Final = 300
 _KEPT_APART: Final = Outcome(ok=True, detail="kept apart")
 _ALIKE: Final = Outcome(ok=False, detail="the same object")
-# In byte order: what sorts around a folder. No name is a folder's as well.
+# In byte order: names that sort around a folder. No name is a folder's as well.
 _NAMES: Final = ("a", "a-", "a.1", "a0", "b-1", "b.d/1", "b/1", "b/2", "b0/1")
 
 BY_PATH: Final = "by paths, each page from its key on"
@@ -57,7 +58,7 @@ async def long_segment(storage: ProbeStorage, key: str) -> Outcome:
 
 
 async def hidden_names(storage: ProbeStorage, key: str) -> Outcome:
-    """A listing shows every object, whatever a server has for itself among the names."""
+    """A listing shows every object, whatever names a server reserves for itself."""
     keys = [f"{key}/.uploads/a", f"{key}/b.versions/a", f"{key}/c"]
     for name in keys:
         await storage.put(name, b"body", _PLAIN)
@@ -68,9 +69,9 @@ async def hidden_names(storage: ProbeStorage, key: str) -> Outcome:
 
 
 async def resumed(storage: Storage, key: str) -> Outcome:
-    """A listing that starts after a key has exactly the keys that follow, in an order we know.
+    """A listing that starts after a key has exactly the keys that follow, in a known order.
 
-    Where the bucket keeps versions, only byte order will do.
+    A bucket that keeps versions needs byte order.
     """
     order = await find_order(storage, key)
     if order is byte_order:
@@ -89,7 +90,7 @@ async def in_byte_order(storage: Storage, key: str) -> Outcome:
 
 
 async def find_order(storage: Storage, key: str) -> Order | None:
-    """The order in which listings come and resume; None if it is neither of those we know."""
+    """Return the order in which listings come and resume; None if it is not a known one."""
     keys = [f"{key}/{name}" for name in _NAMES]
     await asyncio.gather(*(storage.put(name, b"body", _PLAIN) for name in keys))
     listed = list((await storage.list_page(f"{key}/")).etags)
@@ -104,7 +105,7 @@ async def find_order(storage: Storage, key: str) -> Order | None:
 
 
 async def _apart(storage: ProbeStorage, one: str, other: str) -> Outcome:
-    """Whether two keys are two objects."""
+    """Check if two keys are two objects."""
     await storage.put(one, b"one", _PLAIN, condition=IfAbsent())
     try:
         await storage.put(other, b"other", _PLAIN, condition=IfAbsent())

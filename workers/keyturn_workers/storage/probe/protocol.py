@@ -1,18 +1,19 @@
-"""What the probe needs of a storage beyond the port (SPEC 10), and the result of a check.
+"""The probe's storage operations beyond the port (SPEC 10), and the result of a check.
 
-Only `keyturn_workers.storage.probe.runner` and its checks may use this.
+Only `keyturn_workers.storage.probe.runner` and its checks may use these operations.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.storage.port import Condition, Headers, Lease, Storage
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import Condition, Headers, Lease
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a check passed, and in a few words what the storage did."""
+    """The result of a check, with the storage's behavior in a few words."""
 
     ok: bool
     detail: str
@@ -21,7 +22,7 @@ class Outcome:
 
 
 def is_not_implemented(error: StorageUnavailableError) -> bool:
-    """Whether the server answered 501: unlike other failures, this one will not pass."""
+    """Check if the server responded 501: unlike other failures, this one is permanent."""
     return error.detail.endswith("NotImplemented")
 
 
@@ -50,9 +51,9 @@ class ProbeStorage(Storage, Protocol):
         condition: Condition | None,
         lease: Lease | None,
     ) -> None:
-        """Send a put as `put` does, and close the connection after so many bytes of the body.
+        """Send a put as `put` does, but close the connection after `sent_bytes` of the body.
 
-        Returns once the server has had time to store what it has; its answer is ignored.
+        Return once the server has had time to store what it has; its response is ignored.
         """
         ...
 

@@ -11,13 +11,13 @@ from itertools import repeat
 from typing import Final
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import PreconditionError
-from keyturn_workers.storage.port import Condition, Headers, IfAbsent, IfMatch
+from keyturn_workers.core.errors import PreconditionError
+from keyturn_workers.core.storage_values import Condition, Headers, IfAbsent, IfMatch
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage, is_not_implemented
 
 WRITERS: Final = 8
 ROUNDS: Final = 4
-# A completion takes a server several steps, between which others seldom fit.
+# A completion takes a server several steps, and others seldom fit between them.
 COMPLETION_ROUNDS: Final = 16
 # A round in which every writer got a server error proves nothing, and is repeated.
 _MAX_TRIES: Final = 3
@@ -105,13 +105,9 @@ async def _round(
     writers: Sequence[_Writer],
     failures: list[StorageUnavailableError],
 ) -> Outcome | None:
-    """One round; None if no writer succeeded, which decides nothing.
+    """Run one round; None if no writer succeeded, which decides nothing.
 
-    Args:
-        storage: The configured bucket.
-        round_key: The key that all writers write.
-        writers: The concurrent writes.
-        failures: Receives the errors of the storage itself.
+    `failures` receives the errors of the storage itself.
     """
     bodies = [_body(at) for at in range(len(writers))]
     stored = await asyncio.gather(

@@ -11,15 +11,21 @@ from datetime import timedelta
 from typing import Final
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import MissingError, PreconditionError, RefusedError, StorageAnswerError
-from keyturn_workers.storage.port import Headers, IfAbsent, IfMatch, Lease, Storage
+from keyturn_workers.core.errors import (
+    MissingError,
+    PreconditionError,
+    RefusedError,
+    StorageResponseError,
+)
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import Headers, IfAbsent, IfMatch, Lease
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage
 
 PLAIN: Final = Headers({})
 WRONG_ETAG: Final = "0" * 32
 _FIRST_PART_BYTES: Final = 5 * 2**20
 _LEASE_S: Final = 60
-# Much more than two clocks of one storage may differ.
+# Much more than the clocks of one storage may differ.
 _LATE_S: Final = 600
 _ROUNDS: Final = 4
 _KEYS: Final = 8
@@ -57,7 +63,7 @@ async def replace_body(storage: ProbeStorage, key: str) -> Outcome:
 
 
 async def read_after_write(storage: ProbeStorage, key: str) -> Outcome:
-    """The next read and the next listing show what was acknowledged."""
+    """The next read and the next listing show an acknowledged write."""
     for number in range(_ROUNDS):
         body = b"%d" % number
         etag = (await storage.put(key, body, PLAIN)).etag
@@ -230,13 +236,13 @@ async def late_completion(storage: ProbeStorage, key: str) -> Outcome:
 
 
 async def etag_of_put(storage: ProbeStorage, key: str) -> Outcome:
-    """Whether a self-copy keeps the ETag of a single put."""
+    """Check if a self-copy keeps the ETag of a single put."""
     written = await storage.put(key, b"body", PLAIN)
     return await _etag_kept(storage, key, written.etag)
 
 
 async def etag_of_multipart(storage: ProbeStorage, key: str) -> Outcome:
-    """Whether a self-copy keeps the ETag of a multipart upload."""
+    """Check if a self-copy keeps the ETag of a multipart upload."""
     upload_id = await storage.create_multipart(key, PLAIN)
     part = await storage.upload_part(key, upload_id, 1, b"body")
     written = await storage.complete_multipart(key, upload_id, [part])
@@ -251,7 +257,7 @@ async def _etag_kept(storage: ProbeStorage, key: str, etag: str) -> Outcome:
 
 
 async def conditional_delete(storage: Storage, key: str) -> Outcome:
-    """Whether a delete with another ETag is refused."""
+    """Check if a delete with another ETag is refused."""
     await storage.put(key, b"body", PLAIN)
     refused = await _refused(storage.delete_if_match(key, WRONG_ETAG))
     try:
@@ -262,7 +268,7 @@ async def conditional_delete(storage: Storage, key: str) -> Outcome:
 
 
 async def unversioned(storage: ProbeStorage, key: str) -> Outcome:
-    """Whether the bucket keeps old versions, and whether it honors conditions nevertheless."""
+    """Check if the bucket keeps old versions, and if it honors conditions nevertheless."""
     if not await storage.versioning():
         return Outcome(ok=True, detail="not versioned")
     await storage.put(key, b"first", PLAIN, condition=IfAbsent())
@@ -274,8 +280,8 @@ async def unversioned(storage: ProbeStorage, key: str) -> Outcome:
 async def cut_puts(storage: ProbeStorage, key: str) -> Outcome:
     """A put whose connection is closed stores nothing, wherever it is cut (SPEC 7.2).
 
-    It is sent in the form in which Keyturn sends its own. An upload would otherwise leave an object
-    of the wrong length at its key, and report it as corrupt when it is delivered again.
+    The put is sent as Keyturn sends its own. If cut puts were stored, an upload would leave an
+    object of the wrong length at its key, and a redelivery would report that as corrupt.
     """
     await storage.put(f"{key}-clock", b"", PLAIN)
     lease = await _lease(storage, f"{key}-clock")
@@ -294,7 +300,7 @@ async def cut_puts(storage: ProbeStorage, key: str) -> Outcome:
 
 
 async def _from_memory(storage: ProbeStorage, key: str, sent_bytes: int, lease: Lease) -> None:
-    with suppress(StorageUnavailableError, StorageAnswerError):
+    with suppress(StorageUnavailableError, StorageResponseError):
         await storage.put_cut_off(
             key, 2 * _PIECE, _META, sent_bytes=sent_bytes, condition=IfAbsent(), lease=lease
         )
@@ -302,7 +308,7 @@ async def _from_memory(storage: ProbeStorage, key: str, sent_bytes: int, lease: 
 
 async def _streamed(storage: ProbeStorage, key: str, pieces: int, lease: Lease) -> None:
     # One piece is held back, so that no body is complete before its source has ended.
-    with suppress(_CutError, StorageUnavailableError, StorageAnswerError):
+    with suppress(_CutError, StorageUnavailableError, StorageResponseError):
         await storage.put_stream(
             key,
             _failing(pieces),
@@ -320,7 +326,7 @@ async def _failing(pieces: int) -> AsyncIterator[bytes]:
 
 
 async def _exists(storage: ProbeStorage, key: str) -> int | None:
-    """The size of what is stored."""
+    """Return the size of the stored object; None without one."""
     try:
         return (await storage.head(key)).size_bytes
     except MissingError:
@@ -328,7 +334,7 @@ async def _exists(storage: ProbeStorage, key: str) -> int | None:
 
 
 async def _lease(storage: ProbeStorage, key: str) -> Lease:
-    """A current lease, by the storage's own clock."""
+    """Return a current lease, by the storage's own clock."""
     return Lease((await storage.head(key)).date, _LEASE_S)
 
 
@@ -337,16 +343,16 @@ def _late(lease: Lease) -> Lease:
 
 
 async def _refused(write: Awaitable[object]) -> bool:
-    """Whether a write was refused by its condition; other errors are raised."""
+    """Check if a write is refused by its condition; other errors are raised."""
     return await _raises(write, PreconditionError)
 
 
 async def _refused_late(write: Awaitable[object]) -> bool:
-    """Whether a write was refused as too late."""
+    """Check if a write is refused as too late."""
     return await _raises(write, RefusedError)
 
 
-async def _raises(write: Awaitable[object], error: type[StorageAnswerError]) -> bool:
+async def _raises(write: Awaitable[object], error: type[StorageResponseError]) -> bool:
     try:
         await write
     except error:

@@ -1,4 +1,4 @@
-"""Measure what the configured bucket does: `keyturn doctor`, and each worker's start (SPEC 10).
+"""Measures the configured bucket: `keyturn doctor`, and each worker's start (SPEC 10).
 
 Every row is the outcome of requests just made, with real concurrent writers where a race
 matters, and with the bucket's versioning as it is. Nothing is concluded from a server's name or
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyturn.errors import SettingsError, StorageUnavailableError
-from keyturn_workers.errors import RefusedError, StorageAnswerError
-from keyturn_workers.storage.port import Capabilities, Headers
+from keyturn_workers.core.errors import ClockSkewError, RefusedError, StorageResponseError
+from keyturn_workers.core.storage_values import Capabilities, Headers
 from keyturn_workers.storage.probe import checks
 from keyturn_workers.storage.probe.checks import CHECKS, Check, Needed
 from keyturn_workers.storage.probe.key_checks import BY_PATH
@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ProbeReport:
     """All rows of a probe."""
 
     rows: Sequence[Row]
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What workers may rely on beyond the requirements."""
+        """The capabilities that workers may rely on beyond the requirements."""
         passed = {row.name for row in self.rows if row.ok}
         order = next((row.detail for row in self.rows if row.name == checks.LISTING and row.ok), "")
         late = {checks.LATE_PUT, checks.LATE_COPY, checks.LATE_COMPLETION}
@@ -78,15 +78,13 @@ class Report:
         )
 
 
-async def probe(storage: ProbeStorage, *, quick: bool = False) -> Report:
+async def probe(storage: ProbeStorage, *, quick: bool = False) -> ProbeReport:
     """Check everything that Keyturn relies on or works around.
 
-    Args:
-        storage: The configured bucket.
-        quick: Only what a worker needs to know when it starts.
+    A `quick` probe checks only what a worker needs to know when it starts.
 
     Raises:
-        StorageUnavailableError: the storage cannot be reached.
+        StorageUnavailableError: the storage cannot be reached, or this machine's clock is wrong.
         SettingsError: the bucket does not exist, or the credentials may not write there.
     """
     prefix = f"{PREFIX}{secrets.token_hex(8)}/"
@@ -100,14 +98,16 @@ async def probe(storage: ProbeStorage, *, quick: bool = False) -> Report:
     finally:
         try:
             await storage.purge(prefix)
-        except (StorageAnswerError, StorageUnavailableError):
+        except (StorageResponseError, StorageUnavailableError):
             left_behind = prefix  # reported; the outcomes matter more
-    return Report(rows, left_behind)
+    return ProbeReport(rows, left_behind)
 
 
 async def _check_access(storage: ProbeStorage, key: str) -> None:
     try:
         await storage.put(key, b"", Headers({}))
+    except ClockSkewError as exc:
+        raise StorageUnavailableError(str(exc)) from exc  # until the clock is set
     except RefusedError as exc:
         raise SettingsError(f"these S3 credentials may not write below {PREFIX}") from exc
     except StorageUnavailableError as exc:
@@ -123,7 +123,7 @@ async def _row(storage: ProbeStorage, check: Check, key: str) -> Row:
         outcome = Outcome(
             ok=False, detail=f"failed: {exc.detail}", undecided=not is_not_implemented(exc)
         )
-    except StorageAnswerError as exc:
+    except StorageResponseError as exc:
         outcome = Outcome(ok=False, detail=f"failed: {exc}")
     return Row(
         check.name,
@@ -135,8 +135,8 @@ async def _row(storage: ProbeStorage, check: Check, key: str) -> Row:
     )
 
 
-def as_json(report: Report) -> Sequence[Mapping[str, str | bool]]:
-    """The rows for `keyturn doctor --json`."""
+def as_json(report: ProbeReport) -> Sequence[Mapping[str, str | bool]]:
+    """Return the rows for `keyturn doctor --json`."""
     return [
         {
             "name": row.name,

@@ -229,7 +229,7 @@ test("another length after a break is noticed", async () => {
   let count = 0;
   const fetch: typeof globalThis.fetch = (input, init) => (count++ ? other : one)(input, init);
   const { error } = await drained((await opening(OBJECT, { fetch })).body);
-  assert.match(`${error}`, /another body is in the object's place/);
+  assert.match(`${error}`, /the object was replaced by another body/);
   const shorter = storageOf(new Uint8Array(0));
   count = 0;
   const gone: typeof globalThis.fetch = (input, init) => (count++ ? shorter : one)(input, init);

@@ -8,15 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import PreconditionError
-from keyturn_workers.storage import Capabilities, Headers, IfAbsent, IfMatch
-from keyturn_workers.storage.port import RECORD_MAX_BYTES
+from keyturn_workers.core.errors import PreconditionError
+from keyturn_workers.core.storage_values import (
+    RECORD_MAX_BYTES,
+    Capabilities,
+    Headers,
+    IfAbsent,
+    IfMatch,
+)
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from keyturn_workers.storage import (
+    from keyturn_workers.core.storage_values import (
         Condition,
         Lease,
         ListingPage,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.errors import StorageUnavailableError
-from keyturn_workers.errors import PreconditionError
-from keyturn_workers.storage import Capabilities, Headers
+from keyturn_workers.core.errors import PreconditionError
+from keyturn_workers.core.storage_values import Capabilities, Headers
 from keyturn_workers.storage.probe import key_checks, request_checks
 from keyturn_workers.storage.probe.race_checks import (
     COMPLETION_ROUNDS,
@@ -44,7 +44,7 @@ from tools.harness.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from keyturn_workers.storage import Condition, Lease, WriteResult
+    from keyturn_workers.core.storage_values import Condition, Lease, WriteResult
     from keyturn_workers.storage.probe.protocol import Outcome
 
     Check = Callable[[Any, str], Awaitable[Outcome]]

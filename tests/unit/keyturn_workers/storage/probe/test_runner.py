@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from keyturn.errors import SettingsError, StorageUnavailableError
-from keyturn_workers.errors import MissingError, RefusedError
-from keyturn_workers.storage import Capabilities, Headers
+from keyturn_workers.core.errors import ClockSkewError, MissingError, RefusedError
+from keyturn_workers.core.storage_values import Capabilities, Headers
 from keyturn_workers.storage.probe.runner import PREFIX, as_json, probe
 from tests.unit.keyturn_workers.storage.probe.broken_storages import (
     ALWAYS,
@@ -205,6 +205,14 @@ async def test_settings_at_fault(failure: Exception, words: str) -> None:
     storage = MemoryStorage()
     storage.fail_next("put", failure)
     with pytest.raises(SettingsError, match=words):
+        await probe(storage)
+
+
+async def test_a_wrong_clock_may_be_set_right_and_is_no_settings_error() -> None:
+    """The error names the clock: otherwise a refused write is blamed on the credentials."""
+    storage = MemoryStorage()
+    storage.fail_next("put", ClockSkewError("put: RequestTimeTooSkewed"))
+    with pytest.raises(StorageUnavailableError, match="check this machine's clock"):
         await probe(storage)
 
 

@@ -97,12 +97,12 @@
   document.addEventListener("htmx:finally:request", (event) => {
     if (event.detail.ctx.sourceElement.id === "page") isAsking = false;
   });
-  document.addEventListener("htmx:error", () => say("Not live: the console does not answer"));
+  document.addEventListener("htmx:error", () => say("Not live: the console does not respond"));
   document.addEventListener("htmx:response:error", (event) => {
     const { response: { status }, sourceElement } = event.detail.ctx;
     if (status === 401) location.reload();
     else if (status === 404 && sourceElement.id === "page") return;
-    else say(`Not live: the console answered ${status}`);
+    else say(`Not live: the console responded with ${status}`);
   });
   document.addEventListener("htmx:after:swap", () => say(""));
   setInterval(() => {

@@ -1,1 +1,0 @@
-"""Tests of `keyturn_workers.dead_letters`."""

@@ -1,0 +1,421 @@
+"""What a reader opens with which keys, and what it never yields (SPEC 4, 9.1)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from keyturn import metadata as object_metadata
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    HEADER_BYTES,
+    SEALED_CHUNK_BYTES,
+    SealError,
+    Secret,
+    open_sealed,
+    seal_tombstone,
+    to_base64,
+    user_kek,
+    v0_admin_kek,
+    v0_open,
+    v0_seal,
+    v0_user_kek,
+)
+from keyturn.errors import (
+    ArchivedObjectError,
+    CodedError,
+    CorruptObjectError,
+    KeyringRolledBackError,
+    KmsUnavailableError,
+    NotFoundError,
+    NoUsableWrapError,
+    UnknownAlgorithmError,
+    UnknownMasterKeyError,
+)
+from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn.metadata import COBBLESTONE
+from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.open_dek import ReaderKeys, open_dek
+from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.wraps import build_object_metadata, wrap
+from keyturn_workers.keys.keyring.store import create_keyring
+from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
+from keyturn_workers.offline import download
+from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
+from tools.harness.local_keys import admin_keks, desired_state, operator_keys, parse_keyring
+from tools.harness.memory_storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.offline.download import Access
+
+_KEY = "a/b.bin"
+_CHUNK = 16 * 1024
+_OPERATOR = OperatorAccess("acme", operator_keys(MASTER_KEYS))
+
+
+async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> bytes:
+    async with open_object(storage, key, access) as opened:
+        pieces = [piece async for piece in opened.chunks()]
+        plaintext = b"".join(pieces)
+        assert opened.info.size_bytes == len(plaintext)
+        return plaintext
+
+
+async def _bucket(ring: Keyring, plaintext: bytes = b"hello", key: str = _KEY) -> MemoryStorage:
+    storage = MemoryStorage()
+    assert await create_keyring(storage, ring, operator_keys(MASTER_KEYS), lease_s=15)
+    _plant(storage, ring, plaintext, key)
+    return storage
+
+
+def _plant(
+    storage: MemoryStorage,
+    ring: Keyring,
+    plaintext: bytes = b"hello",
+    key: str = _KEY,
+    *,
+    cut_bytes: int = 0,
+    flip: int | None = None,
+) -> None:
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key, plaintext)
+    changed = bytearray(body[: len(body) - cut_bytes])
+    if flip is not None:
+        changed[flip] ^= 1
+    metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
+    storage.plant(object_s3_key("acme", key), bytes(changed), Headers(metadata))
+
+
+def _project(ring: Keyring) -> ProjectAccess:
+    assert ring.current.kek is not None
+    return ProjectAccess("acme", ring.current.kek)
+
+
+@pytest.mark.parametrize("size", [0, 1, _CHUNK - 1, _CHUNK, _CHUNK + 1, 3 * 2**20])
+async def test_both_keys_read_what_was_stored(size: int) -> None:
+    ring, plaintext = keyring(), os.urandom(size)
+    storage = await _bucket(ring, plaintext)
+    assert await _read(storage, _project(ring)) == plaintext
+    assert await _read(storage, _OPERATOR) == plaintext
+
+
+async def test_each_key_opens_its_own_wrap_alone() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    async with open_object(storage, _KEY, _project(ring)) as opened:
+        assert opened.opened is not None
+        assert opened.opened.role == "user"
+    async with open_object(storage, _KEY, _OPERATOR) as opened:
+        assert opened.opened is not None
+        assert opened.opened.role == "admin"
+
+
+async def test_wrong_keys_open_nothing() -> None:
+    storage = await _bucket(keyring())
+    with pytest.raises(NoUsableWrapError):
+        await _read(storage, ProjectAccess("acme", Secret(os.urandom(32))))
+    with pytest.raises(UnknownMasterKeyError):
+        await _read(storage, OperatorAccess("acme", operator_keys({"m1x": Secret(os.urandom(32))})))
+
+
+@pytest.mark.parametrize("change", [{"cut_bytes": 1}, {"cut_bytes": 200_000}, {"flip": -1}])
+@pytest.mark.parametrize("access", ["project", "operator"])
+async def test_a_changed_body_is_never_read_to_its_end(change: dict[str, int], access: str) -> None:
+    ring, plaintext = keyring(), os.urandom(3 * 2**20)
+    storage = await _bucket(ring)
+    _plant(storage, ring, plaintext, **change)  # type: ignore[arg-type]  # of three kinds
+    given = bytearray()
+
+    async def read() -> None:
+        who = _project(ring) if access == "project" else _OPERATOR
+        async with open_object(storage, _KEY, who) as opened:
+            async for piece in opened.chunks():
+                given.extend(piece)
+
+    with pytest.raises(CorruptObjectError):
+        await read()
+    assert plaintext.startswith(bytes(given))
+
+
+async def test_a_body_cut_between_chunks_is_corrupt() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    size = 4 * _CHUNK
+    # The last chunk is the empty one with its tag alone, behind four full ones.
+    _plant(storage, ring, os.urandom(size), cut_bytes=16 + SEALED_CHUNK_BYTES)
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _project(ring))
+
+
+@pytest.mark.parametrize("kept", [0, 10, 56, 71])
+async def test_what_is_left_of_a_body_is_corrupt(kept: int) -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), _KEY, b"")
+    metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
+    storage.plant(object_s3_key("acme", _KEY), body[:kept], Headers(metadata))
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _project(ring))
+
+
+async def test_an_object_moved_to_another_key_does_not_open() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    head, body = await storage.read(object_s3_key("acme", _KEY))
+    storage.plant(object_s3_key("acme", "elsewhere"), body, head.headers)
+    for access in (_project(ring), _OPERATOR):
+        with pytest.raises(NoUsableWrapError):
+            await _read(storage, access, "elsewhere")
+
+
+async def test_plaintext_is_read_by_the_operator_where_the_keyring_allows_it() -> None:
+    for allowed in (True, False):
+        ring = keyring(plaintext=allowed)
+        storage = await _bucket(ring)
+        storage.plant(object_s3_key("acme", "p"), b"as it is", Headers({}))
+        if allowed:
+            assert await _read(storage, _OPERATOR, "p") == b"as it is"
+        else:
+            with pytest.raises(CorruptObjectError):
+                await _read(storage, _OPERATOR, "p")
+        with pytest.raises(CorruptObjectError):
+            await _read(storage, _project(ring), "p")
+
+
+async def test_without_a_keyring_the_operator_reads_encrypted_objects_alone() -> None:
+    ring, storage = keyring(plaintext=True), MemoryStorage()
+    _plant(storage, ring)
+    storage.plant(object_s3_key("acme", "p"), b"as it is", Headers({}))
+    assert await _read(storage, _OPERATOR) == b"hello"
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _OPERATOR, "p")
+
+
+async def test_a_forged_keyring_stops_the_operator() -> None:
+    storage = await _bucket(keyring())
+    head, record = await storage.read(keyring_s3_key("acme"))
+    storage.plant(keyring_s3_key("acme"), record.replace(b'"acme"', b'"acmf"'), head.headers)
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _OPERATOR)
+
+
+async def test_a_keyring_older_than_the_object_stops_the_operator() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    _plant(storage, rotated(ring), key="later")
+    with pytest.raises(KeyringRolledBackError):
+        await _read(storage, _OPERATOR, "later")
+    assert await _read(storage, _OPERATOR) == b"hello"
+
+
+async def test_missing_deleted_unknown_and_archived_objects_have_errors_of_their_own() -> None:
+    ring = keyring()
+    storage = await _bucket(ring)
+    tombstone = seal_tombstone(desired_state(ring, MASTER_KEYS).admin_kek, "acme", "gone", "now")
+    storage.plant(
+        object_s3_key("acme", "gone"),
+        b"",
+        Headers({"enc-algo": "deleted", "enc-dek-admin": to_base64(tombstone)}),
+    )
+    storage.plant(object_s3_key("acme", "odd"), b"", Headers({"enc-algo": "ROT13"}))
+    storage.plant(object_s3_key("acme", "cold"), b"", Headers({}), archived=True)
+    expected: dict[str, type[CodedError]] = {
+        "none": NotFoundError,
+        "gone": NotFoundError,
+        "odd": UnknownAlgorithmError,
+        "cold": ArchivedObjectError,
+    }
+    for key, error in expected.items():
+        for access in (_project(ring), _OPERATOR):
+            with pytest.raises(error):
+                await _read(storage, access, key)
+
+
+def _v0_ring(*, allowed: bool = True) -> Keyring:
+    return replace(keyring(), v0_allowed=allowed, v0_kek=v0_user_kek("old api key", ""))
+
+
+def _v0_metadata(dek: bytes, *, other_dek: bytes | None = None) -> dict[str, str]:
+    user = v0_seal(v0_user_kek("old api key", "").reveal(), dek)
+    admin = v0_seal(v0_admin_kek("old master").reveal(), other_dek or dek)
+    return {
+        "enc-algo": "AES-256-GCM",
+        "enc-dek-user": to_base64(user),
+        "enc-dek-admin": to_base64(admin),
+    }
+
+
+_V0_OPERATOR = OperatorAccess(
+    "acme", OperatorKeys.local(MASTER_KEYS, v0_admin_kek=v0_admin_kek("old master"))
+)
+
+
+async def test_the_earlier_systems_objects_are_opened_where_the_keyring_allows_it() -> None:
+    dek = os.urandom(32)
+    headers = Headers(_v0_metadata(dek))
+    for allowed in (True, False):
+        storage = await _bucket(_v0_ring(allowed=allowed))
+        storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
+        if allowed:
+            assert await _read(storage, _V0_OPERATOR, "old") == b"long ago"
+        else:
+            with pytest.raises(NoUsableWrapError):
+                await _read(storage, _V0_OPERATOR, "old")
+
+
+async def test_wraps_of_the_earlier_system_that_disagree_open_nothing() -> None:
+    dek, other = os.urandom(32), os.urandom(32)
+    storage = await _bucket(_v0_ring())
+    headers = Headers(_v0_metadata(dek, other_dek=other))
+    storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _V0_OPERATOR, "old")
+
+
+async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
+    ring, dek = keyring(), os.urandom(32)
+    storage = await _bucket(ring)
+    desired = desired_state(ring, MASTER_KEYS)
+    agreed = wrap(desired, "old", dek, algorithm="AES-256-GCM")
+    metadata = build_object_metadata(agreed, upload_id=None, caller_wire={})
+    body = v0_seal(dek, b"long ago")
+    storage.plant(object_s3_key("acme", "old"), body, Headers(metadata))
+    assert await _read(storage, _OPERATOR, "old") == b"long ago"
+    other = wrap(desired, "old", os.urandom(32), algorithm="AES-256-GCM")
+    split = {**metadata, "enc-dek-user": to_base64(other.user)}
+    storage.plant(object_s3_key("acme", "old"), body, Headers(split))
+    with pytest.raises(CorruptObjectError):
+        await _read(storage, _OPERATOR, "old")
+
+
+async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dek = os.urandom(32)
+    storage = await _bucket(_v0_ring())
+    storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long"), Headers(_v0_metadata(dek)))
+    monkeypatch.setattr(download, "V0_MAX_BYTES", 10)
+    with pytest.raises(CodedError, match="body_too_large"):
+        await _read(storage, _V0_OPERATOR, "old")
+
+
+async def test_an_object_that_a_key_which_is_away_may_open_is_not_unusable() -> None:
+    """The user wrap needs no master key; without it, nothing final is said."""
+    ring = keyring()
+    wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), _KEY, b"hello")
+    away = AdminKeks("acme", {}, frozenset({"m1"}))
+    reader = ReaderKeys("acme", admin_keks=away)
+    with pytest.raises(KmsUnavailableError):
+        open_dek(wraps, body[:HEADER_BYTES], _KEY, reader)
+    other = replace(reader, user_kek=keyring().current.kek)
+    with pytest.raises(KmsUnavailableError):
+        open_dek(wraps, body[:HEADER_BYTES], _KEY, other)
+    own = replace(reader, user_kek=ring.current.kek)
+    opened = open_dek(wraps, body[:HEADER_BYTES], _KEY, own)
+    assert opened is not None
+    assert opened.role == "user"
+
+
+_FILE = Path(__file__).parents[4] / ".." / "shared" / "vectors" / "keyturn_v1.json"
+_MISSING = not _FILE.is_file()
+_VECTORS: dict[str, Any] = {} if _MISSING else json.loads(_FILE.read_text())
+_BY_ADMIN = "corrupt_object by the user wrap, valid by the admin wrap"
+BY_VECTORS = pytest.mark.skipif(
+    _MISSING, reason="the shared known answers are not next to the project"
+)
+EACH_OBJECT = pytest.mark.parametrize(
+    "vector", _VECTORS.get("objects", []), ids=lambda vector: vector["name"]
+)
+
+
+def _masters() -> dict[str, Secret]:
+    keys = _VECTORS["keys"]["master_keys"]
+    return {name: Secret(base64.b64decode(key)) for name, key in keys.items()}
+
+
+def _reader(vector: dict[str, Any]) -> ReaderKeys:
+    keys = _VECTORS["keys"]
+    api_key = keys["new_api_key"] if vector["name"] == "both keys turned" else keys["api_key"]
+    return ReaderKeys(
+        project=vector["project"],
+        user_kek=user_kek(api_key, vector["project"], keys["pepper"]),
+        admin_keks=admin_keks(vector["project"], _masters(), v0_admin_kek(keys["v0_master_key"])),
+        v0_user_kek=v0_user_kek(api_key, keys["v0_pepper"]),
+        v0_allowed=True,
+    )
+
+
+def _plaintext_of(vector: dict[str, Any], reader: ReaderKeys) -> bytes:
+    body = base64.b64decode(vector["body"])
+    envelope = object_metadata.parse(vector["metadata"])
+    opened = open_dek(envelope, body[:HEADER_BYTES], vector["key"], reader)
+    assert opened is not None
+    if opened.algorithm == COBBLESTONE:
+        return open_sealed(opened.dek, BODY_CONTEXT, body)
+    return v0_open(opened.dek, body)
+
+
+def _outcome(vector: dict[str, Any], reader: ReaderKeys) -> str:
+    try:
+        plaintext = _plaintext_of(vector, reader)
+    except CodedError as exc:
+        return exc.code
+    except SealError:
+        return "corrupt_object"
+    assert len(plaintext) == vector["size"]
+    assert hashlib.sha256(plaintext).hexdigest() == vector["sha256"]
+    return "valid"
+
+
+@BY_VECTORS
+@EACH_OBJECT
+def test_each_object_opens_or_fails_with_its_code(vector: dict[str, Any]) -> None:
+    """Each object opens to its plaintext, or fails with its code."""
+    expected = "corrupt_object" if vector["expect"] == _BY_ADMIN else vector["expect"]
+    assert _outcome(vector, _reader(vector)) == expected
+
+
+@BY_VECTORS
+@EACH_OBJECT
+def test_the_operators_key_alone_gives_the_same_result(vector: dict[str, Any]) -> None:
+    """Except for what only the user wrap shows."""
+    reader = replace(_reader(vector), user_kek=None, v0_user_kek=None)
+    expected = "valid" if vector["expect"] == _BY_ADMIN else vector["expect"]
+    if vector["name"] == "v0 body with v1 wraps":
+        expected = NoUsableWrapError.code  # a v0 body is opened by both keys together
+    assert _outcome(vector, reader) == expected
+
+
+@BY_VECTORS
+@EACH_OBJECT
+def test_another_projects_keys_open_nothing(vector: dict[str, Any]) -> None:
+    """Another project's keys never open anything."""
+    stranger = ReaderKeys(project=vector["project"], user_kek=Secret(bytes(32)), v0_allowed=True)
+    assert _outcome(vector, stranger) in {"no_usable_wrap", "unknown_algorithm"}
+
+
+@BY_VECTORS
+def test_v0_wraps_need_the_keyrings_permission() -> None:
+    """Nothing binds such wraps to their object."""
+    vector = next(v for v in _VECTORS["objects"] if v["name"] == "v0")
+    assert _outcome(vector, replace(_reader(vector), v0_allowed=False)) == "no_usable_wrap"
+
+
+@BY_VECTORS
+def test_the_keyring_record_opens_as_the_vectors_say() -> None:
+    """The record opens to what the vectors say."""
+    vector = _VECTORS["keyring"]
+    keyring = parse_keyring(json.dumps(vector["record"]).encode(), "acme", _masters())
+    expected = vector["opens_to"]
+    assert keyring.current.generation == expected["generation"]
+    assert keyring.current.kek_id == expected["kek_id"]
+    assert keyring.current.kek == Secret(base64.b64decode(expected["kek"]))
+    assert keyring.current.rotation_id == expected["rotation_id"]
+    assert (keyring.plaintext_allowed, keyring.v0_allowed) == (False, True)
+    assert keyring.history == ()

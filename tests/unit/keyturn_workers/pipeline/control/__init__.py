@@ -1,0 +1,1 @@
+"""Unit tests of `keyturn_workers.pipeline.control`."""

@@ -1,0 +1,1 @@
+"""Tests of `keyturn_workers.reports.dead_letters`."""

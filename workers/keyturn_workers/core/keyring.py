@@ -1,0 +1,408 @@
+"""A project's keyring as a value and as its sealed record, and its changes. Pure.
+
+See SPEC 5.1, 5.2, 8.1 and 8.6. A record that does not open under its own master key, or that
+belongs to another project, was forged or moved: no object may be wrapped by it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Final
+
+from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.keys import Secret, kek_id
+from keyturn.errors import (
+    CorruptObjectError,
+    GenerationMismatchError,
+    KekReusedError,
+)
+from keyturn.identifiers import is_short_name, is_uuid, parse_time
+from keyturn.request_origin import RequestOrigin
+
+_KEK_BYTES: Final = 32
+_KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_LEASE_S: Final = 10**6
+_MAX_GENERATION: Final = 10**18
+_MAX_SERIAL: Final = 2**63
+_PERMISSIONS: Final = ("allowed", "forbidden")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One user KEK of a project: the current one, or one of the history.
+
+    `kek` is kept until a clean sweep, and is None after it. `rotation_id` is the id of the
+    rotation, or enrollment, that created the generation. `origin` describes that request; the
+    current generation's is in the keyring, and generations recorded by 0.10 have None.
+    """
+
+    generation: int
+    kek_id: str
+    kek: Secret | None
+    rotation_id: str
+    requested_at: str
+    at: str
+    origin: RequestOrigin | None = None
+
+
+@dataclass(frozen=True)
+class DesiredState:
+    """The keys that a project's objects must be wrapped under (SPEC 5.2)."""
+
+    project: str
+    generation: int
+    kek_id: str
+    user_kek: Secret
+    master_key: str
+    admin_kek: Secret
+    plaintext_allowed: bool
+
+    def same_state(self, other: "DesiredState") -> bool:
+        """Return True if an object made for one state matches the other."""
+        return (
+            self.generation == other.generation
+            and self.user_kek == other.user_kek
+            and self.master_key == other.master_key
+            and self.plaintext_allowed == other.plaintext_allowed
+        )
+
+
+@dataclass(frozen=True)
+class Keyring:
+    """The record of a project's keys; `current` is the desired generation.
+
+    `origin` describes the request that created the current generation. `lease_s` is the longest
+    lease, in seconds, of any worker that wrote this record. Workers always write both; in another
+    implementation's record they may be None and 0. `evidence` is the digest of the newest
+    evidence. `serial` counts the changes of the record (0 in a keyring of 0.10). `recovery` is the
+    id of the request that accepted a restored record, if any (SPEC 5.5).
+    """
+
+    project: str
+    master_key: str
+    current: Generation
+    origin: RequestOrigin | None
+    lease_s: int
+    plaintext_allowed: bool = False
+    v0_allowed: bool = False
+    v0_kek: Secret | None = None
+    history: tuple[Generation, ...] = ()
+    evidence: str | None = None
+    serial: int = 0
+    recovery: str | None = None
+
+    def origin_of(self, entry: Generation) -> RequestOrigin | None:
+        """The request that created a generation; None if it is not recorded."""
+        return self.origin if entry is self.current else entry.origin
+
+    @property
+    def has_old_keks(self) -> bool:
+        """True if the record has a KEK of an earlier generation; a clean sweep clears them."""
+        return any(entry.kek is not None for entry in self.history)
+
+    @property
+    def enrollment(self) -> Generation:
+        """The generation that the enrollment created."""
+        return self.history[0] if self.history else self.current
+
+    @cached_property
+    def user_keks(self) -> dict[int, Secret]:
+        """The user KEKs that the record still has, by generation."""
+        entries = (*self.history, self.current)
+        return {entry.generation: entry.kek for entry in entries if entry.kek is not None}
+
+    def desired(self, admin_kek: Secret) -> DesiredState:
+        """The desired state, given the project's admin KEK under the record's master key."""
+        if self.current.kek is None:
+            raise CorruptObjectError("the keyring's current KEK is missing")
+        return DesiredState(
+            project=self.project,
+            generation=self.current.generation,
+            kek_id=self.current.kek_id,
+            user_kek=self.current.kek,
+            master_key=self.master_key,
+            admin_kek=admin_kek,
+            plaintext_allowed=self.plaintext_allowed,
+        )
+
+
+def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
+    """The sealed part of the record."""
+    return {
+        **_entry_json(keyring.current),
+        "plaintext": _permission(allowed=keyring.plaintext_allowed),
+        "v0": _permission(allowed=keyring.v0_allowed),
+        "v0_kek": _kek_json(keyring.v0_kek),
+        "history": [_entry_json(entry) for entry in keyring.history],
+        **({"lease_s": keyring.lease_s} if keyring.lease_s else {}),
+        **_origin_json(keyring.origin),
+        "serial": keyring.serial,
+        **_set_json(keyring),
+    }
+
+
+def _entry_json(entry: Generation) -> dict[str, Any]:
+    return {
+        **_origin_json(entry.origin),
+        "generation": entry.generation,
+        "kek_id": entry.kek_id,
+        "kek": _kek_json(entry.kek),
+        "rotation_id": entry.rotation_id,
+        "requested_at": entry.requested_at,
+        "at": entry.at,
+    }
+
+
+def _origin_json(origin: RequestOrigin | None) -> dict[str, str]:
+    return {} if origin is None else {"publisher": origin.publisher, "request": origin.request}
+
+
+def _set_json(keyring: Keyring) -> dict[str, str]:
+    """Optional fields, omitted if unset."""
+    fields = {"evidence": keyring.evidence, "recovery": keyring.recovery}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _kek_json(kek: Secret | None) -> str | None:
+    return None if kek is None else to_base64(kek.reveal())
+
+
+def _permission(*, allowed: bool) -> str:
+    return "allowed" if allowed else "forbidden"
+
+
+def keyring_from_json(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
+    """Read a keyring from the opened part of a record that names this master key.
+
+    Raises:
+        CorruptObjectError: its fields are malformed.
+    """
+    try:
+        return _keyring(project, master_key, rest)
+    except (ValueError, TypeError, KeyError):
+        # No cause: the opened record contains keys, and an exception may repeat them.
+        raise CorruptObjectError("the keyring's fields are malformed") from None
+
+
+def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
+    if rest["plaintext"] not in _PERMISSIONS or rest["v0"] not in _PERMISSIONS:
+        raise ValueError("permissions")
+    current = _entry(rest)
+    history = tuple(replace(_entry(entry), origin=_origin(entry)) for entry in rest["history"])
+    generations = [entry.generation for entry in (*history, current)]
+    if current.kek is None or generations != sorted(set(generations)):
+        raise ValueError("generations")
+    return Keyring(
+        project=project,
+        master_key=master_key,
+        current=current,
+        origin=_origin(rest),
+        lease_s=_lease_s(rest["lease_s"]) if "lease_s" in rest else 0,
+        plaintext_allowed=rest["plaintext"] == "allowed",
+        v0_allowed=rest["v0"] == "allowed",
+        v0_kek=_kek(rest["v0_kek"]),
+        history=history,
+        evidence=_evidence(rest.get("evidence")),
+        serial=_serial(rest.get("serial", 0)),
+        recovery=_recovery(rest.get("recovery")),
+    )
+
+
+def _origin(fields: Mapping[str, Any]) -> RequestOrigin | None:
+    if "publisher" not in fields and "request" not in fields:
+        return None
+    return RequestOrigin(_publisher(fields["publisher"]), _digest(fields["request"]))
+
+
+def _lease_s(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _MAX_LEASE_S:
+        raise ValueError("lease")
+    return value
+
+
+def _serial(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_SERIAL:
+        raise ValueError("serial")
+    return value
+
+
+def _recovery(value: str | None) -> str | None:
+    if value is not None and not is_uuid(value):
+        raise ValueError("recovery")
+    return value
+
+
+def _publisher(value: str) -> str:
+    if not is_short_name(value):
+        raise ValueError("publisher")
+    return value
+
+
+def _digest(value: str) -> str:
+    if _DIGEST.fullmatch(value) is None:
+        raise ValueError("digest")
+    return value
+
+
+def _evidence(value: str | None) -> str | None:
+    return None if value is None else _digest(value)
+
+
+def _entry(fields: Mapping[str, Any]) -> Generation:
+    generation, label, kek = fields["generation"], fields["kek_id"], _kek(fields["kek"])
+    if type(generation) is not int or not 1 <= generation < _MAX_GENERATION:
+        raise ValueError("generation")
+    if _KEK_ID.fullmatch(label) is None or (kek is not None and kek_id(kek) != label):
+        raise ValueError("KEK id")
+    if not is_uuid(fields["rotation_id"]):
+        raise ValueError("rotation id")
+    parse_time(fields["requested_at"])
+    parse_time(fields["at"])
+    return Generation(
+        generation, label, kek, fields["rotation_id"], fields["requested_at"], fields["at"]
+    )
+
+
+def _kek(value: str | None) -> Secret | None:
+    if value is None:
+        return None
+    decoded = from_base64(value)
+    if len(decoded) != _KEK_BYTES:
+        raise ValueError("KEK length")
+    return Secret(decoded)
+
+
+def check_rotation(keyring: Keyring, *, requested_at: str, expected_generation: int | None) -> None:
+    """Check that a rotation may be applied to the keyring.
+
+    Raises:
+        GenerationMismatchError: the rotation was requested before the last accepted one, or
+            expects another generation.
+    """
+    current = keyring.current
+    if parse_time(requested_at) < parse_time(current.requested_at):
+        raise GenerationMismatchError("a rotation requested later was accepted already")
+    if expected_generation is not None and expected_generation != current.generation:
+        raise GenerationMismatchError(
+            f"the project is at generation {current.generation}, not {expected_generation}"
+        )
+
+
+def rotate(
+    keyring: Keyring,
+    *,
+    kek: Secret,
+    rotation_id: str,
+    requested_at: str,
+    at: str,
+    origin: RequestOrigin,
+) -> Keyring:
+    """Apply a user rotation: a new current generation; the previous one joins the history.
+
+    Raises:
+        KekReusedError: the KEK is the current one or in the history.
+    """
+    label = kek_id(kek)
+    if label in {entry.kek_id for entry in (*keyring.history, keyring.current)}:
+        raise KekReusedError("the project has or had this key")
+    current = Generation(
+        generation=keyring.current.generation + 1,
+        kek_id=label,
+        kek=kek,
+        rotation_id=rotation_id,
+        requested_at=requested_at,
+        at=at,
+    )
+    return replace(
+        keyring,
+        current=current,
+        history=(*keyring.history, replace(keyring.current, origin=keyring.origin)),
+        origin=origin,
+    )
+
+
+def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
+    """The number of the generation that this request created; None if it created none."""
+    entry = find_generation(keyring, rotation_id)
+    return None if entry is None else entry.generation
+
+
+def find_generation(keyring: Keyring, rotation_id: str) -> Generation | None:
+    """The generation that this request created; None if it has not created one yet."""
+    for entry in (keyring.current, *keyring.history):
+        if entry.rotation_id == rotation_id:
+            return entry
+    return None
+
+
+def is_same_request(
+    keyring: Keyring, entry: Generation, *, kek: Secret, origin: RequestOrigin
+) -> bool:
+    """Check that a request with this generation's id is the one that created it (SPEC 8.1).
+
+    Another publisher of the project may send a known id with its own KEK: the answer must not
+    make it believe that its KEK was accepted. If the history names no publisher, only the KEK is
+    compared.
+    """
+    created_by = keyring.origin_of(entry)
+    if created_by is not None and created_by.publisher != origin.publisher:
+        return False
+    return entry.kek_id == kek_id(kek)
+
+
+def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
+    """Return True if the keyring records exactly this request as the generation's origin.
+
+    If so, the request's KEK need not be opened (impossible once its intake key was retired).
+    """
+    return keyring.origin_of(entry) == origin
+
+
+def rotations_to_prove(keyring: Keyring) -> tuple[Generation, ...]:
+    """Generations without a clean sweep since their rotation, oldest first.
+
+    The KEK that such a rotation replaced is not cleared yet.
+    """
+    entries = (*keyring.history, keyring.current)
+    return tuple(entry for before, entry in pairwise(entries) if before.kek is not None)
+
+
+def next_serial(keyring: Keyring, recovery: str | None = None) -> Keyring:
+    """Increment the serial, as every write of the record must (SPEC 5.2).
+
+    `recovery` is the id of the request by which an operator accepted the keyring as it is; any
+    other change clears it.
+    """
+    return replace(keyring, serial=keyring.serial + 1, recovery=recovery)
+
+
+def with_lease(keyring: Keyring, lease_s: int) -> Keyring:
+    """The keyring as written by a worker with this lease, in seconds (SPEC 5.2).
+
+    The longest lease ever written is kept: a worker with that lease may still write.
+    """
+    return replace(keyring, lease_s=max(keyring.lease_s, lease_s))
+
+
+def with_master_key(keyring: Keyring, master_key: str) -> Keyring:
+    """The keyring under another master key."""
+    return replace(keyring, master_key=master_key)
+
+
+def forbid_plaintext(keyring: Keyring) -> Keyring:
+    """The keyring after all plaintext was encrypted."""
+    return replace(keyring, plaintext_allowed=False)
+
+
+def retire_old_keys(keyring: Keyring) -> Keyring:
+    """Clear earlier KEKs and v0 after a clean sweep: no wrap needs them."""
+    history = tuple(replace(entry, kek=None) for entry in keyring.history)
+    return replace(keyring, history=history, v0_allowed=False, v0_kek=None)
+
+
+def with_evidence(keyring: Keyring, digest: str) -> Keyring:
+    """The keyring with the digest of the project's newest evidence (SPEC 15.1)."""
+    return replace(keyring, evidence=digest)

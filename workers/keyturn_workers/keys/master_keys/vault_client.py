@@ -1,0 +1,577 @@
+"""Requests to HashiCorp Vault or OpenBao, and their tokens (SPEC 2.2, 11).
+
+A process authenticates in one of four ways, by the settings: a token, a file with a token, AppRole,
+or Kubernetes. A token from a login is renewed before it expires.
+
+No error contains any part of a request or a response: a request contains the token, and a response
+may repeat it. aiohttp's exceptions can contain both, so the chain of causes ends here.
+"""
+
+import asyncio
+import math
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import orjson
+
+from keyturn.crypto.keys import Secret
+from keyturn.errors import KmsUnavailableError, SettingsError
+from keyturn.settings import PREFIX
+from keyturn_workers.keys.master_keys.port import KmsRefusedError
+from keyturn_workers.process.settings import KmsSettings
+
+_MAX_RESPONSE_BYTES: Final = 64 * 2**10
+# `asyncio.timeout` limits a call, logins included: aiohttp rounds up.
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None)
+_REQUEST_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}")
+_HEADER_VALUE: Final = re.compile(r"[!-~]+")
+_MOUNT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_REDIRECTS: Final = range(300, 400)
+_OK: Final = 200
+_FORBIDDEN: Final = 403
+_LOGIN_REFUSED: Final = frozenset({400, 401, 403})
+_LOST: Final = "the connection to Vault was lost"
+# The part of a token's life after which it is renewed.
+_RENEWED_AFTER: Final = 2 / 3
+
+_REFUSED: Final = frozenset({400, 401, 403, 404, 405})
+_STATUS: Final = {
+    404: "no such path: the mount or the key does not exist",
+    412: "this node has not caught up with the others",
+    429: "too many requests, or a standby node that does not forward them",
+    472: "this node is a disaster recovery secondary",
+    473: "this node is a performance standby that does not forward requests",
+    500: "an internal error, or no node is active yet",
+    503: "it is sealed, or in maintenance",
+}
+
+ReadCredential = Callable[[], Secret]
+"""Returns the current token or login credential; raises KmsUnavailableError without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class VaultResponse:
+    """The server's response: a status, and a JSON object if there was one.
+
+    `repr` shows only the status: the body of a login contains a token.
+    """
+
+    status: int
+    body: Mapping[str, object]
+
+    def __repr__(self) -> str:
+        return f"VaultResponse({self.status})"
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's id of this call, as in its audit log."""
+        value = self.body.get("request_id")
+        return value if isinstance(value, str) and _REQUEST_ID.fullmatch(value) else None
+
+    def section(self, name: str) -> Mapping[str, object]:
+        """The section `data` or `auth`; empty if there is none."""
+        value = self.body.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def says(self, phrase: str) -> bool:
+        """Return whether one of the server's errors or warnings contains this phrase."""
+        texts: list[object] = []
+        for name in ("errors", "warnings"):
+            value = self.body.get(name)
+            texts.extend(value if isinstance(value, list) else [])
+        return any(phrase in text for text in texts if isinstance(text, str))
+
+    def failure(self) -> KmsUnavailableError:
+        """The error for a status without a special meaning for the request."""
+        kind = KmsRefusedError if self.status in _REFUSED else KmsUnavailableError
+        return kind(f"Vault responded with {self.status}: {_STATUS.get(self.status, 'unexpected')}")
+
+
+class VaultClient:
+    """An authenticated client of one server. Contacts nothing when created.
+
+    `address` is a URL without a path; `timeout_s` replaces `KMS_TIMEOUT_S`.
+
+    Raises:
+        SettingsError: not exactly one way to authenticate is set, or a setting is malformed.
+    """
+
+    def __init__(
+        self, address: str, settings: KmsSettings, *, timeout_s: float | None = None
+    ) -> None:
+        self._timeout_s = timeout_s or settings.kms_timeout_s
+        self._http = VaultHttp(address, settings)
+        self._auth = open_auth(self._http, settings)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        repeat: bool = True,
+    ) -> VaultResponse:
+        """Send a request; after a 403 once more, if there is another token.
+
+        The time limit includes logins. For the arguments see `VaultHttp.call`.
+
+        Raises:
+            KmsUnavailableError: no response in time, or the token is refused.
+        """
+        async with self._in_time():
+            token = await self._auth.token()
+            response = await self._http.call(method, path, token=token, body=body, repeat=repeat)
+            if response.status == _FORBIDDEN:
+                other = await self._auth.replace(token)
+                if other is not None:
+                    response = await self._http.call(
+                        method, path, token=other, body=body, repeat=repeat
+                    )
+        if response.status == _FORBIDDEN:
+            raise self._auth.refusal(
+                f"Vault refuses the token: it is expired or revoked, or may not use {path}"
+            )
+        return response
+
+    async def call_once(self, method: str, path: str) -> VaultResponse:
+        """Send a request that may get a 403 for other reasons than its token.
+
+        Raises:
+            KmsUnavailableError: as `call`.
+        """
+        async with self._in_time():
+            return await self._http.call(method, path, token=await self._auth.token())
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError:
+            raise KmsUnavailableError(f"Vault did not respond in {self._timeout_s:g} s") from None
+
+
+# Authentication.
+
+
+class TokenAuth:
+    """A token that another program renews or replaces."""
+
+    def __init__(self, read: ReadCredential) -> None:
+        self._read = read
+
+    async def token(self) -> Secret:
+        """Return the current token.
+
+        Raises:
+            KmsUnavailableError: there is no token.
+        """
+        return self._read()
+
+    async def replace(self, refused: Secret) -> Secret | None:
+        """Return a token other than the refused one, or None if there is no other."""
+        token = self._read()
+        return None if token == refused else token
+
+    def refusal(self, reason: str) -> KmsRefusedError:
+        """The error after a token was refused and not replaced."""
+        return _refusal(reason, self._read)
+
+
+def _refusal(reason: str, read: ReadCredential) -> KmsRefusedError:
+    """The error after the current credential was refused."""
+
+    def current() -> Secret | None:
+        try:
+            return read()
+        except KmsUnavailableError:
+            return None
+
+    refused = current()
+    return KmsRefusedError(reason, has_new_credential=lambda: current() not in (None, refused))
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A login by one auth method.
+
+    Attributes:
+        path: The path below `/v1/`.
+        fields: The other fields of the login request.
+        credential_field: The name of the credential's field.
+        read: Reads the credential.
+        refusal: The error text when the server refuses the login.
+    """
+
+    path: str
+    fields: Mapping[str, str]
+    credential_field: str
+    read: ReadCredential
+    refusal: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    token: Secret
+    renewable: bool
+    length_s: float
+    renew_at_s: float
+    ends_at_s: float
+
+
+class LoginAuth:
+    """A token from a login; the first call after two thirds of its lifetime renews it."""
+
+    def __init__(
+        self, http: "VaultHttp", login: Login, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._http = http
+        self._login = login
+        self._clock_s = clock_s
+        self._lease: _Lease | None = None
+        self._refusal: KmsRefusedError | None = None
+        self._lock = asyncio.Lock()
+
+    async def token(self) -> Secret:
+        """Return the token; log in, or renew it, if that is due.
+
+        Raises:
+            KmsUnavailableError: the login is refused, or the server does not respond.
+        """
+        lease = self._current()
+        if lease is not None and (self._clock_s() < lease.renew_at_s or self._lock.locked()):
+            return lease.token
+        is_waiting = self._lock.locked()
+        async with self._lock:
+            lease = self._current()  # again, after the wait
+            if lease is None and is_waiting and self._refusal is not None:
+                raise KmsRefusedError(self._refusal.detail)  # the login that this call waited for
+            if lease is None:
+                lease = await self._log_in()
+            elif self._clock_s() >= lease.renew_at_s:
+                lease = await self._extend(lease)
+            self._lease = lease
+            return lease.token
+
+    async def replace(self, refused: Secret) -> Secret | None:
+        """Log in again, unless another call has done so."""
+        async with self._lock:
+            lease = self._current()
+            if lease is None or lease.token == refused:
+                self._lease = None
+                lease = self._lease = await self._log_in()
+            return lease.token
+
+    def refusal(self, reason: str) -> KmsRefusedError:
+        """The error after a token and its replacement were refused."""
+        return _refusal(reason, self._login.read)
+
+    def _current(self) -> _Lease | None:
+        lease = self._lease
+        return lease if lease is not None and self._clock_s() < lease.ends_at_s else None
+
+    async def _extend(self, lease: _Lease) -> _Lease:
+        """Renew a token before it expires, or log in; ignore failures until it expires."""
+        try:
+            return await self._renew(lease) or await self._log_in()
+        except KmsUnavailableError:
+            now_s = self._clock_s()
+            return replace(lease, renew_at_s=now_s + (lease.ends_at_s - now_s) / 4)
+
+    async def _renew(self, lease: _Lease) -> _Lease | None:
+        """Return None if the token cannot be renewed, or hardly, near its maximum lifetime."""
+        if not lease.renewable:
+            return None
+        began_s = self._clock_s()
+        path = "auth/token/renew-self"
+        response = await self._http.call("POST", path, token=lease.token, body={})
+        renewed = None if response.status != _OK else _read_lease(response, began_s)
+        return renewed if renewed and renewed.length_s >= lease.length_s / 2 else None
+
+    async def _log_in(self) -> _Lease:
+        login, began_s = self._login, self._clock_s()
+        credential = login.read().reveal().decode("ascii")
+        body = {**login.fields, login.credential_field: credential}
+        response = await self._http.call("POST", login.path, body=body)
+        if response.status in _LOGIN_REFUSED:
+            self._refusal = self.refusal(login.refusal)
+            raise self._refusal
+        self._refusal = None
+        if response.status != _OK:
+            raise response.failure()
+        lease = _read_lease(response, began_s)
+        if lease is None:
+            raise KmsUnavailableError("Vault's response to the login has no token")
+        return lease
+
+
+def _read_lease(response: VaultResponse, began_s: float) -> _Lease | None:
+    match response.section("auth"):
+        case {
+            "client_token": str(text),
+            "lease_duration": int(length),
+            "renewable": bool(renewable),
+        }:
+            # 0 means a token that does not expire.
+            length_s = float(length) if length > 0 else math.inf
+        case _:
+            return None
+    try:
+        token = Secret(header_value(text).encode())
+    except ValueError:
+        return None
+    renew_at_s = began_s + length_s * _RENEWED_AFTER
+    return _Lease(token, renewable, length_s, renew_at_s, began_s + length_s)
+
+
+def open_auth(http: "VaultHttp", settings: KmsSettings) -> TokenAuth | LoginAuth:
+    """Return the one way to authenticate that the settings name. Contacts nothing.
+
+    Raises:
+        SettingsError: they name none or several, or the way is incomplete or malformed.
+    """
+    ways = {
+        "VAULT_TOKEN": settings.vault_token,
+        "VAULT_TOKEN_FILE": settings.vault_token_file,
+        "VAULT_ROLE_ID": settings.vault_role_id,
+        "VAULT_KUBERNETES_ROLE": settings.vault_kubernetes_role,
+    }
+    if sum(value is not None for value in ways.values()) != 1:
+        names = ", ".join(PREFIX + name for name in ways)
+        raise SettingsError(f"a vault: master key needs exactly one of {names}")
+    if settings.vault_role_id is None and (
+        settings.vault_secret_id or settings.vault_secret_id_file
+    ):
+        raise SettingsError(f"{PREFIX}VAULT_ROLE_ID is missing beside the secret id")
+    if settings.vault_token is not None:
+        return TokenAuth(_given("VAULT_TOKEN", settings.vault_token.get_secret_value()))
+    if settings.vault_token_file is not None:
+        return TokenAuth(_in_file("VAULT_TOKEN_FILE", settings.vault_token_file))
+    if settings.vault_role_id is not None:
+        return LoginAuth(http, _approle(settings, settings.vault_role_id))
+    return LoginAuth(http, _kubernetes(settings, settings.vault_kubernetes_role or ""))
+
+
+def _given(setting: str, text: str) -> ReadCredential:
+    """Return a reader of a credential in a setting."""
+    try:
+        credential = Secret(header_value(text).encode())
+    except ValueError as exc:
+        raise SettingsError(f"{PREFIX}{setting} is malformed: {exc}") from None
+    return lambda: credential
+
+
+def _in_file(setting: str, path: Path) -> ReadCredential:
+    """Return a reader of a file that Vault Agent, a secrets operator or Kubernetes renews."""
+
+    def read() -> Secret:
+        # Read each time, as the file is small and in the page cache: even a change within one
+        # clock tick is noticed.
+        try:
+            return Secret(header_value(path.read_text(encoding="ascii")).encode())
+        except OSError as exc:
+            reason = f"cannot be read ({exc.strerror})"
+        except ValueError:
+            reason = "is not one word of printable ASCII"
+        raise KmsUnavailableError(f"the file that {PREFIX}{setting} names {reason}")
+
+    return read
+
+
+def _approle(settings: KmsSettings, role_id: str) -> Login:
+    given, file = settings.vault_secret_id, settings.vault_secret_id_file
+    if (given is None) == (file is None):
+        raise SettingsError(
+            f"{PREFIX}VAULT_ROLE_ID needs exactly one of {PREFIX}VAULT_SECRET_ID and "
+            f"{PREFIX}VAULT_SECRET_ID_FILE"
+        )
+    if given is not None:
+        read = _given("VAULT_SECRET_ID", given.get_secret_value())
+    else:
+        read = _in_file("VAULT_SECRET_ID_FILE", file or Path())
+    return Login(
+        path=f"auth/{_auth_mount(settings, 'approle')}/login",
+        fields={"role_id": role_id},
+        credential_field="secret_id",
+        read=read,
+        refusal=(
+            f"Vault refuses the AppRole login: check {PREFIX}VAULT_ROLE_ID, and that the secret id "
+            "is not expired"
+        ),
+    )
+
+
+def _kubernetes(settings: KmsSettings, role: str) -> Login:
+    return Login(
+        path=f"auth/{_auth_mount(settings, 'kubernetes')}/login",
+        fields={"role": role},
+        credential_field="jwt",
+        read=_in_file("VAULT_KUBERNETES_TOKEN_FILE", settings.vault_kubernetes_token_file),
+        refusal=(
+            f"Vault refuses the Kubernetes login: check {PREFIX}VAULT_KUBERNETES_ROLE, and the "
+            "service accounts that this role is bound to"
+        ),
+    )
+
+
+def _auth_mount(settings: KmsSettings, default: str) -> str:
+    mount = (settings.vault_auth_mount or default).strip("/")
+    if not _MOUNT.fullmatch(mount):
+        raise SettingsError(
+            f"{PREFIX}VAULT_AUTH_MOUNT is malformed: not the path of an auth method"
+        )
+    return mount
+
+
+# One exchange over HTTP.
+
+
+def header_value(value: str) -> str:
+    """Strip a value for use in a header.
+
+    Raises:
+        ValueError: it is empty, or contains a space, a line break or another unprintable character.
+    """
+    stripped = value.strip()
+    if not _HEADER_VALUE.fullmatch(stripped):
+        raise ValueError("not one word of printable ASCII")
+    return stripped
+
+
+class VaultHttp:
+    """A pool of connections to one server.
+
+    Raises:
+        SettingsError: VAULT_NAMESPACE is not a valid header value, or VAULT_CA_FILE has no
+            certificates.
+    """
+
+    def __init__(self, address: str, settings: KmsSettings) -> None:
+        self._address = address
+        self._tls = _tls(settings)
+        # `identity`: a small compressed response could unpack to a large one.
+        self._headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
+        if settings.vault_namespace is not None:
+            try:
+                self._headers["X-Vault-Namespace"] = header_value(settings.vault_namespace)
+            except ValueError as exc:
+                raise SettingsError(f"{PREFIX}VAULT_NAMESPACE is malformed: {exc}") from None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: Secret | None = None,
+        body: Mapping[str, object] | None = None,
+        repeat: bool = True,
+    ) -> VaultResponse:
+        """Send one request to `/v1/{path}`, without following a redirect.
+
+        Args:
+            method: GET or POST.
+            path: A path below `/v1/`, with only characters that a URL need not quote.
+            token: Sent as `X-Vault-Token`.
+            body: Sent as JSON.
+            repeat: True if the request may be sent twice. A server that restarts drops idle
+                connections, and the next request on each would fail.
+
+        Raises:
+            KmsUnavailableError: no response, a redirect, or not a small JSON object.
+        """
+        headers = dict(self._headers)
+        if token is not None:
+            headers["X-Vault-Token"] = token.reveal().decode("ascii")
+        data = None if body is None else orjson.dumps(body)
+        for last in (not repeat, True):
+            try:
+                return await self._exchange(method, path, headers, data)
+            except (aiohttp.ClientError, OSError, ValueError) as exc:
+                cause = _cause(exc)
+            if last or cause != _LOST:
+                break
+        # Raised here, the error does not even have aiohttp's error as its context.
+        raise KmsUnavailableError(cause)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _exchange(
+        self, method: str, path: str, headers: Mapping[str, str], data: bytes | None
+    ) -> VaultResponse:
+        if self._session is None:
+            self._session = self._open_session()
+        async with self._session.request(
+            method, f"{self._address}/v1/{path}", headers=headers, data=data, allow_redirects=False
+        ) as response:
+            if response.status in _REDIRECTS:
+                # Following it would send the token to another server.
+                raise KmsUnavailableError(
+                    "Vault redirects to another node: use the cluster's or the active node's "
+                    "address"
+                )
+            return VaultResponse(response.status, await _json_object(response))
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            # The caller limits their number. In a full pool busy callers overtake waiting ones,
+            # which then run into their time limit.
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=_NO_TIMEOUT,
+            auto_decompress=False,
+        )
+
+
+async def _json_object(response: aiohttp.ClientResponse) -> Mapping[str, object]:
+    content = bytearray()
+    async for piece in response.content.iter_any():
+        content += piece
+        if len(content) > _MAX_RESPONSE_BYTES:
+            raise KmsUnavailableError("Vault's response is too large")
+    if not content:
+        return {}
+    try:
+        value = orjson.loads(content)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise KmsUnavailableError(
+            f"the response of status {response.status} is not Vault's: not a JSON object"
+        )
+    return value
+
+
+def _tls(settings: KmsSettings) -> ssl.SSLContext | bool:
+    if settings.vault_ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=settings.vault_ca_file)
+    except (OSError, ValueError):
+        raise SettingsError(
+            f"{PREFIX}VAULT_CA_FILE is not a readable file of PEM certificates"
+        ) from None
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "Vault's certificate is not valid for this address, or not signed by a trusted CA"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "Vault cannot be reached"
+    if isinstance(error, aiohttp.ClientConnectionError | OSError):
+        return _LOST
+    return "the response is not Vault's: not valid HTTP"

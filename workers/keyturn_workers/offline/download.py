@@ -1,0 +1,208 @@
+"""Reading one object's plaintext straight from the bucket (SPEC 3.1, 4, 5.4, 8.7).
+
+An independent reader: it trusts nothing that an event says. It holds one piece of the body at a
+time; a v0 object is opened whole, up to a limit. It never yields a byte that is not authenticated,
+nor mistakes the end of a stream for the end of a body.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from keyturn import metadata as object_metadata
+from keyturn.crypto.cobblestone import HEADER_BYTES, Opener, plaintext_size
+from keyturn.crypto.keys import Secret
+from keyturn.crypto.wraps import BODY_CONTEXT, V0_OVERHEAD_BYTES, v0_open
+from keyturn.errors import (
+    ArchivedObjectError,
+    BodyTooLargeError,
+    ChunkError,
+    CorruptObjectError,
+    NotFoundError,
+    SealError,
+)
+from keyturn.gateway.responses import ObjectInfo
+from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn.metadata import COBBLESTONE, Envelope
+from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.body_stream import read_first_bytes
+from keyturn_workers.core.errors import ArchivedError, MissingError
+from keyturn_workers.core.kek_deriver import KekDeriver
+from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
+from keyturn_workers.core.storage_port import ObjectStream, Storage
+from keyturn_workers.keys.keyring.store import parse_keyring
+
+if TYPE_CHECKING:
+    from keyturn_workers.core.storage_values import ObjectHead
+
+READ_BYTES: Final = 1024 * 1024
+V0_MAX_BYTES: Final = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectAccess:
+    """Access by a project's API key, as its user KEK. Only user wraps are opened.
+
+    It cannot read the keyring, so objects that need the keyring's permission (plaintext, v0)
+    are refused.
+    """
+
+    project: str
+    user_kek: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAccess:
+    """Access by the operator's keys.
+
+    Only admin wraps are opened, but for v0 bodies, where both wraps must agree.
+    """
+
+    project: str
+    operator_keys: KekDeriver
+
+
+Access = ProjectAccess | OperatorAccess
+
+
+class OpenObject:
+    """An object whose DEK is known."""
+
+    def __init__(
+        self,
+        stream: ObjectStream,
+        start: bytes,
+        rest: AsyncIterator[bytes],
+        opened: OpenedDek | None,
+    ) -> None:
+        self.head: ObjectHead = stream.head
+        self.opened = opened
+        self._start = start
+        self._rest = rest
+
+    @property
+    def info(self) -> ObjectInfo:
+        """The stated size, type and metadata of the object; only the size is proven, at the end.
+
+        Raises:
+            CorruptObjectError: no body can have its length.
+        """
+        size_bytes = self.head.size_bytes
+        if self.opened is not None and self.opened.algorithm != COBBLESTONE:
+            size_bytes = max(size_bytes - V0_OVERHEAD_BYTES, 0)
+        elif self.opened is not None:
+            try:
+                size_bytes = plaintext_size(size_bytes)
+            except ChunkError as exc:
+                raise CorruptObjectError("no body has this length") from exc
+        modified = self.head.last_modified
+        return ObjectInfo(
+            size_bytes,
+            self.head.headers.content_type,
+            object_metadata.decode_caller_metadata(self.head.metadata),
+            etag=None,
+            last_modified=object_metadata.stored_at(self.head.metadata, modified) or modified,
+        )
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the plaintext in order, each piece authenticated; complete only once this ends.
+
+        Raises:
+            CorruptObjectError: a chunk fails, or the body is cut.
+            BodyTooLargeError: a v0 body above the limit.
+            StorageUnavailableError: the connection broke.
+        """
+        if self.opened is None:
+            yield self._start
+            async for piece in self._rest:
+                yield piece
+            return
+        opening = self._v1 if self.opened.algorithm == COBBLESTONE else self._v0
+        try:
+            async for piece in opening(self.opened.dek):
+                if piece:
+                    yield piece
+        except SealError as exc:
+            raise CorruptObjectError("the body does not authenticate") from exc
+
+    async def _v1(self, dek: bytes) -> AsyncIterator[bytes]:
+        opener = Opener(dek, BODY_CONTEXT, self._start[:HEADER_BYTES])
+        yield opener.update(self._start[HEADER_BYTES:])
+        async for piece in self._rest:
+            yield opener.update(piece)
+        yield opener.finish()
+
+    async def _v0(self, dek: bytes) -> AsyncIterator[bytes]:
+        if self.head.size_bytes > V0_MAX_BYTES:
+            raise BodyTooLargeError(
+                f"an object of the earlier system is opened whole, up to {V0_MAX_BYTES} bytes"
+            )
+        sealed = bytearray(self._start)
+        async for piece in self._rest:
+            sealed += piece
+        yield v0_open(dek, bytes(sealed))
+
+
+@asynccontextmanager
+async def open_object(
+    storage: Storage, object_key: str, access: Access
+) -> AsyncIterator[OpenObject]:
+    """Open an object with one GET, so that header, metadata and body belong together.
+
+    Raises:
+        NotFoundError: no object, or a tombstone.
+        NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError, WrapsDisagreeError: see
+            SPEC 4 and 8.2.
+        KeyringRolledBackError: the operator's keyring is older than the object (SPEC 5.4).
+        UnknownMasterKeyError: the keyring names a master key that is not available.
+        KmsUnavailableError: the provider of a needed master key is unavailable.
+        ArchivedObjectError: the object must be restored first.
+        StorageUnavailableError: the storage failed.
+    """
+    try:
+        async with storage.stream(object_s3_key(access.project, object_key)) as stream:
+            pieces = stream.chunks(READ_BYTES)
+            start = await read_first_bytes(pieces)
+            envelope = object_metadata.parse(stream.head.metadata)
+            # Read after the object: only then does a higher generation in it mean anything.
+            keyring = await _read_keyring(storage, access)
+            opened = await _open_dek(access, keyring, envelope, start[:HEADER_BYTES], object_key)
+            if keyring is not None:
+                check_not_rolled_back(keyring, envelope, opened)
+            yield OpenObject(stream, start, pieces, opened)
+    except MissingError as exc:
+        raise NotFoundError(object_key) from exc
+    except ArchivedError as exc:
+        raise ArchivedObjectError(object_key) from exc
+
+
+async def _open_dek(
+    access: Access, keyring: Keyring | None, envelope: Envelope, header: bytes, object_key: str
+) -> OpenedDek | None:
+    if isinstance(access, ProjectAccess):
+        reader = ReaderKeys(access.project, user_kek=access.user_kek)
+        return open_dek(envelope, header, object_key, reader)
+
+    def opening(keks: AdminKeks) -> OpenedDek | None:
+        reader = ReaderKeys(access.project, admin_keks=keks)
+        if keyring is not None:
+            reader = ReaderKeys.of(keyring, keks, envelope, None)
+        return open_dek(envelope, header, object_key, reader)
+
+    return await access.operator_keys.open_with(access.project, opening)
+
+
+async def _read_keyring(storage: Storage, access: Access) -> Keyring | None:
+    """Return the keyring, if it exists and the operator reads.
+
+    Without it the master key still opens its wraps, but no v0 or plaintext is allowed.
+    """
+    if isinstance(access, ProjectAccess):
+        return None
+    try:
+        _, record = await storage.read(keyring_s3_key(access.project))
+    except MissingError:
+        return None
+    return await parse_keyring(record, access.project, access.operator_keys)

@@ -1,0 +1,12 @@
+"""All objects of a project, decrypted, in a folder or under an S3 prefix (`keyturn export`).
+
+| module | contents |
+| --- | --- |
+| `run` | reads each object, and lets a destination store it; retries and counts |
+| `folder`, `s3_prefix` | the destinations |
+| `manifest` | the manifest of a destination: which object is in which file |
+| `names` | names that every file system can hold; pure |
+
+A destination shows a file under its own name only after its whole body was authenticated. An
+interrupted export continues from its manifest.
+"""

@@ -1,0 +1,125 @@
+"""Check every object of one project with one key (SPEC 15.2).
+
+The project is listed once, with its versions where the bucket keeps them. Each object is read by
+one ranged GET of its header. A few are read at once, so memory is bounded, however many there are.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+from keyturn.crypto.cobblestone import HEADER_BYTES
+from keyturn.errors import ArchivedObjectError, NotFoundError, StorageUnavailableError
+from keyturn.metadata import OWN_PREFIX
+from keyturn.tasks import task_group
+from keyturn_workers.core.errors import ArchivedError, MissingError, StorageResponseError
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import ObjectHead
+from keyturn_workers.offline.verify.object_check import ObjectCheck, VerificationKeys, check_object
+from keyturn_workers.offline.verify.report import VerifyReport
+
+DEFAULT_CONCURRENCY: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object, or a version: the latest one has no `version_id` here."""
+
+    s3_key: str
+    version_id: str | None = None
+
+
+async def check_project(
+    storage: Storage,
+    keys: VerificationKeys,
+    report: VerifyReport,
+    *,
+    concurrency: int = DEFAULT_CONCURRENCY,
+    on_checked: Callable[[], object] = lambda: None,
+) -> None:
+    """Add the outcome of each object, and of each noncurrent version, to the report.
+
+    `concurrency` objects are read at once; `on_checked` is called after each one.
+
+    Raises:
+        StorageUnavailableError, StorageResponseError: the check would be incomplete.
+    """
+    async with aclosing(_list(storage, f"{keys.project}/")) as listing:
+        rows = aiter(listing)
+        turn = asyncio.Lock()  # a generator runs one step at a time
+        must_be_gone = report.expectation == "gone"
+
+        async def check_rows() -> None:
+            while (row := await _next(rows, turn)) is not None:
+                check = await _check(storage, keys, row, must_be_gone=must_be_gone)
+                report.add(row.s3_key, row.version_id, check)
+                on_checked()
+
+        async with task_group() as group:
+            for _ in range(concurrency):
+                group.create_task(check_rows())
+
+
+async def _next(rows: AsyncIterator[Listed], turn: asyncio.Lock) -> Listed | None:
+    async with turn:
+        return await anext(rows, None)
+
+
+async def _list(storage: Storage, prefix: str) -> AsyncGenerator[Listed]:
+    if not await storage.versioning():
+        async for listed in storage.list(prefix):
+            yield Listed(listed.key)
+        return
+    async for version in storage.list_versions(prefix):
+        if not version.is_delete_marker:
+            yield Listed(version.key, None if version.is_latest else version.version_id)
+
+
+async def _check(
+    storage: Storage, keys: VerificationKeys, row: Listed, *, must_be_gone: bool
+) -> ObjectCheck:
+    header: bytes | None
+    tags: Mapping[str, str] = {}
+    object_key = row.s3_key.removeprefix(f"{keys.project}/")
+    try:
+        head, header = await storage.read_start(row.s3_key, HEADER_BYTES, version_id=row.version_id)
+    except MissingError:
+        # Keyturn's own deletes leave a tombstone, so this object was removed by another writer.
+        gone = NotFoundError("it was listed, but the storage reports that it does not exist")
+        return ObjectCheck.refused("unreadable", gone)
+    except ArchivedError as exc:
+        if row.version_id is not None:  # its metadata comes only with its bytes
+            return ObjectCheck.refused("unreadable", ArchivedObjectError(str(exc)))
+        head = await storage.head(row.s3_key)
+        header = None if head.size_bytes else b""
+    except StorageResponseError as exc:
+        return ObjectCheck.refused("unreadable", StorageUnavailableError(str(exc)))
+    if must_be_gone and head.tag_count and row.version_id is None:
+        try:
+            tags = await storage.read_tags(row.s3_key)
+        except StorageResponseError as exc:
+            return ObjectCheck.refused("unreadable", StorageUnavailableError(f"its tags: {exc}"))
+    return check_object(
+        head.metadata,
+        header,
+        object_key,
+        keys,
+        must_be_gone=must_be_gone,
+        others=_others(head, tags),
+    )
+
+
+def _others(head: ObjectHead, tags: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return all values in which a wrap could hide, except the `enc-` metadata and the body."""
+    headers = {"content-type": head.headers.content_type or "", **head.headers.restated}
+    return [
+        *(
+            (name, value)
+            for name, value in head.metadata.items()
+            if not name.startswith(OWN_PREFIX)
+        ),
+        *headers.items(),
+        *((f"tag {key}", text) for key, value in tags.items() for text in (key, value)),
+    ]

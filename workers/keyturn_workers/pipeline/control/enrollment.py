@@ -1,0 +1,255 @@
+"""Enrollment: create a project's first keyring (SPEC 5.4, 6.5).
+
+One conditional put creates the keyring; all steps before it only decide whether to try. A repeated
+request finds its own keyring and gets the same result.
+
+To adopt objects whose keyring is gone, every object under the prefix counts, whatever its name:
+an object whose name SPEC 1 does not allow may still be wrapped at the highest generation.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from keyturn.crypto.intake import IntakeKey, kek_info
+from keyturn.crypto.keys import Secret, kek_id
+from keyturn.errors import (
+    AlreadyEnrolledError,
+    PermanentError,
+    StorageUnavailableError,
+    UnknownProjectError,
+)
+from keyturn.identifiers import format_time, keyring_s3_key
+from keyturn.messages.requests import EnrollRequested
+from keyturn.request_origin import RequestOrigin
+from keyturn_workers.core.errors import MissingError, RefusedError
+from keyturn_workers.core.kek_deriver import KekDeriver
+from keyturn_workers.core.keyring import Generation, Keyring, has_origin, is_same_request
+from keyturn_workers.core.sealed_secrets import open_secret
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.wraps import find_key_usage
+from keyturn_workers.keys.keyring.marks import KeyringRemovedError, Mark, check_has_room
+from keyturn_workers.keys.keyring.reader import KeyringReader
+from keyturn_workers.keys.keyring.store import create_keyring
+from keyturn_workers.pipeline.sweep.starter import SweepStarter, new_origin
+
+_FIRST_GENERATION: Final = 1
+
+_BATCH_SIZE: Final = 64
+
+
+async def find_highest_generation(
+    storage: Storage, project: str, operator_keys: KekDeriver
+) -> int | None:
+    """The highest generation whose admin wrap opens under the project's prefix.
+
+    0 if there are objects and none opens; None if there are no objects.
+    """
+    highest: int | None = None
+    batch: list[str] = []
+    async for row in storage.list(f"{project}/"):
+        batch.append(row.key)
+        if len(batch) == _BATCH_SIZE:
+            highest = max(highest or 0, await _highest_of(storage, project, batch, operator_keys))
+            batch = []
+    if batch:
+        highest = max(highest or 0, await _highest_of(storage, project, batch, operator_keys))
+    return highest
+
+
+async def _highest_of(
+    storage: Storage, project: str, s3_keys: Iterable[str], operator_keys: KekDeriver
+) -> int:
+    reads = (_generation(storage, project, s3_key, operator_keys) for s3_key in s3_keys)
+    return max(await asyncio.gather(*reads), default=0)
+
+
+async def _generation(
+    storage: Storage, project: str, s3_key: str, operator_keys: KekDeriver
+) -> int:
+    object_key = s3_key.removeprefix(f"{project}/")
+    try:
+        head = await storage.head(s3_key)
+    except MissingError as exc:
+        # A later listing shows if it was removed (SPEC 8.6).
+        raise StorageUnavailableError("an object to adopt was listed but was not found") from exc
+    except RefusedError as exc:
+        # It could have the highest generation: do not skip it.
+        raise StorageUnavailableError("an object to adopt cannot be read") from exc
+    try:
+        # Without a keyring, only the label names the generation to try.
+        keks = await operator_keys.admin_keks(project)
+        usage = find_key_usage(head.metadata, project, object_key, keks, ())
+    except PermanentError:
+        return 0
+    return usage.generation or 0
+
+
+class Enroller:
+    """Serves enrollments against one bucket, under the active master key."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keyrings: KeyringReader,
+        operator_keys: KekDeriver,
+        active_master_key: str,
+        intake_keys: Mapping[str, IntakeKey],
+        starter: SweepStarter,
+    ) -> None:
+        self._storage = storage
+        self._keyrings = keyrings
+        self._operator_keys = operator_keys
+        self._active_master_key = active_master_key
+        self._intake_keys = intake_keys
+        self._starter = starter
+
+    async def enroll(self, request: EnrollRequested, origin: RequestOrigin) -> int:
+        """Create the project's keyring; return its generation.
+
+        Raises:
+            AlreadyEnrolledError: another enrollment's keyring, or objects, exist.
+            KeyringContradictedError: a mark contradicts the keyring, or shows that one was removed.
+            UnknownIntakeKeyError, BadSealError: a KEK in the request does not open.
+            CorruptObjectError: a keyring exists that no worker wrote.
+            StorageUnavailableError, UnknownMasterKeyError: try again later.
+        """
+        generation = await self._find_or_create(request, origin)
+        await self._adopt(request, origin)
+        return generation
+
+    async def find_enrolled(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
+        """As `enroll`, if this very request enrolled the project before; else None.
+
+        Raises: as `enroll`.
+        """
+        generation = await self._find(request, origin)
+        if generation is not None:
+            await self._adopt(request, origin)
+        return generation
+
+    async def _adopt(self, request: EnrollRequested, origin: RequestOrigin) -> None:
+        if request.adopt:
+            # Objects may exist under other wraps; the sweep has this request's id.
+            sweep = new_origin("sweep", request.request_id, request.requested_at, origin)
+            await self._starter.start(request.project, sweep)
+
+    async def _find_or_create(self, request: EnrollRequested, origin: RequestOrigin) -> int:
+        """The generation of this request's keyring, which is created if there is no keyring."""
+        if (existing := await self._find(request, origin)) is not None:
+            return existing
+        keyring = self._keyring(request, origin)
+        first = await self._first_generation(request)
+        removed = await self._find_removed(request)
+        if removed is not None:
+            check_has_room(removed)
+            first = max(first, removed.generation + 1)
+            keyring = replace(keyring, serial=removed.serial)
+        keyring = replace(keyring, current=replace(keyring.current, generation=first))
+        await create_keyring(
+            self._storage, keyring, self._operator_keys, lease_s=self._keyrings.lease_s
+        )
+        # Won or lost, read the keyring: this marks it, and shows whose it is. The response to an
+        # earlier attempt of this very request may have been lost.
+        if (existing := await self._find(request, origin)) is not None:
+            return existing
+        raise StorageUnavailableError(
+            "a keyring was put, or its put refused, but no keyring exists"
+        )
+
+    async def _find_removed(self, request: EnrollRequested) -> Mark | None:
+        """The highest mark of a keyring that was removed, for an enrollment that adopts.
+
+        Raises:
+            KeyringRemovedError: there is such a mark, and the enrollment does not adopt.
+        """
+        await self._keyrings.catch_up()
+        try:
+            await self._keyrings.read_fresh(request.project)
+        except UnknownProjectError:
+            return None
+        except KeyringRemovedError as exc:
+            if not request.adopt:
+                raise
+            return exc.mark
+        return None  # another enrollment was faster
+
+    async def _find(self, request: EnrollRequested, origin: RequestOrigin) -> int | None:
+        try:
+            snapshot = await self._keyrings.read_own(request.project, origin)
+        except UnknownProjectError:
+            return None
+        except KeyringRemovedError:
+            if not request.adopt:
+                raise
+            return None
+        keyring = snapshot.keyring
+        enrollment = keyring.enrollment
+        if enrollment.rotation_id != request.request_id or not (
+            has_origin(keyring, enrollment, origin)
+            or is_same_request(keyring, enrollment, kek=self._kek(request), origin=origin)
+        ):
+            raise AlreadyEnrolledError(f"{request.project} has a keyring")
+        return enrollment.generation
+
+    async def _first_generation(self, request: EnrollRequested) -> int:
+        """The keyring's first generation: above that of every object that it adopts."""
+        if request.adopt:
+            highest = await find_highest_generation(
+                self._storage, request.project, self._operator_keys
+            )
+            return (highest or 0) + 1
+        async for _ in self._storage.list(f"{request.project}/", limit=1):
+            await self._check_not_listed(request.project)
+            raise AlreadyEnrolledError(
+                f"objects exist under {request.project}/ without a keyring; "
+                "an enrollment with adopt takes them over"
+            )
+        return _FIRST_GENERATION
+
+    async def _check_not_listed(self, project: str) -> None:
+        """Check that a listing shows no keyring either.
+
+        A wrong 404 must not refuse a repeated request: this very request may have enrolled the
+        project (SPEC 8.6).
+
+        Raises:
+            StorageUnavailableError: the keyring is listed, so the read was wrong.
+        """
+        s3_key = keyring_s3_key(project)
+        async for row in self._storage.list(s3_key, limit=1):
+            if row.key == s3_key:
+                raise StorageUnavailableError("the keyring is listed but was not found")
+
+    def _keyring(self, request: EnrollRequested, origin: RequestOrigin) -> Keyring:
+        kek = self._kek(request)
+        first = Generation(
+            generation=_FIRST_GENERATION,
+            kek_id=kek_id(kek),
+            kek=kek,
+            rotation_id=request.request_id,
+            requested_at=request.requested_at,
+            at=format_time(datetime.now(UTC)),
+        )
+        return Keyring(
+            project=request.project,
+            master_key=self._active_master_key,
+            current=first,
+            origin=origin,
+            lease_s=self._keyrings.lease_s,
+            plaintext_allowed=request.plaintext == "allowed",
+            v0_allowed=request.v0 == "allowed",
+            v0_kek=self._v0_kek(request),
+        )
+
+    def _kek(self, request: EnrollRequested) -> Secret:
+        info = kek_info("enroll", request.request_id, request.project)
+        return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+
+    def _v0_kek(self, request: EnrollRequested) -> Secret | None:
+        if request.sealed_v0_kek is None:
+            return None
+        info = kek_info("v0", request.request_id, request.project)
+        return Secret(open_secret(request.sealed_v0_kek, info, self._intake_keys))

@@ -1,0 +1,220 @@
+"""An import: request every object of a source once, and count the outcomes (SPEC 17.5).
+
+An import keeps no record. The upload ids are derived from the objects, so an interrupted import is
+simply run again: a request for a stored object is answered from its target.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from keyturn.errors import (
+    MalformedRequestError,
+    OutcomeUnknownError,
+    SourceChangedError,
+    SourceMissingError,
+    SourceUnavailableError,
+    UnknownProjectError,
+    WaitTimeoutError,
+)
+from keyturn.identifiers import keyring_s3_key, object_s3_key
+from keyturn.messages.events import Rejected
+from keyturn.metadata import UPLOAD
+from keyturn.publisher.client import Publisher
+from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.storage_values import ObjectSummary
+from keyturn_workers.pipeline.ingest.source_ingest import (
+    POLL_SLOTS,
+    Candidate,
+    inspect,
+    is_folder_marker,
+    objects_of,
+)
+from keyturn_workers.pipeline.sources.bucket import SourceBucket
+
+MAX_FAILURES: Final = 1000
+"""How many failed objects the result names; it counts all of them."""
+CONNECTIONS: Final = POLL_SLOTS + 8
+# An import ends when no object has had an outcome for this long.
+_IDLE_S: Final = 900.0
+_ATTEMPTS: Final = 3
+
+STORED: Final = "stored"
+ALREADY_THERE: Final = "already there"
+QUEUED: Final = "queued"
+NOT_REQUESTED: Final = "not requested"
+GONE: Final = "gone"
+WAITING: Final = "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class NotImported:
+    """An object that was not imported: its S3 key, a code or `waiting`, and the reason."""
+
+    s3_key: str
+    code: str
+    detail: str
+
+
+@dataclass(slots=True)
+class ImportResult:
+    """The outcomes of the objects of an import so far.
+
+    Attributes:
+        objects: How many are done, without folder markers.
+        size_bytes: The sum of their sizes.
+        statuses: How many are stored, already there, queued, not requested or gone.
+        refused: How many were not imported, by code; those without an outcome are `waiting`.
+        not_imported: Some of those, with the reasons.
+    """
+
+    objects: int = 0
+    size_bytes: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    not_imported: list[NotImported] = field(default_factory=list)
+
+    def add(self, row: ObjectSummary, outcome: str | NotImported) -> None:
+        """Count one object that is done."""
+        self.objects += 1
+        self.size_bytes += row.size_bytes
+        if isinstance(outcome, str):
+            self.statuses[outcome] += 1
+            return
+        self.refused[outcome.code] += 1
+        if len(self.not_imported) < MAX_FAILURES:
+            self.not_imported.append(outcome)
+
+
+class Import:
+    """One import.
+
+    `bucket` is the source, `own_bucket` Keyturn's. `publisher` signs the requests; None for a dry
+    run, which requests nothing. `wait`: wait for the outcomes. `on_progress` is called whenever the
+    result has changed.
+    """
+
+    def __init__(
+        self,
+        bucket: SourceBucket,
+        own_bucket: Storage,
+        deployment: str,
+        publisher: Publisher | None,
+        *,
+        wait: bool = True,
+        on_progress: Callable[[ImportResult], None] = lambda _: None,
+    ) -> None:
+        self._bucket = bucket
+        self._own_bucket = own_bucket
+        self._deployment = deployment
+        self._publisher = publisher
+        self._wait = wait
+        self._on_progress = on_progress
+        self._slots = asyncio.Semaphore(POLL_SLOTS)
+        self._projects: dict[str, bool] = {}
+        self.result = ImportResult()
+
+    async def run(self, prefix: str = "") -> ImportResult:
+        """Import every object whose S3 key begins with the source's prefix and then this one.
+
+        Raises:
+            ExceptionGroup: the errors of storage and broker.
+        """
+        # Without waiting, a change of an object after it was listed goes unnoticed.
+        listing_suffices = self._wait and not await self._bucket.may_keep_versions()
+        async with asyncio.TaskGroup() as group:
+            async for row in objects_of(self._bucket, prefix):
+                if is_folder_marker(row):
+                    continue
+                await self._slots.acquire()
+                group.create_task(self._take_in(row, listing_suffices=listing_suffices))
+        return self.result
+
+    async def _take_in(self, row: ObjectSummary, *, listing_suffices: bool) -> None:
+        try:
+            outcome = await self._outcome(row.key, row if listing_suffices else None)
+        finally:
+            self._slots.release()
+        self.result.add(row, outcome)
+        self._on_progress(self.result)
+
+    async def _outcome(self, s3_key: str, row: ObjectSummary | None) -> str | NotImported:
+        for _ in range(_ATTEMPTS):
+            try:
+                found = await inspect(self._bucket, self._deployment, s3_key, row)
+            except (MalformedRequestError, SourceUnavailableError) as exc:
+                return NotImported(s3_key, exc.code, exc.detail)
+            if found is None:
+                return GONE
+            outcome = await self._request(found)
+            if not isinstance(outcome, NotImported) or outcome.code != SourceChangedError.code:
+                break
+            row = None  # the object has changed since it was listed
+        if isinstance(outcome, NotImported) and outcome.code == SourceMissingError.code:
+            return GONE
+        return outcome
+
+    async def _request(self, found: Candidate) -> str | NotImported:
+        target = found.target
+        is_there = await self._is_there(found)
+        if self._publisher is None:
+            if is_there:
+                return ALREADY_THERE
+            if not await self._is_enrolled(target.project):
+                detail = f"{target.project} is not enrolled"
+                return NotImported(found.object.key, UnknownProjectError.code, detail)
+            return NOT_REQUESTED
+        for attempt in range(_ATTEMPTS):
+            try:
+                await self._publisher.upload_from_source(
+                    target.project, target.object_key, found.object
+                )
+                break
+            except OutcomeUnknownError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        if not self._wait:
+            return QUEUED
+        outcome = await self._answer(self._publisher, found)
+        return ALREADY_THERE if is_there and outcome == STORED else outcome
+
+    async def _answer(self, publisher: Publisher, found: Candidate) -> str | NotImported:
+        done = -1
+        while done != self.result.objects:  # others have had outcomes meanwhile
+            done = self.result.objects
+            try:
+                event = await publisher.wait(
+                    found.upload_id,
+                    timeout_s=_IDLE_S,
+                    project=found.target.project,
+                    request_type="upload.requested",
+                )
+            except WaitTimeoutError as exc:
+                detail = str(exc)
+            else:
+                if isinstance(event, Rejected):
+                    return NotImported(found.object.key, event.code, event.detail)
+                return STORED
+        return NotImported(found.object.key, WAITING, detail)
+
+    async def _is_there(self, found: Candidate) -> bool:
+        """Check if the target holds an object of this very upload, by its metadata."""
+        try:
+            head = await self._own_bucket.head(
+                object_s3_key(found.target.project, found.target.object_key)
+            )
+        except MissingError:
+            return False
+        return head.metadata.get(UPLOAD) == found.upload_id
+
+    async def _is_enrolled(self, project: str) -> bool:
+        if project not in self._projects:
+            try:
+                await self._own_bucket.head(keyring_s3_key(project))
+                self._projects[project] = True
+            except MissingError:
+                self._projects[project] = False
+        return self._projects[project]

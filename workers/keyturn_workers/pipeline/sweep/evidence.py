@@ -1,0 +1,273 @@
+"""The evidence of each project in the bucket: one file for each clean end (SPEC 8.6, 15.1).
+
+A clean end is made in this order, and resumed at any point of it (`reconciler`):
+
+1. The envelope, with `previous` as the keyring names it, is kept in the project's record.
+2. The conditional put of the keyring names the envelope's digest. Now it is in the chain.
+3. The file is put at its place.
+4. The round ends in the record, which keeps the envelope until the next round's.
+
+So the keyring decides the order of evidence, and a chain cannot fork. Before a round adds evidence
+it makes sure that the previous file exists; a missing one is restored from the record.
+
+The keyring is sealed, and names the newest digest, which names the one before, and so on. So
+evidence that is reached from there is genuine, even if an attacker can write the bucket. A missing
+file is reported, but does not keep a sweep from its end: a verifier of the chain sees the gap.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from importlib.metadata import version
+from typing import Final
+
+import structlog
+
+from keyturn.counts import Counts
+from keyturn.crypto.signatures import SigningKey
+from keyturn.errors import (
+    EvidenceError,
+    StorageUnavailableError,
+)
+from keyturn.evidence.chain import keys_before
+from keyturn.evidence.envelope import MAX_EVIDENCE_BYTES, Evidence, digest, parse, sign
+from keyturn.evidence.statement import (
+    MAX_ORIGINS,
+    EvidenceCounts,
+    EvidenceOrigin,
+    Predicate,
+    Statement,
+)
+from keyturn.identifiers import (
+    evidence_prefix,
+    evidence_s3_key,
+    format_time,
+    parse_evidence_name,
+)
+from keyturn_workers.core.errors import ArchivedError, MissingError
+from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.storage_port import Storage
+from keyturn_workers.core.sweep_record import Origin, ProjectRecord, Round
+from keyturn_workers.keys.keyring import sealed_records
+
+_MAX_ATTEMPTS: Final = 8
+
+_log = structlog.get_logger()
+
+
+def statement_of(
+    record: ProjectRecord,
+    of: Round,
+    origins: Sequence[Origin],
+    deployment: str,
+    *,
+    previous: str | None,
+    previous_evidence: Evidence | None,
+    key_id: str,
+    held: frozenset[str],
+    late_writes_refused: bool,
+    version: str,
+) -> Statement:
+    """The statement in the evidence of a clean end. Pure.
+
+    Args:
+        record: The record of the project.
+        of: The round that ends. Every page is proven.
+        origins: The origins that it ends, the oldest first.
+        deployment: The name of the installation.
+        previous: The digest of the project's newest evidence, by its keyring.
+        previous_evidence: That evidence; None for the first, or if its file is lost.
+        key_id: The id of the event key that signs.
+        held: The ids of the event keys that may sign after it.
+        late_writes_refused: See `End`.
+        version: The version of Keyturn.
+    """
+    named = [
+        EvidenceOrigin(
+            kind="rotation" if each.kind == "rotation" else "sweep",
+            id=each.id,
+            publisher=each.publisher,
+            request=each.digests[0],
+        )
+        for each in origins
+    ]
+    before = min((each.written_before for each in origins), key=_writes, default=Counts())
+    counts = of.counts.with_writes(record.written.writes(before))
+    predicate = Predicate(
+        sweep_id=of.id,
+        kind="rotation" if any(each.kind == "rotation" for each in named) else "sweep",
+        publisher=origins[0].publisher,
+        request=origins[0].digests[0],
+        origins=named[:MAX_ORIGINS],
+        origin_count=len(named),
+        generation=record.state.generation,
+        kek_id=record.state.kek_id,
+        master_key=record.state.master_key,
+        turned_at=format_time(record.changed_at),
+        proven_from=format_time(of.proven_from or record.changed_at),
+        proven_to=format_time(of.proven_to or record.changed_at),
+        lease_s=record.lease_s,
+        late_writes_refused=late_writes_refused,
+        counts=EvidenceCounts.model_validate({**counts.to_json(), "clean": True}),
+        pages=of.next_page,
+        version=version,
+        event_keys=keys_before(previous_evidence, key_id, held),
+        previous=previous,
+    )
+    return Statement(deployment, record.project, predicate)
+
+
+def _writes(counts: Counts) -> int:
+    return counts.rewrapped + counts.encrypted
+
+
+def counts_of(evidence: Evidence) -> Counts:
+    """The counts in evidence. Pure."""
+    return Counts(**evidence.predicate.counts.model_dump(exclude={"clean"}))
+
+
+class EvidenceLog:
+    """Makes, finds and puts evidence. The first of `event_keys` signs."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        deployment: str,
+        event_keys: Sequence[SigningKey],
+    ) -> None:
+        self._storage = storage
+        self._deployment = deployment
+        self._event_keys = tuple(event_keys)
+        self._version = version("keyturn-workers")
+
+    async def build(
+        self,
+        record: ProjectRecord,
+        of: Round,
+        origins: Sequence[Origin],
+        keyring: Keyring,
+        *,
+        late_writes_refused: bool,
+    ) -> bytes:
+        """The evidence of a clean end, to follow the evidence that this keyring names.
+
+        On return, the file of the previous evidence exists, unless it is lost for good.
+
+        Args:
+            record: The record of the project.
+            of: Its round. Every page is proven.
+            origins: The origins that the round ends, the oldest first.
+            keyring: The last one read; it shows the state that was proven.
+            late_writes_refused: See `End`.
+
+        Raises:
+            StorageUnavailableError: try again, perhaps in another worker.
+        """
+        previous = await self._find_newest(keyring, record.evidence)
+        key = self._signing_key(previous)
+        statement = statement_of(
+            record,
+            of,
+            origins,
+            self._deployment,
+            previous=keyring.evidence,
+            previous_evidence=previous,
+            key_id=key.id,
+            # Whatever this worker holds, the keys before this one are retired. While the event
+            # key is replaced, one worker's first key may be unknown to another: if both could
+            # continue, each would retire the other's, and no key would be left.
+            held=frozenset({key.id}),
+            late_writes_refused=late_writes_refused,
+            version=self._version,
+        )
+        return sign(statement, key)
+
+    def _signing_key(self, previous: Evidence | None) -> SigningKey:
+        """The first event key that the chain has not retired.
+
+        Raises:
+            StorageUnavailableError: the chain has retired all: other workers hold newer keys.
+        """
+        uses = [] if previous is None else previous.predicate.event_keys
+        retired = {use.keyid for use in uses if use.retired}
+        for key in self._event_keys:
+            if key.id not in retired:
+                return key
+        raise StorageUnavailableError(
+            "all event keys of this worker are retired: other workers have a newer one"
+        )
+
+    async def publish(self, evidence: Evidence) -> None:
+        """Put the file of evidence that is in the chain, replacing anything else in its place.
+
+        Raises:
+            StorageUnavailableError: try again.
+        """
+        s3_key, envelope = _s3_key(evidence), evidence.envelope
+        for _ in range(_MAX_ATTEMPTS):
+            if await self._read(s3_key) == envelope:
+                return
+            try:
+                head = await self._storage.head(s3_key)
+            except MissingError:
+                is_put = await sealed_records.create(self._storage, s3_key, envelope)
+            else:
+                _log.warning("replacing an unexpected file at the evidence path", file=s3_key)
+                is_put = await sealed_records.replace(self._storage, s3_key, envelope, head.etag)
+            if is_put:
+                return
+        raise StorageUnavailableError("the file of evidence kept changing")
+
+    async def _find_newest(self, keyring: Keyring, kept: str | None) -> Evidence | None:
+        """The evidence that the keyring names, restored if its file is missing."""
+        wanted = keyring.evidence
+        if wanted is None:
+            return None
+        async for each in self._files(keyring):
+            if each.digest == wanted:
+                return each
+        if kept is None or digest(kept.encode()) != wanted:
+            _log.error("evidence is missing", project=keyring.project, digest=wanted)
+            return None
+        evidence = parse(kept.encode())
+        await self.publish(evidence)
+        return evidence
+
+    async def _files(self, keyring: Keyring) -> AsyncIterator[Evidence]:
+        """The files of a project, newest generation and latest put first.
+
+        Only their form and place are verified. Generations above the keyring's are skipped: such
+        names would only delay the end.
+        """
+        prefix = evidence_prefix(keyring.project)
+        rows = [
+            (name[0], row.last_modified, row.key)
+            async for row in self._storage.list(prefix)
+            if (name := parse_evidence_name(row.key.removeprefix(prefix))) is not None
+            and name[0] <= keyring.current.generation
+            and row.size_bytes <= MAX_EVIDENCE_BYTES
+        ]
+        for _, _, s3_key in sorted(rows, reverse=True):
+            body = await self._read(s3_key)
+            if body is None:
+                continue
+            try:
+                evidence = parse(body)
+            except EvidenceError:
+                continue
+            if self._is_at_its_place(evidence, s3_key):
+                yield evidence
+
+    def _is_at_its_place(self, evidence: Evidence, s3_key: str) -> bool:
+        return evidence.statement.deployment == self._deployment and _s3_key(evidence) == s3_key
+
+    async def _read(self, s3_key: str) -> bytes | None:
+        """The file at an S3 key, cut just above the size limit of evidence; None if missing."""
+        try:
+            _, body = await self._storage.read(s3_key, max_bytes=MAX_EVIDENCE_BYTES + 1)
+        except (MissingError, ArchivedError):
+            return None
+        return body
+
+
+def _s3_key(evidence: Evidence) -> str:
+    predicate = evidence.predicate
+    return evidence_s3_key(evidence.statement.project, predicate.generation, predicate.sweep_id)
