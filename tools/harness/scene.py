@@ -69,7 +69,7 @@ class Scene:
         point: str | None = None,
         **settings: str,
     ) -> AsyncIterator[WorkerProcess]:
-        """A worker with debug logs; with `point`, one that kills itself there."""
+        """A worker with debug logs, shown by a failure; with `point`, it kills itself there."""
         env = self.deployment.worker_env(**{"LOG_LEVEL": "debug", **settings}) | self.environ
         arguments: tuple[str, ...] = ()
         module = "keyturn_workers"
@@ -79,7 +79,12 @@ class Scene:
                 arguments += ("--conditional-completion",)
         async with worker(env, role, module=module, arguments=arguments) as running:
             self.logs.append(running.lines)
-            yield running
+            try:
+                yield running
+            except Exception as exc:
+                last = running.lines[-_SHOWN_LINES:]
+                exc.add_note("\n".join([f"the log of its worker {role!r} ends:", *last]))
+                raise
 
     async def upload(
         self, wire: Wire, key: str, plaintext: bytes, *, staged: bool = False, times: int = 1
