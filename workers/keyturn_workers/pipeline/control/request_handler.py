@@ -133,7 +133,7 @@ class ControlHandler:
         added = _origin(request, origin)
         started = await self._starter.start(request.project, added, limited=True)
         logged = {"project": request.project, "sweep_id": request.sweep_id}
-        return Handled(None, logged, more=_published_end(request.project, started))
+        return Handled(None, logged, more=_end(request.project, started))
 
     async def _delete(self, request: DeleteRequested, attempts: int) -> Handled:
         if request.key is None:
@@ -181,7 +181,7 @@ def _rotated(request: RotationRequested, rotated: RotationResult) -> Handled:
         "rotation_id": request.rotation_id,
         "generation": rotated.generation,
     }
-    return Handled(event, logged, more=_published_end(request.project, rotated.origin))
+    return Handled(event, logged, more=_end(request.project, rotated.origin))
 
 
 def _origin(request: SweepRequested, origin: RequestOrigin) -> Origin:
@@ -228,9 +228,13 @@ def _reported(request: StatusRequested, report: StatusReported) -> Handled:
     return Handled(report, _logged(request, view=request.view, code=report.code))
 
 
-def _published_end(project: str, origin: Origin) -> tuple[Event, ...]:
-    """The end event of a finished sweep: it answers this request too."""
-    return (end_event(project, origin),) if origin.is_answered else ()
+def _end(project: str, origin: Origin) -> tuple[Event, ...]:
+    """The end event of a finished sweep: it answers this request too.
+
+    The record notes only later that an end was published. Whoever began to listen between the two,
+    and then sent this request, has missed that event.
+    """
+    return () if origin.is_open else (end_event(project, origin),)
 
 
 def _logged(

@@ -277,6 +277,26 @@ async def test_a_repeated_sweep_gets_the_end_that_was_published_before() -> None
     assert [event.type for event in handled.more] == ["sweep.completed"]
 
 
+@pytest.mark.parametrize(
+    ("request_", "kind"), [(rotation(), "rotation"), (sweep(), "sweep")], ids=["rotation", "sweep"]
+)
+async def test_an_end_answers_a_repeat_before_the_record_says_that_it_was_published(
+    request_: Request, kind: Literal["rotation", "sweep"]
+) -> None:
+    """Its event may have come before the sender of the repeat listened."""
+    control = Control()
+    store = control.on.store
+    await control.serve(request_)
+    ended = await control.on.finish(origin(kind))
+    assert ended.end is not None
+    unnoted = replace(ended, end=replace(ended.end, published=False))
+    stored = await store.read("acme")
+    record = replace(stored.record, origins=(unnoted,))
+    assert await store.change(record, stored.etag, stored.master_key)
+    handled = await control.serve(request_)
+    assert [event.type for event in handled.more] == [f"{kind}.completed"]
+
+
 async def test_an_expired_sweep_is_continued_only_if_it_exists() -> None:
     control = Control()
     assert await control.find(sweep()) is None
