@@ -154,7 +154,7 @@ class ImageTest:
             self._cli("rotate", PROJECT, "--generate", "--save-to", "/out/new", "--watch")
         with self._report.check("downloads equal what was sent: by `keyturn download`") as seen:
             seen.append(self._downloads())
-        with self._report.check("and by the Python client; the gateway refuses the old API key") as seen:
+        with self._report.check("and by the Python client; the old API key is refused") as seen:
             seen.append(f"{asyncio.run(self._read_back(_SENT))} of {len(_SENT)}")
         with self._report.check("the console shows its sign-in page"):
             page = self._running["console"].python(

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import typer
 from pydantic import SecretStr
 
-from keyturn.errors import UnencryptedGatewayWarning
+from keyturn.errors import SettingsError, UnencryptedGatewayWarning
 from keyturn.gateway.client import Client
 from keyturn.gateway.transport import is_unencrypted
 from keyturn.settings import GatewayClientSettings
@@ -22,7 +22,7 @@ from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import GatewayUrlSettings
 
-OR_AS_OPERATOR: Final = "; operators read the bucket with --as-operator"
+OR_AS_OPERATOR: Final = ", or read the bucket with --as-operator"
 
 
 class GatewayAccess(NamedTuple):
@@ -37,15 +37,15 @@ def gateway_access(
 ) -> GatewayAccess:
     """Return the access of the options or the settings; asks for the API key if needed.
 
-    `otherwise` ends the message if there is no gateway: what works without one.
+    `otherwise` says what works without a gateway: it ends the error if there is none.
 
     Raises:
-        typer.BadParameter: there is no gateway or no API key, or the API key is malformed.
-        SettingsError: the setting is not a gateway's URL.
+        SettingsError: there is no gateway, or the setting is not a gateway's URL.
+        typer.BadParameter: there is no API key, or it is malformed.
     """
     url = gateway or GatewayUrlSettings.read().gateway_url
     if url is None:
-        raise typer.BadParameter(f"no gateway: use --gateway or set KEYTURN_GATEWAY_URL{otherwise}")
+        raise SettingsError(f"KEYTURN_GATEWAY_URL is missing: set it or use --gateway{otherwise}")
     return GatewayAccess(url, read_api_key(api_key_file, project, confirm=False))
 
 
