@@ -22,7 +22,7 @@ from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import GatewayUrlSettings
 
-OR_AS_OPERATOR: Final = ", or read the bucket with --as-operator"
+_OR_AS_OPERATOR: Final = ", or read the bucket with --as-operator"
 
 
 class GatewayAccess(NamedTuple):
@@ -33,7 +33,11 @@ class GatewayAccess(NamedTuple):
 
 
 def gateway_access(
-    project: str, gateway: str | None, api_key_file: Path | None, *, otherwise: str = OR_AS_OPERATOR
+    project: str,
+    gateway: str | None,
+    api_key_file: Path | None,
+    *,
+    otherwise: str = _OR_AS_OPERATOR,
 ) -> GatewayAccess:
     """Return the access of the options or the settings; asks for the API key if needed.
 
