@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keyturn import metadata as object_metadata
-from keyturn.crypto import Secret, new_api_key, to_base64, user_kek
+from keyturn.crypto import Secret, new_api_key, to_base64
 from keyturn.errors import CodedError, PublisherError
 from keyturn.identifiers import is_object_key, object_s3_key
 from keyturn.messages import RotationCompleted, SweepCompleted, UploadStored
@@ -44,9 +44,10 @@ from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
 from keyturn.topology import UPLOAD_QUEUE
 from keyturn_workers.gateway.request import object_path
-from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.offline.download import OperatorAccess, open_object
 from keyturn_workers.process.settings import WorkerSettings
 from keyturn_workers.storage.s3 import open_storage
+from tools.harness.api_key_reader import read_with_api_key
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
 from tools.harness.process import forking, gateway, worker
@@ -55,12 +56,13 @@ from tools.servers.packages import MissingPackagesError
 from tools.servers.process import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from keyturn.messages import Event
     from keyturn_workers.core.storage_port import Storage
-    from keyturn_workers.offline.download import Access
 
+    Reading = Callable[[str], AsyncIterator[bytes]]
+    """Yields the plaintext of the object with this key."""
 
 _ROOT = Path(__file__).parents[1]
 _BIG_BYTES = 64 * 1024 * 1024
@@ -183,13 +185,30 @@ def zlib_percent(sample: bytes) -> int:
     return round(100 * len(zlib.compress(sample, 6)) / len(sample)) if sample else 100
 
 
-async def opened_sha256(storage: Storage, key: str, access: Access) -> str:
-    """The SHA-256 of the plaintext that this key opens, or the code of the failure."""
-    digest = hashlib.sha256()
-    try:
+def by_api_key(storage: Storage, project: str, api_key: str) -> Reading:
+    """Read by the user wraps."""
+    return lambda key: read_with_api_key(storage, project, key, api_key)
+
+
+def by_master_keys(storage: Storage, project: str, master_keys: Mapping[str, bytes]) -> Reading:
+    """Read by the admin wraps."""
+    held = {name: Secret(key) for name, key in master_keys.items()}
+    access = OperatorAccess(project, operator_keys(held))
+
+    async def read(key: str) -> AsyncIterator[bytes]:
         async with open_object(storage, key, access) as opened:
             async for piece in opened.chunks():
-                digest.update(piece)
+                yield piece
+
+    return read
+
+
+async def opened_sha256(pieces: AsyncIterator[bytes]) -> str:
+    """The SHA-256 of a plaintext, or the code of the failure to open it."""
+    digest = hashlib.sha256()
+    try:
+        async for piece in pieces:
+            digest.update(piece)
     except CodedError as exc:
         return exc.code
     return digest.hexdigest()
@@ -240,11 +259,11 @@ async def turn_both(
     """
     before = Keys(deployment.api_key, {"m1": deployment.master_key})
     after = Keys(new_api_key(), {"m2": os.urandom(32)})
-    who: dict[str, Access] = {
-        "old API key": ProjectAccess(project, user_kek(before.api_key, project)),
-        "new API key": ProjectAccess(project, user_kek(after.api_key, project)),
-        "master key m1": _operator(project, before),
-        "master key m2": _operator(project, after),
+    who = {
+        "old API key": by_api_key(storage, project, before.api_key),
+        "new API key": by_api_key(storage, project, after.api_key),
+        "master key m1": by_master_keys(storage, project, before.master_keys),
+        "master key m2": by_master_keys(storage, project, after.master_keys),
     }
     stored = {key: await stored_sha256(storage, project, key) for key in plain}
 
@@ -252,9 +271,9 @@ async def turn_both(
         """Show the bucket; whether just these keys open it, and no stored byte changed."""
         now = {key: await stored_sha256(storage, project, key) for key in plain}
         found = {
-            (key, name): await opened_sha256(storage, key, access)
+            (key, name): await opened_sha256(reading(key))
             for key in plain
-            for name, access in who.items()
+            for name, reading in who.items()
         }
         console.print(_table(stored, now, found, plain, list(who)))
         opened = {at for at, digest in found.items() if digest == plain[at[0]]}
@@ -269,11 +288,6 @@ async def turn_both(
     )
     good &= await _rotate_master_key(deployment, publisher, before, after, console)
     return good & await right({"new API key", "master key m2"}), (before, after)
-
-
-def _operator(project: str, keys: Keys) -> OperatorAccess:
-    held = {name: Secret(key) for name, key in keys.master_keys.items()}
-    return OperatorAccess(project, operator_keys(held))
 
 
 async def _rotate(
@@ -482,8 +496,8 @@ async def _show(
     table = _new_table("file", "queued", "what the bucket shows", *opened_by)
     table.title = f"bucket {deployment.bucket}, project {_PROJECT}"
     table.leading = 1
-    project = ProjectAccess(_PROJECT, user_kek(deployment.api_key, _PROJECT))
-    operator = OperatorAccess(_PROJECT, operator_keys({"m1": Secret(deployment.master_key)}))
+    project = by_api_key(storage, _PROJECT, deployment.api_key)
+    operator = by_master_keys(storage, _PROJECT, {"m1": deployment.master_key})
     good = True
     for file, upload_id in uploads.items():
         event, waited = events[file], queued.get(upload_id)
@@ -492,7 +506,7 @@ async def _show(
             good = False
             continue
         shown = await bucket_shows(storage, _PROJECT, event.key)
-        by = [await opened_sha256(storage, event.key, who) for who in (project, operator)]
+        by = [await opened_sha256(reading(event.key)) for reading in (project, operator)]
         expected = file_sha256(file.path)
         good = good and waited is not None and all(found == expected for found in by)
         table.add_row(

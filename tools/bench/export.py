@@ -29,6 +29,7 @@ _MIB: Final = 2**20
 _SMALL_BYTES: Final = 4096
 _LARGE_MIB: Final = 64
 _AT_ONCE: Final = 16
+_AS_OPERATOR: Final = ("--as-operator", "--reason", "a measurement")
 _MEMORY_AIM_MIB: Final = 256
 
 
@@ -45,15 +46,15 @@ class _Sides:
 async def _round(world: World, gateway_url: str, scratch: Path, sides: _Sides, units: int) -> None:
     """One export from the bucket, one through the gateway, one rclone; each to a new folder."""
     deployment = world.deployment
-    env = {**deployment.s3_env(), "KEYTURN_API_KEY": world.api_keys[PROJECT]}
+    api_key = {"KEYTURN_API_KEY": world.api_keys[PROJECT]}
     target = scratch / "exported"
     export = [sys.executable, "-m", "keyturn_workers", "export", PROJECT, str(target)]
     stored = f"keyturn:{deployment.bucket}/{PROJECT}"
     copy = [rclone.program(), "copy", stored, str(target), "--transfers", str(_AT_ONCE)]
     rclone_env = rclone.remotes_env(keyturn=deployment.s3)
     for rates, command, its_env in (
-        (sides.from_bucket, export, env),
-        (sides.by_gateway, [*export, "--gateway", gateway_url], env),
+        (sides.from_bucket, [*export, *_AS_OPERATOR], deployment.worker_env()),
+        (sides.by_gateway, [*export, "--gateway", gateway_url], api_key),
         (sides.rclone, copy, rclone_env),
     ):
         rate, peak_mib = await asyncio.to_thread(timed, command, its_env, units)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _ROLES: Final = ("upload", "control", "sweep", "gateway", "console")
 _FILES: Final = {"gateway": "gateway.env", "console": "console.env"}
+_BY_GATEWAY: Final = ("--gateway", "http://gateway:8080", "--api-key-file")
 _GRACE_S: Final = 90
 _SENT: Final = [
     TestObject("small", 1000),
@@ -145,7 +146,7 @@ class ImageTest:
             self._cli("enroll", PROJECT, "--generate", "--save-to", "/out/key")
             paths = [f"/data/{one.key}" for one in _SENT]
             self._cli("upload", PROJECT, *paths)
-            listed = json.loads(self._cli("ls", PROJECT, "--json"))
+            listed = json.loads(self._cli("ls", PROJECT, "--json", *_BY_GATEWAY, "/out/key"))
             require(len(listed) == len(_SENT), f"{len(listed)} objects are listed")
             self._cli("status", env_file="keyturn.env")
             seen.append(f"{len(_SENT)} objects")
@@ -153,8 +154,8 @@ class ImageTest:
             self._cli("rotate", PROJECT, "--generate", "--save-to", "/out/new", "--watch")
         with self._report.check("downloads equal what was sent: by `keyturn download`") as seen:
             seen.append(self._downloads())
-        with self._report.check("and through the gateway, which refuses the old API key") as seen:
-            seen.append(f"{asyncio.run(self._through_gateway(_SENT))} of {len(_SENT)}")
+        with self._report.check("and by the Python client; the old API key is refused") as seen:
+            seen.append(f"{asyncio.run(self._read_back(_SENT))} of {len(_SENT)}")
         with self._report.check("the console shows its sign-in page"):
             page = self._running["console"].python(
                 "import urllib.request as r; "
@@ -165,12 +166,12 @@ class ImageTest:
     def _downloads(self) -> str:
         for one in _SENT:
             file = self._out / f"copy-of-{one.key}"
-            arguments = ("--api-key-file", "/out/new", "-o", f"/out/{file.name}")
+            arguments = (*_BY_GATEWAY, "/out/new", "-o", f"/out/{file.name}")
             self._cli("download", PROJECT, one.key, *arguments)
             require(file.read_bytes() == one.body(), f"{one.key} differs")
         return f"{len(_SENT)} of {len(_SENT)}"
 
-    async def _through_gateway(self, objects: Sequence[TestObject]) -> int:
+    async def _read_back(self, objects: Sequence[TestObject]) -> int:
         url = f"http://{self._running['gateway'].address(8080)}"
         old, new = ((self._out / name).read_text().strip() for name in ("key", "new"))
         async with Client.connect(url, new) as client:
@@ -193,8 +194,8 @@ class ImageTest:
             container.wait_healthy()
             container.check_limits()
             self._cli("upload", PROJECT, f"/data/{_LAST.key}")
-            arguments = ("--api-key-file", "/out/new", "-o", "/out/last")
-            self._cli("download", PROJECT, _LAST.key, *arguments)
+            arguments = ("--as-operator", "--reason", "a test", "-o", "/out/last")
+            self._cli("download", PROJECT, _LAST.key, *arguments, env_file="keyturn.env")
             require((self._out / "last").read_bytes() == _LAST.body(), "it differs")
             seconds = self._running.pop("upload").stop(grace_s=_GRACE_S)
             seen.append(f"stopped in {seconds:.1f} s")

@@ -1,8 +1,8 @@
 """A whole object that a bucket writer changed, read by every reader (SPEC 4, 5.4, 9, 13).
 
-The command line's reader under each of the two keys, the gateway whole and in a range, and
-what a sweep would decide: each ends in an error with a code or in the right plaintext. Where
-the project allows plaintext, an object without any `enc-` name is what it is.
+The operator's reader, the gateway whole and in a range, and what a sweep would decide: each
+ends in an error with a code or in the right plaintext. Where the project allows plaintext, an
+object without any `enc-` name is what it is.
 
 The input is a byte of settings, metadata as lines of `name=value`, an empty line, the body.
 """
@@ -33,12 +33,12 @@ from keyturn_workers.core.sweep_options import SweepOptions
 from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway.request import Span
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.offline.download import Access, OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.offline.download import OperatorAccess, open_object
 from tests.fuzz.harness import Harness, check, code_of
 from tests.fuzz.harnesses.metadata import HARNESS as METADATA
 from tests.fuzz.harnesses.metadata import lines, read_lines
 from tests.unit.keyturn_workers import factories
-from tests.unit.keyturn_workers.gateway.bench import KEY, TARGET, Bench, kek_of, ring_of, turned_to
+from tests.unit.keyturn_workers.gateway.bench import KEY, TARGET, Bench, ring_of, turned_to
 from tools.harness.local_keys import admin_keks, desired_state
 
 if TYPE_CHECKING:
@@ -102,12 +102,10 @@ def run(data: bytes) -> str:
     metadata = read_lines(described)
     world.put(metadata, body)
     as_it_is = body if world.plaintext and _is_plain(metadata) else None
-    project = ProjectAccess("acme", kek_of(_API_KEY))
     operator = OperatorAccess(
         "acme", OperatorKeys.local(factories.MASTER_KEYS, v0_admin_kek=factories.V0_ADMIN_KEK)
     )
     outcomes = [
-        _read(lambda into: _download(world, project, into), as_it_is),
         _read(lambda into: _download(world, operator, into), as_it_is),
         _read(lambda into: _gateway(world, None, into), as_it_is),
         _read(lambda into: _gateway(world, Span(16_000, 16_500), into), as_it_is, 16_000, 16_500),
@@ -138,7 +136,7 @@ def _read(
     return "opened" if as_it_is is None else "plain"
 
 
-async def _download(world: _World, access: Access, into: bytearray) -> None:
+async def _download(world: _World, access: OperatorAccess, into: bytearray) -> None:
     async with open_object(world.bench.storage, KEY, access) as reader:
         async for piece in reader.chunks():
             into += piece

@@ -1,4 +1,4 @@
-"""`keyturn export` from real servers: through a gateway, with the API key, as the operator."""
+"""`keyturn export` from real servers: through a gateway, and from the bucket as the operator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.filesize import decimal
 
 from keyturn.crypto import new_api_key
 from keyturn_workers.offline.export import s3_prefix
-from tests.integration.cli.conftest import Cli, cli_for, document
+from tests.integration.cli.conftest import Cli, document
 from tools.harness.bucket import Bucket
 from tools.harness.process import gateway, worker
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 
 _FAST = {"LEASE_S": "1", "KEYRING_CACHE_S": "0.2"}
+_AS_OPERATOR = ("--as-operator", "--reason", "a test")
 _ROOT = Path(__file__).parents[3]
 _LARGE = os.urandom(9 * 2**20)
 OBJECTS = {
@@ -115,22 +116,19 @@ async def test_through_a_gateway(cli: Cli, tmp_path: Path) -> None:
         assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("who", ["project", "operator"])
-def test_from_the_bucket(operator_cli: Cli, tmp_path: Path, who: str) -> None:
+def test_from_the_bucket(operator_cli: Cli, tmp_path: Path) -> None:
     bucket = _put(operator_cli, OBJECTS)
     bucket.put("acme/gone", b"", {"enc-algo": "deleted", "enc-dek-admin": "AAAA"})
     bucket.put("acme-2/other", b"of another project", {})
-    options = {"project": (), "operator": ("--as-operator", "--reason", "a test")}[who]
-    api_key = operator_cli.deployment.api_key if who == "project" else ""
     target = tmp_path / "out"
-    exported = operator_cli.run("export", "acme", str(target), *options, "--json", API_KEY=api_key)
+    exported = operator_cli.run("export", "acme", str(target), *_AS_OPERATOR, "--json")
     assert exported.exit_code == 0, exported.stderr
     assert document(exported)["deleted"] == 1
     _check_folder(target, OBJECTS)
 
     bucket.put("acme/plain", b"not encrypted", {})
     bucket.put("acme//odd", b"", {})
-    again = operator_cli.run("export", "acme", str(target), *options, API_KEY=api_key)
+    again = operator_cli.run("export", "acme", str(target), *_AS_OPERATOR)
     assert again.exit_code == 1
     # In a table, with the reason, before the line that counts.
     lines = again.stdout.splitlines()
@@ -145,14 +143,17 @@ def test_from_the_bucket(operator_cli: Cli, tmp_path: Path, who: str) -> None:
 
 def test_what_the_operator_exports_is_recorded_before(operator_cli: Cli, tmp_path: Path) -> None:
     _put(operator_cli, {"a": b"1"})
-    options = ("--as-operator", "--reason", "a test")
     away = operator_cli.run(
-        "export", "acme", str(tmp_path / "out"), *options, AMQP_URL="amqp://nobody@127.0.0.1:1/"
+        "export",
+        "acme",
+        str(tmp_path / "out"),
+        *_AS_OPERATOR,
+        AMQP_URL="amqp://nobody@127.0.0.1:1/",
     )
     assert away.exit_code == 1
     assert "the audit trail cannot be written, so nothing was done" in away.stderr
     assert not (tmp_path / "out").exists()
-    assert operator_cli.run("export", "acme", str(tmp_path / "out"), *options).exit_code == 0
+    assert operator_cli.run("export", "acme", str(tmp_path / "out"), *_AS_OPERATOR).exit_code == 0
     trail = tmp_path / "trail"
     assert operator_cli.run("audit", "export", str(trail)).exit_code == 0
     (line,) = trail.read_text().splitlines()
@@ -168,12 +169,12 @@ def _to_s3(cli: Cli, server: S3Server, destination: str) -> Any:
         "AWS_SECRET_ACCESS_KEY": server.secret_access_key,
     }
     arguments = ["export", "acme", destination, "--endpoint-url", server.endpoint_url]
-    return cli.run(*arguments, "--json", API_KEY=cli.deployment.api_key)
+    return cli.run(*arguments, *_AS_OPERATOR, "--json")
 
 
 @pytest.mark.parametrize("to", ["moto", "ceph"])
 def test_to_another_bucket(
-    bucket_cli: Cli,
+    operator_cli: Cli,
     to: str,
     request: pytest.FixtureRequest,
     new_bucket: Callable[[S3Server], str],
@@ -183,11 +184,11 @@ def test_to_another_bucket(
     monkeypatch.setattr(s3_prefix, "PART_BYTES", 5 * 2**20)
     server: S3Server = request.getfixturevalue(to)
     name = new_bucket(server)
-    source = _put(bucket_cli, OBJECTS)
+    source = _put(operator_cli, OBJECTS)
     destination = f"s3://{name}/backup/acme"
-    exported = _to_s3(bucket_cli, server, destination)
+    exported = _to_s3(operator_cli, server, destination)
     assert exported.exit_code == 0, exported.stderr
-    there = Bucket(replace(bucket_cli.deployment, s3=server, bucket=name))
+    there = Bucket(replace(operator_cli.deployment, s3=server, bucket=name))
     for key, body in OBJECTS.items():
         stored, answer = there.get(f"backup/acme/{key}")
         assert stored == body
@@ -200,30 +201,30 @@ def test_to_another_bucket(
 
     before = there.heads("backup/acme/README.md")
     source.put_made("acme", source.made("acme", "new", b"new"))
-    report = document(_to_s3(bucket_cli, server, destination))
+    report = document(_to_s3(operator_cli, server, destination))
     assert (report["exported"], report["already_there"]) == (1, len(OBJECTS))
     assert there.heads("backup/acme/README.md") == before
 
     there.delete("backup/acme/README.md")
     there.put("backup/acme/chunk", b"x" * len(OBJECTS["chunk"]), {})
-    mended = _to_s3(bucket_cli, server, destination)
+    mended = _to_s3(operator_cli, server, destination)
     assert mended.exit_code == 0
     report = document(mended)
     assert (report["exported"], report["already_there"]) == (2, len(OBJECTS) - 1)
     for key in ("README.md", "chunk"):
         assert there.get(f"backup/acme/{key}")[0] == OBJECTS[key]
 
-    taken = _to_s3(bucket_cli, server, f"s3://{name}/backup")
+    taken = _to_s3(operator_cli, server, f"s3://{name}/backup")
     assert taken.exit_code == 1
     assert "and no keyturn-manifest/ to continue from" in taken.stderr
     source.put(".keyturn/keyrings/acme.json", b"{}", {})
-    own = f"s3://{bucket_cli.deployment.bucket}/plain"
-    refused = _to_s3(bucket_cli, bucket_cli.deployment.s3, own)
+    own = f"s3://{operator_cli.deployment.bucket}/plain"
+    refused = _to_s3(operator_cli, operator_cli.deployment.s3, own)
     assert refused.exit_code == 1
     assert "the destination is a bucket of Keyturn" in refused.stderr
 
 
-def test_wrong_arguments_write_nothing(bucket_cli: Cli, tmp_path: Path) -> None:
+def test_wrong_arguments_write_nothing(operator_cli: Cli, tmp_path: Path) -> None:
     cases = {
         ("s3://",): "an S3 destination is s3://BUCKET/PREFIX",
         ("s3://bucket", "--endpoint-url", "ftp://x"): "and --endpoint-url http://",
@@ -231,10 +232,10 @@ def test_wrong_arguments_write_nothing(bucket_cli: Cli, tmp_path: Path) -> None:
         (str(tmp_path / "out"), "--as-operator"): "--as-operator requires --reason",
     }
     for arguments, text in cases.items():
-        result = bucket_cli.run("export", "acme", *arguments)
+        result = operator_cli.run("export", "acme", *arguments)
         assert (result.exit_code, result.stdout) == (2, "")
         assert text in result.stderr
-    unknown = bucket_cli.run("export", "acme", str(tmp_path / "out"), API_KEY=new_api_key())
+    unknown = operator_cli.run("export", "acme", str(tmp_path / "out"), *_AS_OPERATOR)
     assert unknown.exit_code == 1
     assert unknown.stderr.startswith("keyturn: unknown_project: ")
     assert list(tmp_path.iterdir()) == []
@@ -247,8 +248,9 @@ async def test_a_killed_export_continues_and_shows_only_whole_files(
     objects = {f"{n:03}/{n}": os.urandom(300_000) for n in range(150)}
     _put(cli, objects)
     target = tmp_path / "out"
-    env = {**os.environ, **cli_for(cli.deployment).env, "KEYTURN_API_KEY": cli.deployment.api_key}
-    arguments = ["-m", "keyturn_workers", "export", "acme", str(target), "--concurrency", "2"]
+    env = {**os.environ, **cli.env}
+    export = ("export", "acme", str(target), *_AS_OPERATOR)
+    arguments = ["-m", "keyturn_workers", *export, "--concurrency", "2"]
     kept: dict[Path, tuple[int, int]] = {}
     for wanted in (20, 60):
         process = await asyncio.create_subprocess_exec(
@@ -270,9 +272,7 @@ async def test_a_killed_export_continues_and_shows_only_whole_files(
                 status.st_mtime_ns,
             )
         assert len(files) < len(objects)
-    finished = await cli.arun(
-        "export", "acme", str(target), "--json", API_KEY=cli.deployment.api_key
-    )
+    finished = await cli.arun(*export, "--json")
     assert finished.exit_code == 0, finished.stderr
     assert document(finished)["already_there"] == len(kept)
     _check_folder(target, objects)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 _AT = "2026-11-24T10:00:00.000000Z"
 _ID = "2f6c9a0e-0000-4000-8000-000000000001"
+_AS_OPERATOR = ("--as-operator", "--reason", "a test")
+_LS = ("ls", "acme", "--as-operator")
 
 
 def _put(cli: Cli, s3_key: str, body: bytes, metadata: dict[str, str] | None = None) -> None:
@@ -45,17 +47,17 @@ def _masters(cli: Cli) -> dict[str, Secret]:
     return {"m1": Secret(cli.deployment.master_key)}
 
 
-def _keyring(cli: Cli, *, pepper: str = "", plaintext: bool = False) -> Keyring:
-    kek = user_kek(cli.deployment.api_key, "acme", pepper)
+def _keyring(cli: Cli, *, plaintext: bool = False) -> Keyring:
+    kek = user_kek(cli.deployment.api_key, "acme")
     current = Generation(1, kek_id(kek), kek, _ID, _AT, _AT)
     origin = RequestOrigin("api", "0" * 64)
     return Keyring("acme", "m1", current, origin, lease_s=15, plaintext_allowed=plaintext)
 
 
-def _store(cli: Cli, key: str, plaintext: bytes, *, pepper: str = "") -> bytes:
+def _store(cli: Cli, key: str, plaintext: bytes) -> bytes:
     """Put an object as a worker would; gives its body."""
     dek = new_dek()
-    wraps = wrap(desired_state(_keyring(cli, pepper=pepper), _masters(cli)), key, dek)
+    wraps = wrap(desired_state(_keyring(cli), _masters(cli)), key, dek)
     body = seal(dek, BODY_CONTEXT, plaintext)
     caller = {"author": "=?utf-8?b?w6k=?=", "topic": "q3"}
     _put(cli, f"acme/{key}", body, build_object_metadata(wraps, upload_id=_ID, caller_wire=caller))
@@ -66,37 +68,22 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("who", ["project", "operator"])
 @pytest.mark.parametrize("size", [0, 5, 3 * 2**20 + 7])
-def test_download_writes_the_stored_plaintext(
-    operator_cli: Cli, tmp_path: Path, who: str, size: int
-) -> None:
+def test_download_writes_the_stored_plaintext(operator_cli: Cli, tmp_path: Path, size: int) -> None:
     plaintext = os.urandom(size)
     _store(operator_cli, "a/b.bin", plaintext)
     target = tmp_path / "out.bin"
-    arguments = ["download", "acme", "a/b.bin", "-o", str(target)]
-    if who == "operator":
-        result = operator_cli.run(*arguments, "--as-operator", "--reason", "a test")
-    else:
-        result = operator_cli.run(*arguments, API_KEY=operator_cli.deployment.api_key)
+    result = operator_cli.run("download", "acme", "a/b.bin", "-o", str(target), *_AS_OPERATOR)
     assert result.exit_code == 0, result.stderr
     assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(plaintext).digest()
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert _files(tmp_path) == ["out.bin"]
 
 
-def test_download_to_standard_output_with_a_key_file_and_a_pepper(
-    bucket_cli: Cli, tmp_path: Path
-) -> None:
-    _store(bucket_cli, "k", b"hello\n", pepper="hot")
-    key_file = tmp_path / "api-key"
-    key_file.write_text(bucket_cli.deployment.api_key + "\n")
-    arguments = ["download", "acme", "k", "-o", "-", "--api-key-file", str(key_file)]
-    result = bucket_cli.run(*arguments, PEPPER="hot")
+def test_download_to_standard_output_is_the_plaintext_alone(operator_cli: Cli) -> None:
+    _store(operator_cli, "k", b"hello\n")
+    result = operator_cli.run("download", "acme", "k", "-o", "-", *_AS_OPERATOR)
     assert (result.exit_code, result.stdout_bytes, result.stderr) == (0, b"hello\n", "")
-    cold = bucket_cli.run(*arguments)
-    assert (cold.exit_code, cold.stdout_bytes) == (1, b"")
-    assert cold.stderr.startswith("keyturn: no_usable_wrap: this API key does not open the object")
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "metadata"])
@@ -116,26 +103,15 @@ def test_a_corrupt_object_exits_1_and_leaves_no_file(
     else:
         metadata = build_object_metadata(wraps, upload_id=_ID, caller_wire={})
     _put(operator_cli, "acme/k", bytes(body), metadata)
-    for who in (["--as-operator", "--reason", "a test"], []):
-        result = operator_cli.run(
-            "download",
-            "acme",
-            "k",
-            "-o",
-            str(tmp_path / "out"),
-            *who,
-            API_KEY=operator_cli.deployment.api_key,
-        )
-        assert result.exit_code == 1
-        assert result.stderr.startswith("keyturn: corrupt_object: ")
-        assert result.stderr.count("\n") == 1
-        assert _files(tmp_path) == []
-        piped = operator_cli.run(
-            "download", "acme", "k", "-o", "-", *who, API_KEY=operator_cli.deployment.api_key
-        )
-        assert piped.exit_code == 1
-        assert plaintext.startswith(piped.stdout_bytes)
-        assert len(piped.stdout_bytes) < len(plaintext)
+    result = operator_cli.run("download", "acme", "k", "-o", str(tmp_path / "out"), *_AS_OPERATOR)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keyturn: corrupt_object: ")
+    assert result.stderr.count("\n") == 1
+    assert _files(tmp_path) == []
+    piped = operator_cli.run("download", "acme", "k", "-o", "-", *_AS_OPERATOR)
+    assert piped.exit_code == 1
+    assert plaintext.startswith(piped.stdout_bytes)
+    assert len(piped.stdout_bytes) < len(plaintext)
 
 
 def test_download_replaces_a_file_only_with_force_and_only_completely(
@@ -144,7 +120,7 @@ def test_download_replaces_a_file_only_with_force_and_only_completely(
     _store(operator_cli, "k", b"new")
     target = tmp_path / "out"
     target.write_bytes(b"old")
-    arguments = ["download", "acme", "k", "-o", str(target), "--as-operator", "--reason", "a test"]
+    arguments = ["download", "acme", "k", "-o", str(target), *_AS_OPERATOR]
     assert operator_cli.run(*arguments).exit_code == 1
     assert target.read_bytes() == b"old"
     missing = operator_cli.run("download", "acme", "none", *arguments[3:], "--force")
@@ -157,7 +133,7 @@ def test_download_replaces_a_file_only_with_force_and_only_completely(
 def test_the_operator_reads_plaintext_where_the_keyring_allows_it(operator_cli: Cli) -> None:
     record = build_keyring(_keyring(operator_cli, plaintext=True), _masters(operator_cli))
     _put(operator_cli, "acme/p", b"as it is")
-    arguments = ["download", "acme", "p", "-o", "-", "--as-operator", "--reason", "a test"]
+    arguments = ["download", "acme", "p", "-o", "-", *_AS_OPERATOR]
     refused = operator_cli.run(*arguments)
     assert (refused.exit_code, refused.stdout_bytes) == (1, b"")
     _put(operator_cli, ".keyturn/keyrings/acme.json", record)
@@ -205,7 +181,7 @@ def test_a_rotation_moves_the_time_of_a_change_and_not_that_of_the_content(
     _put(bucket_cli, "acme/k", b"x" * 73, {"enc-algo": "ROT13", "enc-stored-at": stored_at})
     report = document(bucket_cli.run("inspect", "acme", "k", "--json"))
     assert report["stored_at"] == "2026-11-02T03:04:05Z"
-    (row,) = document(bucket_cli.run("ls", "acme", "--json"))
+    (row,) = document(bucket_cli.run(*_LS, "--json"))
     assert row["changed_at"] == report["changed_at"] > report["stored_at"]
 
 
@@ -213,19 +189,19 @@ def test_a_rotation_moves_the_time_of_a_change_and_not_that_of_the_content(
 def test_ls_of_a_project_that_is_not_enrolled_is_an_error(
     bucket_cli: Cli, options: list[str]
 ) -> None:
-    unknown = bucket_cli.run("ls", "nosuch", *options)
+    unknown = bucket_cli.run("ls", "nosuch", "--as-operator", *options)
     assert (unknown.exit_code, unknown.stdout) == (1, "")
     assert unknown.stderr == (
         "keyturn: unknown_project: nosuch is not enrolled; to enroll it: keyturn enroll nosuch\n"
     )
     _put(bucket_cli, "nosuch/object", b"x")
-    assert bucket_cli.run("ls", "nosuch", *options).exit_code == 0
+    assert bucket_cli.run("ls", "nosuch", "--as-operator", *options).exit_code == 0
 
 
 def test_ls_of_an_enrolled_project_without_objects_is_empty(bucket_cli: Cli) -> None:
     record = build_keyring(_keyring(bucket_cli), _masters(bucket_cli))
     _put(bucket_cli, ".keyturn/keyrings/acme.json", record)
-    empty = bucket_cli.run("ls", "acme", "--json")
+    empty = bucket_cli.run(*_LS, "--json")
     assert (empty.exit_code, document(empty)) == (0, [])
 
 
@@ -233,31 +209,31 @@ def test_ls_lists_one_project_in_order_up_to_the_limit(bucket_cli: Cli) -> None:
     for key in ("b", "a/2", "a/1"):
         _store(bucket_cli, key, b"hello")
     _put(bucket_cli, "acme-2/other", b"")
-    rows = document(bucket_cli.run("ls", "acme", "--json"))
+    rows = document(bucket_cli.run(*_LS, "--json"))
     assert [row["key"] for row in rows] == ["a/1", "a/2", "b"]
     assert {row["plaintext_bytes"] for row in rows} == {5}
-    rows = document(bucket_cli.run("ls", "acme", "a/", "--json", "--long"))
+    rows = document(bucket_cli.run(*_LS, "a/", "--json", "--long"))
     assert [(r["key"], r["plaintext_bytes"], r["master_key"]) for r in rows] == [
         ("a/1", 5, "m1"),
         ("a/2", 5, "m1"),
     ]
-    some = bucket_cli.run("ls", "acme", "--limit", "2")
+    some = bucket_cli.run(*_LS, "--limit", "2")
     assert [line.split()[0] for line in some.stdout.splitlines()] == ["key", "a/1", "a/2"]
     assert "raise --limit (now 2)" in some.stderr
-    exact = bucket_cli.run("ls", "acme", "--limit", "3")
+    exact = bucket_cli.run(*_LS, "--limit", "3")
     assert exact.stderr == ""
 
 
 def test_an_object_key_cannot_control_the_terminal(bucket_cli: Cli) -> None:
     _put(bucket_cli, "acme/\x1b[2Jx", b"")
-    for arguments in (["ls", "acme"], ["ls", "acme", "--json"]):
+    for arguments in (_LS, (*_LS, "--json")):
         result = bucket_cli.run(*arguments)
         assert result.exit_code == 0, result.stderr
         assert "\x1b" not in result.output
 
 
 def test_an_unreachable_storage_is_one_line(bucket_cli: Cli) -> None:
-    result = bucket_cli.run("ls", "acme", S3_ENDPOINT_URL="http://127.0.0.1:1")
+    result = bucket_cli.run(*_LS, S3_ENDPOINT_URL="http://127.0.0.1:1")
     assert result.exit_code == 1
     assert result.stderr.startswith("keyturn: storage_unavailable: ")
     assert result.stderr.count("\n") == 1

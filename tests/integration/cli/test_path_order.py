@@ -52,10 +52,10 @@ def cli(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 def test_ls(cli: Cli) -> None:
     for options, keys in (((), KEYS), (("--folders",), FOLDERS), (("--limit", "3"), KEYS[:3])):
-        result = cli.run("ls", "acme", *options, "--json")
+        result = cli.run("ls", "acme", "--as-operator", *options, "--json")
         assert result.exit_code == 0, result.output
         assert [row["key"] for row in document(result)] == keys
-    below = cli.run("ls", "acme", "a", "--json")
+    below = cli.run("ls", "acme", "a", "--as-operator", "--json")
     assert [row["key"] for row in document(below)] == [key for key in KEYS if key[0] == "a"]
 
 

@@ -17,7 +17,7 @@ from keyturn.crypto import from_base64, kek_info, v0_user_kek
 from keyturn.topology import queues
 from keyturn_workers.pipeline.amqp.declarations import declare
 from tests.integration.cli.conftest import document
-from tools.harness.process import worker
+from tools.harness.process import gateway, worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,10 @@ async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> 
     for name, body in bodies.items():
         (tmp_path / name).write_bytes(body)
     (folder / "bad\nname").write_bytes(b"x")
-    async with worker(cli.deployment.worker_env()):
+    async with (
+        worker(cli.deployment.worker_env()),
+        gateway(cli.deployment.gateway_env()) as served,
+    ):
         enrolled = await cli.arun(
             "enroll", "acme", "--generate", "--save-to", str(key_file), "--json"
         )
@@ -54,7 +57,7 @@ async def test_enroll_upload_and_download_a_folder(cli: Cli, tmp_path: Path) -> 
         for key, body in bodies.items():
             arguments = ["download", "acme", key, "-o", "-"]
             for result in (
-                await cli.arun(*arguments, "--api-key-file", str(key_file)),
+                await cli.arun(*arguments, "--api-key-file", str(key_file), GATEWAY_URL=served.url),
                 await cli.arun(*arguments, "--as-operator", "--reason", "a test"),
             ):
                 assert (result.exit_code, result.stdout_bytes) == (0, body)

@@ -27,7 +27,10 @@ async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(name.encode() * 5000)
     paths = [str(tmp_path / name) for name in ("a", "b", "c")]
-    async with worker(cli.deployment.worker_env(**_FAST)):
+    async with (
+        worker(cli.deployment.worker_env(**_FAST)),
+        gateway(cli.deployment.gateway_env(KEYRING_CACHE_S="0.2")) as served,
+    ):
         enrolled = await cli.arun("enroll", "acme", "--generate", "--save-to", str(old))
         assert enrolled.exit_code == 0, enrolled.stderr
         uploaded = await cli.arun("upload", "acme", *paths)
@@ -48,7 +51,8 @@ async def test_rotate_sweep_and_delete(cli: Cli, tmp_path: Path) -> None:
         assert (event["objects"], event["rewrapped"], event["current"]) == (3, 3, 3)
         for key, status in ((new, 0), (old, 1)):
             arguments = ("download", "acme", "a", "-o", "-", "--api-key-file", str(key))
-            assert (await cli.arun(*arguments)).exit_code == status
+            read = await cli.arun(*arguments, GATEWAY_URL=served.url)
+            assert read.exit_code == status, read.stderr
 
         deleted = await cli.arun("delete", "acme", "a", "never-there", "--json")
         assert deleted.exit_code == 0, deleted.stderr

@@ -15,6 +15,7 @@ from keyturn.crypto import from_base64
 from tests.support.documents import code_blocks, run_shell
 from tools.harness.console_client import console_client
 from tools.harness.console_site import OPERATOR
+from tools.harness.process import gateway
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,15 +32,17 @@ pytestmark = [
 _PAGE: Final = (Path(__file__).parents[3] / "docs/howto/first-day.md").read_text()
 PROJECT: Final = "erlich"
 """Stands for `acme`, which the shared deployment has already."""
+_GATEWAY: Final = "http://127.0.0.1:8080"
 _TIMEOUT_S: Final = 90
 
 
 class _Reader:
     """A person who follows the page, at a shell in a folder and in the console."""
 
-    def __init__(self, folder: Path, client: ConsoleClient) -> None:
+    def __init__(self, folder: Path, client: ConsoleClient, gateway_url: str) -> None:
         self._folder = folder
         self._client = client
+        self._gateway_url = gateway_url
 
     def write_settings(self, name: str, env: Mapping[str, str]) -> None:
         lines = [f"{key}={shlex.quote(value)}\n" for key, value in env.items()]
@@ -52,6 +55,8 @@ class _Reader:
         """Run the examples with these names, one after the other; return what they print."""
         blocks = [code_blocks(_PAGE, "sh", example=name) for name in ("begin", *names)]
         commands = "".join(block for (block,) in blocks).replace("acme", PROJECT)
+        assert _GATEWAY in commands
+        commands = commands.replace(_GATEWAY, self._gateway_url)
         async with asyncio.timeout(_TIMEOUT_S):
             status, printed = await run_shell(commands, self._folder, {})
         assert (status == 0) is (not fails_with), printed
@@ -86,8 +91,9 @@ class _Reader:
 async def test_the_page_leads_from_an_installed_console_to_production(
     site: ConsoleSite, tmp_path: Path
 ) -> None:
-    async with console_client(site.url, OPERATOR) as client:
-        reader = _Reader(tmp_path, client)
+    env = site.deployment.gateway_env(KEYRING_CACHE_S="0.3")
+    async with gateway(env) as served, console_client(site.url, OPERATOR) as client:
+        reader = _Reader(tmp_path, client, served.url)
         reader.write_settings("publisher.env", site.deployment.publisher_env())
 
         await reader.until("/queues", "Control workers respond", "upload", "control", "sweep")
@@ -98,7 +104,7 @@ async def test_the_page_leads_from_an_installed_console_to_production(
         rotation_id = rotation.rpartition("/")[2]
         await reader.run("rotated")
         await reader.until(rotation, ">Clean<")
-        await reader.run("gone", fails_with="no_usable_wrap")
+        assert "the key opens none of 1 wrap" in await reader.run("gone")
 
         page = await reader.until(f"/projects/{PROJECT}", "/evidence/")
         found = re.search(r'href="([^"]*/evidence/[^"]*)"', page.text)

@@ -105,7 +105,7 @@ async def test_by_a_gateway(secured: Secured, ceph: S3Server, ceph_bucket: str) 
 async def test_by_a_command(secured: Secured, ceph: S3Server, ceph_bucket: str) -> None:
     """A listing goes through botocore, which alone would not look at the host."""
     deployment = Deployment(secured.rabbitmq.url, ceph, ceph_bucket)
-    await _all(secured, ceph, deployment.s3_env(), "ls", "acme")
+    await _all(secured, ceph, deployment.s3_env(), "ls", "acme", "--as-operator")
 
 
 async def test_by_a_publisher_that_stages(

@@ -28,12 +28,13 @@ from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_record import ProjectRecord
 from keyturn_workers.keys.keyring.marks import Finding, Mark, compare
 from keyturn_workers.keys.sweep_records import SweepStore
-from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.offline.download import OperatorAccess, open_object
 from keyturn_workers.offline.verify.object_check import VerificationKeys
 from keyturn_workers.offline.verify.project_check import check_project
 from keyturn_workers.offline.verify.report import VerifyReport
 from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 from tests.unit.compatibility.released import RELEASES, Released
+from tools.harness.api_key_reader import read_with_api_key
 from tools.harness.local_keys import operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from keyturn_workers.core.keyring import Keyring
-    from keyturn_workers.offline.download import Access
 
 _DEPLOYMENT: Final = "test"
 
@@ -74,7 +74,7 @@ def _keyring(made: Released) -> Keyring:
     return parse_keyring(made.bodies()[keyring_s3_key("acme")], "acme", _master_keys(made))
 
 
-async def _read(storage: MemoryStorage, access: Access, key: str) -> str:
+async def _read(storage: MemoryStorage, access: OperatorAccess, key: str) -> str:
     async with open_object(storage, key, access) as opened:
         metadata = decode_caller_metadata(opened.head.metadata)
         assert metadata["author"] == "Jürgen"
@@ -82,24 +82,27 @@ async def _read(storage: MemoryStorage, access: Access, key: str) -> str:
         return b"".join([piece async for piece in opened.chunks()]).decode()
 
 
+async def _read_with(api_key: str, storage: MemoryStorage, key: str) -> str:
+    pieces = read_with_api_key(storage, "acme", key, api_key)
+    return b"".join([piece async for piece in pieces]).decode()
+
+
 def test_the_first_release_is_kept() -> None:
     assert RELEASES[0] == "made_by_1_0_0rc1"
 
 
 async def test_every_object_is_read_by_both_keys(made: Released, bucket: MemoryStorage) -> None:
-    project = ProjectAccess("acme", user_kek(made.api_key(), "acme"))
     for key, text in made.texts.items():
         assert await _read(bucket, _operator(made), key) == text
-        assert await _read(bucket, project, key) == text
+        assert await _read_with(made.api_key(), bucket, key) == text
 
 
 async def test_the_old_key_and_a_tombstone_open_nothing(
     made: Released, bucket: MemoryStorage
 ) -> None:
-    old = ProjectAccess("acme", user_kek(made.api_key("old_api_key"), "acme"))
     for key in made.texts:
         with pytest.raises(NoUsableWrapError):
-            await _read(bucket, old, key)
+            await _read_with(made.api_key("old_api_key"), bucket, key)
     with pytest.raises(NotFoundError):
         await _read(bucket, _operator(made), "deleted")
 

@@ -115,7 +115,7 @@ GatewayUrl = Annotated[
         "--gateway",
         metavar="URL",
         callback=validate_gateway_url,
-        help="Use this gateway; only the API key is needed. Default: KEYTURN_GATEWAY_URL.",
+        help="The URL of the gateway. Default: KEYTURN_GATEWAY_URL.",
     ),
 ]
 NewApiKeyFile = Annotated[

@@ -1,9 +1,10 @@
-"""`keyturn download` and `link`: one object, from the bucket or a gateway (SPEC 9.1, 9.3, 14).
+"""`keyturn download` and `link`: one object, through a gateway (SPEC 9.1, 9.3, 14).
+
+A gateway authenticates the body and cuts the connection if that fails. With `--as-operator`,
+`download` reads the bucket with the operator's keys, and authenticates the body itself.
 
 A file appears under its name only after the whole body was authenticated. Standard output gets
-authenticated chunks as they arrive; only the exit status shows whether all of them came. A gateway
-authenticates the body itself and cuts the connection if that fails. So a download through a gateway
-needs neither access to the bucket nor the pepper.
+authenticated chunks as they arrive; only the exit status shows whether all of them came.
 """
 
 import asyncio
@@ -16,10 +17,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from pydantic import SecretStr
 
-from keyturn.crypto.keys import user_kek
-from keyturn.errors import NoUsableWrapError
 from keyturn.gateway.links import (
     CIPHERTEXT_LINK_MAX_S,
     LINK_MAX_S,
@@ -27,7 +25,6 @@ from keyturn.gateway.links import (
     Link,
     UploadLink,
 )
-from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import (
     DURATION_FORM,
     ApiKeyFile,
@@ -41,7 +38,12 @@ from keyturn_workers.cli.arguments import (
 from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.objects import configured_gateway, gateway_client
+from keyturn_workers.cli.gateway_access import (
+    GatewayAccess,
+    gateway_access,
+    gateway_client,
+    refuse_gateway_options,
+)
 from keyturn_workers.cli.output import (
     TransferProgress,
     print_json,
@@ -49,11 +51,10 @@ from keyturn_workers.cli.output import (
     to_seconds,
     transfer_progress,
 )
-from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.cli.settings import ReaderSettings
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.master_keys.providers import open_operator_keys
-from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.offline.download import OperatorAccess, open_object
 from keyturn_workers.offline.export.run import Opened
 from keyturn_workers.process.settings import AuditSettings, OperatorSettings
 
@@ -67,8 +68,8 @@ AsOperator = Annotated[
     bool,
     typer.Option(
         "--as-operator",
-        help="Decrypt with KEYTURN_MASTER_KEYS instead of the API key. Requires --reason. "
-        "This is recorded in the audit trail first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).",
+        help="Read the bucket with KEYTURN_MASTER_KEYS instead. Requires --reason. This is "
+        "recorded in the audit trail first (KEYTURN_AMQP_URL, KEYTURN_EVENT_KEY).",
     ),
 ]
 
@@ -93,20 +94,16 @@ def download(
 ) -> None:
     """Download and decrypt one object.
 
-    Reads the bucket, or downloads through a gateway if one is configured. Through a gateway
-    you need neither the S3 settings nor the pepper.
+    Downloads through a gateway, with the project's API key. An operator may read the bucket
+    instead, with the master keys (--as-operator).
     """
     check_access_options(reason, gateway, api_key_file, as_operator=as_operator)
     target = _target(key, output, force=force)
-    if not as_operator and (url := configured_gateway(gateway)):
-        api_key = read_api_key(api_key_file, project, confirm=False)
-        asyncio.run(_through_gateway(url, api_key, project, key, target))
-        return
     if as_operator:
         asyncio.run(_download_as_operator(OperatorSettings.read(), project, key, target, reason))
     else:
-        access = project_access(project, api_key_file)
-        asyncio.run(_download(S3Settings.read(), key, access, target))
+        access = gateway_access(project, gateway, api_key_file)
+        asyncio.run(_download_by_gateway(access, project, key, target))
 
 
 def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
@@ -131,38 +128,12 @@ def check_access_options(
     Raises:
         typer.BadParameter: names them.
     """
-    for name, value in (("--api-key-file", api_key_file), ("--gateway", gateway)):
-        if as_operator and value is not None:
-            raise typer.BadParameter(f"--as-operator and {name} cannot be used together")
+    if as_operator:
+        refuse_gateway_options(gateway, api_key_file)
     if as_operator != (reason is not None):
         raise typer.BadParameter(
             "--as-operator requires --reason, and --reason requires --as-operator"
         )
-
-
-def project_access(project: str, api_key_file: Path | None) -> ProjectAccess:
-    """Return access to a project's objects by its API key and the pepper; asks if needed."""
-    pepper = ReaderSettings.read().pepper.get_secret_value()
-    api_key = read_api_key(api_key_file, project, confirm=False)
-    return ProjectAccess(project, user_kek(api_key.get_secret_value(), project, pepper))
-
-
-async def _download(
-    settings: S3Settings, key: str, access: ProjectAccess, target: Path | None
-) -> None:
-    try:
-        async with (
-            open_bucket(settings, max_connections=_CONNECTIONS) as storage,
-            open_object(storage, key, access) as opened,
-        ):
-            await _write(opened, key, target)
-    except NoUsableWrapError as exc:
-        if exc.detail:
-            raise
-        # A user with an old key is the most frequent cause; the object is fine then.
-        raise NoUsableWrapError(
-            "this API key does not open the object; it may be an old key or another project's"
-        ) from exc
 
 
 async def _download_as_operator(
@@ -191,10 +162,10 @@ async def operator_access(
         yield OperatorAccess(project, keys)
 
 
-async def _through_gateway(
-    url: str, api_key: SecretStr, project: str, key: str, target: Path | None
+async def _download_by_gateway(
+    access: GatewayAccess, project: str, key: str, target: Path | None
 ) -> None:
-    async with gateway_client(url, api_key) as client, client.open(project, key) as opened:
+    async with gateway_client(access) as client, client.open(project, key) as opened:
         await _write(opened, key, target)
 
 
@@ -283,7 +254,6 @@ def link(
 
     The link is a secret: anyone who has it can read the object, or upload it. It ends when it
     expires or when the API key is rotated; a link to encrypted bytes ends only when it expires.
-    Needs a gateway.
     """
     if inline + ciphertext + put > 1:
         raise typer.BadParameter("--inline, --ciphertext and --put cannot be used together")
@@ -295,13 +265,10 @@ def link(
     if expires_s is not None and not 1 <= expires_s <= max_s:
         longest = "15m" if ciphertext else "7d"
         raise typer.BadParameter(f"--expires must be from 1s to {longest}")
-    url = configured_gateway(gateway)
-    if url is None:
-        raise typer.BadParameter("no gateway: use --gateway or set KEYTURN_GATEWAY_URL")
-    api_key = read_api_key(api_key_file, project, confirm=False)
+    access = gateway_access(project, gateway, api_key_file, otherwise="")
 
     async def make_link() -> Link | UploadLink | CiphertextLink:
-        async with gateway_client(url, api_key) as client:
+        async with gateway_client(access) as client:
             if ciphertext:
                 return await client.ciphertext_link(project, key, expires_s=expires_s or max_s)
             valid_s = expires_s or _EXPIRES_S

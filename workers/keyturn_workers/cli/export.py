@@ -1,7 +1,7 @@
 """`keyturn export`: every object of a project, decrypted, in a folder or a bucket (SPEC 14).
 
-The objects come from a gateway, or from the bucket with the API key or the operator's keys, as for
-`keyturn download`. Exported objects are neither read nor written again.
+The objects come from a gateway, or with `--as-operator` from the bucket, as for `keyturn download`.
+Exported objects are neither read nor written again.
 """
 
 import asyncio
@@ -30,15 +30,10 @@ from keyturn_workers.cli.download import (
     AsOperator,
     check_access_options,
     operator_access,
-    project_access,
 )
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.objects import (
-    configured_gateway,
-    gateway_client,
-    plaintext_bytes,
-    require_enrolled,
-)
+from keyturn_workers.cli.gateway_access import GatewayAccess, gateway_access, gateway_client
+from keyturn_workers.cli.objects import plaintext_bytes, require_enrolled
 from keyturn_workers.cli.output import (
     TransferProgress,
     print_json,
@@ -46,10 +41,9 @@ from keyturn_workers.cli.output import (
     print_rows,
     transfer_progress,
 )
-from keyturn_workers.cli.secrets import read_api_key
 from keyturn_workers.core.errors import first_error
 from keyturn_workers.core.storage_port import Storage
-from keyturn_workers.offline.download import Access, open_object
+from keyturn_workers.offline.download import OperatorAccess, open_object
 from keyturn_workers.offline.export.folder import Folder
 from keyturn_workers.offline.export.run import Destination, Export, ExportReport, Source
 from keyturn_workers.offline.export.s3_prefix import PREFIX_MAX_BYTES, S3Prefix
@@ -104,7 +98,9 @@ def export(
 ) -> None:
     """Decrypt all objects of a project into a folder or another bucket.
 
-    Reads from the bucket, or through a gateway if one is configured, as `keyturn download` does.
+    Reads through a gateway, with the project's API key. An operator may read the bucket instead,
+    with the master keys (--as-operator).
+
     Run it again to continue after an interruption, or to add new objects. The manifest (JSON
     lines) has each object's key, path, size, SHA-256, content type and metadata. Exits with 0 only
     if every object was opened to its end and has the expected size.
@@ -113,26 +109,9 @@ def export(
     run = _Run(project, _parse_target(destination, endpoint_url), concurrency)
     if as_operator:
         report = asyncio.run(_export_as_operator(OperatorSettings.read(), run, reason))
-    elif url := configured_gateway(gateway):
-        api_key = read_api_key(api_key_file, project, confirm=False)
-
-        async def through_gateway() -> ExportReport:
-            async with gateway_client(url, api_key) as client:
-
-                def listing(after: str) -> AsyncGenerator[ListedObject, None]:
-                    return client.list(project, after=after)
-
-                # A refusal ends the command before it creates a folder. The export itself retries
-                # transient errors.
-                with suppress(TransientError, GatewayError):
-                    async with aclosing(listing("")) as first:
-                        await anext(first, None)
-                return await _export(Source(listing, partial(client.open, project)), run)
-
-        report = asyncio.run(through_gateway())
     else:
-        access = project_access(project, api_key_file)
-        report = asyncio.run(_export_from_bucket(S3Settings.read(), access, run))
+        access = gateway_access(project, gateway, api_key_file)
+        report = asyncio.run(_export_by_gateway(access, run))
     _print(report, project, destination, as_json=as_json)
 
 
@@ -179,9 +158,18 @@ async def _export_as_operator(
         return await _export(_bucket_source(storage, access), run)
 
 
-async def _export_from_bucket(settings: S3Settings, access: Access, run: _Run) -> ExportReport:
-    async with _source_bucket(settings, run) as storage:
-        return await _export(_bucket_source(storage, access), run)
+async def _export_by_gateway(access: GatewayAccess, run: _Run) -> ExportReport:
+    async with gateway_client(access) as client:
+
+        def listing(after: str) -> AsyncGenerator[ListedObject, None]:
+            return client.list(run.project, after=after)
+
+        # A refusal ends the command before it creates a folder. The export itself retries
+        # transient errors.
+        with suppress(TransientError, GatewayError):
+            async with aclosing(listing("")) as first:
+                await anext(first, None)
+        return await _export(Source(listing, partial(client.open, run.project)), run)
 
 
 @asynccontextmanager
@@ -193,7 +181,7 @@ async def _source_bucket(settings: S3Settings, run: _Run) -> AsyncIterator[Stora
         yield storage
 
 
-def _bucket_source(storage: Storage, access: Access) -> Source:
+def _bucket_source(storage: Storage, access: OperatorAccess) -> Source:
     async def listing(after: str) -> AsyncGenerator[ListedObject, None]:
         prefix = object_s3_key(access.project, "")
         async for row in storage.list(prefix, after=f"{prefix}{after}" if after else ""):

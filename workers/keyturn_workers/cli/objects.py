@@ -1,22 +1,19 @@
 """`keyturn ls` and `inspect`: the objects of a project (SPEC 4.3, 4.5 to 4.7, 9.3).
 
-Both need only the bucket and no key. They show the claims of metadata; only opening the wraps and
-the body proves them (`keyturn download`). They must never print a wrap, only its length. `ls` reads
-the metadata of each object, since no listing has the size of a plaintext. It also works through a
-gateway, with only the API key.
+`ls` asks a gateway, with the API key. `inspect` and `ls --as-operator` need only the bucket, and no
+key. They show the claims of metadata; only opening the wraps and the body proves them (`keyturn
+download`). They must never print a wrap, only its length. In the bucket, `ls` reads the metadata of
+each object, since no listing of S3 has the size of a plaintext.
 """
 
 import asyncio
-import ssl
-import warnings
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Annotated, Any, Final, Literal
 
 import typer
-from pydantic import SecretStr
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import HEADER_BYTES, SALT_BYTES, plaintext_size
@@ -26,17 +23,13 @@ from keyturn.errors import (
     CorruptObjectError,
     MalformedRequestError,
     NotFoundError,
-    UnencryptedGatewayWarning,
     UnknownAlgorithmError,
     UnknownProjectError,
 )
-from keyturn.gateway.client import Client
 from keyturn.gateway.listing import PAGE_MAX_ENTRIES, ListedObject, ListedPrefix
-from keyturn.gateway.transport import is_unencrypted
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
-from keyturn.settings import GatewayClientSettings, S3Settings
-from keyturn.tls import GATEWAY, client_context
+from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import (
     ApiKeyFile,
     AsJson,
@@ -46,9 +39,13 @@ from keyturn_workers.cli.arguments import (
 )
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import note
+from keyturn_workers.cli.gateway_access import (
+    GatewayAccess,
+    gateway_access,
+    gateway_client,
+    refuse_gateway_options,
+)
 from keyturn_workers.cli.output import print_json, print_rows, print_table, to_seconds
-from keyturn_workers.cli.secrets import read_api_key
-from keyturn_workers.cli.settings import GatewayUrlSettings
 from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import PAGE_KEYS, ObjectHead, ObjectSummary
@@ -71,36 +68,49 @@ def ls(
     project: Project,
     prefix: Annotated[str, typer.Argument(help="Only keys with this prefix.")] = "",
     long: Annotated[
-        bool, typer.Option("-l", "--long", help="Also read each object's metadata.")
+        bool,
+        typer.Option(
+            "-l", "--long", help="Also show each object's metadata. Requires --as-operator."
+        ),
     ] = False,
     all_objects: Annotated[
-        bool, typer.Option("-a", "--all", help="Also list deleted objects: their tombstones.")
+        bool,
+        typer.Option(
+            "-a",
+            "--all",
+            help="Also list deleted objects: their tombstones. Requires --as-operator.",
+        ),
     ] = False,
     folders: Annotated[
         bool,
         typer.Option("--folders", help="List one level: keys below a / as one folder."),
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of objects.")] = 1000,
+    as_operator: Annotated[
+        bool,
+        typer.Option(
+            "--as-operator",
+            help="List the bucket (KEYTURN_S3_…) instead of asking the gateway. Needs no key.",
+        ),
+    ] = False,
     gateway: GatewayUrl = None,
     api_key_file: ApiKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List a project's objects.
 
-    Reads the bucket, or lists through a gateway if one is configured. Through a gateway you
-    need no S3 settings. --long and --all always read the bucket.
+    Asks a gateway, with the project's API key. An operator may list the bucket instead
+    (--as-operator), which also has the metadata of each object (--long) and deleted ones (--all).
     """
-    from_bucket = long or all_objects
-    if from_bucket and gateway is not None:
-        raise typer.BadParameter("--long and --all cannot be used together with --gateway")
     request = _Request(project, prefix, limit, folders=folders, with_deleted=all_objects)
-    if not from_bucket and (url := configured_gateway(gateway)):
-        api_key = read_api_key(api_key_file, project, confirm=False)
-        rows, more = asyncio.run(_ls_through_gateway(url, api_key, request))
-    elif api_key_file is not None:
-        raise typer.BadParameter("--api-key-file needs --gateway or KEYTURN_GATEWAY_URL")
+    if as_operator:
+        refuse_gateway_options(gateway, api_key_file)
+        rows, more = asyncio.run(_ls_as_operator(S3Settings.read(), request))
+    elif long or all_objects:
+        raise typer.BadParameter("--long and --all require --as-operator")
     else:
-        rows, more = asyncio.run(_ls(S3Settings.read(), request))
+        access = gateway_access(project, gateway, api_key_file)
+        rows, more = asyncio.run(_ls_by_gateway(access, request))
     columns = _LONG_COLUMNS if long else (*_COLUMNS, "kind") if all_objects else _COLUMNS
     if not long:
         rows = [{name: row.get(name) for name in columns} for row in rows]
@@ -124,11 +134,11 @@ class _Request:
         return "/" if self.folders else None
 
 
-async def _ls_through_gateway(
-    url: str, api_key: SecretStr, request: _Request
+async def _ls_by_gateway(
+    access: GatewayAccess, request: _Request
 ) -> tuple[list[dict[str, Any]], bool]:
     rows: list[dict[str, Any]] = []
-    async with gateway_client(url, api_key) as client:
+    async with gateway_client(access) as client:
         try:
             listing = client.list(
                 request.project,
@@ -153,7 +163,9 @@ def _gateway_row(entry: ListedObject | ListedPrefix) -> dict[str, Any]:
     return {"key": entry.key, "plaintext_bytes": entry.size_bytes, "changed_at": changed_at}
 
 
-async def _ls(settings: S3Settings, request: _Request) -> tuple[list[dict[str, Any]], bool]:
+async def _ls_as_operator(
+    settings: S3Settings, request: _Request
+) -> tuple[list[dict[str, Any]], bool]:
     async with open_bucket(settings, max_connections=_CONCURRENCY + 1) as storage:
         slots = asyncio.Semaphore(_CONCURRENCY)
 
@@ -303,32 +315,3 @@ def _report(head: ObjectHead, start: bytes) -> dict[str, Any]:
         "tags": head.tag_count,
         "metadata": object_metadata.decode_caller_metadata(head.metadata),
     }
-
-
-# Through a gateway: with only the API key, without bucket, broker or pepper (SPEC 9).
-
-
-def configured_gateway(option: str | None) -> str | None:
-    """Return the gateway's URL from the option or the settings; None to work without one.
-
-    Raises:
-        SettingsError: the setting is not a gateway's URL.
-    """
-    return option or GatewayUrlSettings.read().gateway_url
-
-
-def _context() -> ssl.SSLContext | None:
-    ca = GatewayClientSettings.read().gateway_ca_file
-    # A redirect may lead to a storage with a certificate of a public authority.
-    return None if ca is None else client_context(GATEWAY, ca, with_system=True)
-
-
-@asynccontextmanager
-async def gateway_client(url: str, api_key: SecretStr) -> AsyncIterator[Client]:
-    """Yield a client; print one line, not a warning, if the API key is sent unencrypted."""
-    if is_unencrypted(url):
-        note("the API key is sent to the gateway unencrypted; use https://")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnencryptedGatewayWarning)  # see the note above
-        async with Client.connect(url, api_key, tls=_context()) as client:
-            yield client

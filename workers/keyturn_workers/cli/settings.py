@@ -74,7 +74,7 @@ class ReaderSettings(Settings):
 
 
 class GatewayUrlSettings(Settings):
-    """The gateway, for a command that works without one, too."""
+    """The gateway, unless an option names it."""
 
     gateway_url: GatewayUrl | None = None
 

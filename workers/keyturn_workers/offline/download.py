@@ -1,4 +1,4 @@
-"""Reading one object's plaintext straight from the bucket (SPEC 3.1, 4, 5.4, 8.7).
+"""Reading one object's plaintext from the bucket, with the operator's keys (SPEC 3.1, 4, 5.4, 8.7).
 
 An independent reader: it trusts nothing that an event says. It holds one piece of the body at a
 time; a v0 object is opened whole, up to a limit. It never yields a byte that is not authenticated,
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import HEADER_BYTES, Opener, plaintext_size
-from keyturn.crypto.keys import Secret
 from keyturn.crypto.wraps import BODY_CONTEXT, V0_OVERHEAD_BYTES, v0_open
 from keyturn.errors import (
     ArchivedObjectError,
@@ -42,18 +41,6 @@ V0_MAX_BYTES: Final = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class ProjectAccess:
-    """Access by a project's API key, as its user KEK. Only user wraps are opened.
-
-    It cannot read the keyring, so objects that need the keyring's permission (plaintext, v0)
-    are refused.
-    """
-
-    project: str
-    user_kek: Secret
-
-
-@dataclass(frozen=True, slots=True)
 class OperatorAccess:
     """Access by the operator's keys.
 
@@ -62,9 +49,6 @@ class OperatorAccess:
 
     project: str
     operator_keys: KekDeriver
-
-
-Access = ProjectAccess | OperatorAccess
 
 
 class OpenObject:
@@ -147,7 +131,7 @@ class OpenObject:
 
 @asynccontextmanager
 async def open_object(
-    storage: Storage, object_key: str, access: Access
+    storage: Storage, object_key: str, access: OperatorAccess
 ) -> AsyncIterator[OpenObject]:
     """Open an object with one GET, so that header, metadata and body belong together.
 
@@ -179,12 +163,12 @@ async def open_object(
 
 
 async def _open_dek(
-    access: Access, keyring: Keyring | None, envelope: Envelope, header: bytes, object_key: str
+    access: OperatorAccess,
+    keyring: Keyring | None,
+    envelope: Envelope,
+    header: bytes,
+    object_key: str,
 ) -> OpenedDek | None:
-    if isinstance(access, ProjectAccess):
-        reader = ReaderKeys(access.project, user_kek=access.user_kek)
-        return open_dek(envelope, header, object_key, reader)
-
     def opening(keks: AdminKeks) -> OpenedDek | None:
         reader = ReaderKeys(access.project, admin_keks=keks)
         if keyring is not None:
@@ -194,13 +178,11 @@ async def _open_dek(
     return await access.operator_keys.open_with(access.project, opening)
 
 
-async def _read_keyring(storage: Storage, access: Access) -> Keyring | None:
-    """Return the keyring, if it exists and the operator reads.
+async def _read_keyring(storage: Storage, access: OperatorAccess) -> Keyring | None:
+    """Return the keyring, if it exists.
 
     Without it the master key still opens its wraps, but no v0 or plaintext is allowed.
     """
-    if isinstance(access, ProjectAccess):
-        return None
     try:
         _, record = await storage.read(keyring_s3_key(access.project))
     except MissingError:

@@ -38,7 +38,7 @@ def test_an_env_file_never_overrides_the_environment(
     monkeypatch.setenv("KEYTURN_DEPLOYMENT", "environment")
     path = os.environ["PATH"]
     # A one-character bucket name: the error proves that the setting was read from the file.
-    result = runner.invoke(app, ["ls", "acme"], env={"KEYTURN_ENV_FILE": str(file)})
+    result = runner.invoke(app, ["inspect", "acme", "k"], env={"KEYTURN_ENV_FILE": str(file)})
     assert "KEYTURN_S3_BUCKET is malformed" in result.stderr
     assert os.environ["KEYTURN_DEPLOYMENT"] == "environment"
     assert os.environ["PATH"] == path

@@ -6,25 +6,17 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import stamina
-from aiohttp import web
 
+from keyturn.identifiers import keyring_s3_key
 from keyturn.publisher import NotDeliveredError, OutcomeUnknownError
-from tests.unit.keyturn.gateway.gateway import (
-    AN_ID,
-    Answer,
-    always,
-    drop,
-    json_always,
-    problem,
-    problem_answer,
-    serving,
-)
-from tests.unit.keyturn_workers.cli.fakes import event
-from tests.unit.keyturn_workers.cli.through_gateway import run
+from keyturn_workers.core.storage_values import Headers
+from tests.unit.keyturn_workers.cli.fakes import event, use_bucket
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, keyring
+from tools.harness.local_keys import desired_state
+from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typer.testing import Result
 
     from keyturn.messages import Event
     from tests.unit.keyturn_workers.cli.fakes import Commands
@@ -125,182 +117,88 @@ def test_wrong_usage_exits_2_and_deletes_nothing(
     assert fake.publisher.sent == []
 
 
-def _outcome(*deleted: str, **rejected: str) -> web.Response:
-    """The response that names these keys, each of the rejected ones with its code."""
-    refused = [{"key": key, "code": code, "detail": key} for key, code in rejected.items()]
-    document = {"request_id": AN_ID, "deleted": list(deleted), "rejected": refused}
-    return web.json_response(document)
-
-
-def _in_order(*responses: web.Response) -> Answer:
-    left = list(responses)
-
-    async def answer(_: web.Request) -> web.StreamResponse:
-        return left.pop(0)
-
-    return answer
-
-
-def _accepted(**rejected: str) -> web.Response:
-    refused = [{"key": key, "code": code, "detail": key} for key, code in rejected.items()]
-    return web.json_response({"request_id": AN_ID, "rejected": refused}, status=202)
-
-
-async def test_through_a_gateway_each_key_is_deleted_by_one_request() -> None:
-    async with serving(_in_order(_outcome("a", "b"))) as gateway:
-        arguments = ("delete", "acme", "a", "b", "a", "--timeout-s", "39.5", "--json")
-        result = await run(*arguments, "--gateway", gateway.url)
-    assert result.exit_code == 0, result.stderr
-    rows = json.loads(result.stdout)
-    assert [(row["key"], row["status"]) for row in rows] == [("a", "deleted"), ("b", "deleted")]
-    (seen,) = gateway.seen
-    assert (seen.method, seen.target) == ("POST", "/v1/projects/acme/deletes")
-    assert json.loads(seen.body or b"") == {"keys": ["a", "b"]}
-    assert seen.headers["Prefer"] == "wait=40"
-
-
-async def test_through_a_gateway_a_key_is_rejected_alone() -> None:
-    async with serving(_in_order(_outcome("a", b="not_found"))) as gateway:
-        result = await run("delete", "acme", "a", "b", "--json", "--gateway", gateway.url)
-    assert result.exit_code == 1
-    assert "1 of 2 failed; the first was b: not_found" in result.stderr
-    statuses = [(row["status"], row["code"]) for row in json.loads(result.stdout)]
-    assert statuses == [("deleted", None), ("rejected", "not_found")]
-
-
-async def test_what_is_not_final_when_the_gateway_answers_is_asked_for_again() -> None:
-    """A gateway waits for a minute at most, and workers may be busy for longer."""
-    answers = _in_order(_accepted(b="not_found"), _accepted(), _outcome("a", "c"))
-    async with serving(answers) as gateway:
-        result = await run("delete", "acme", "a", "b", "c", "--json", "--gateway", gateway.url)
-    statuses = [row["status"] for row in json.loads(result.stdout)]
-    assert statuses == ["deleted", "rejected", "deleted"]
-    bodies = [json.loads(seen.body or b"") for seen in gateway.seen]
-    assert bodies == [{"keys": ["a", "b", "c"]}, {"keys": ["a", "c"]}, {"keys": ["a", "c"]}]
-
-
-async def test_through_a_gateway_without_waiting_the_requests_are_queued() -> None:
-    async with serving(_in_order(_accepted(b="not_found"))) as gateway:
-        result = await run("delete", "acme", "a", "b", "--no-wait", GATEWAY_URL=gateway.url)
-    assert result.exit_code == 1
-    lines = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert [line[:3] for line in lines] == [["a", "queued", AN_ID], ["b", "rejected", AN_ID]]
-    assert "Prefer" not in gateway.seen[0].headers
-
-
-async def _hang_up(request: web.Request) -> web.StreamResponse:
-    drop(request)
-    return web.Response()
-
-
-@pytest.mark.parametrize(
-    ("answer", "status"),
-    [
-        (json_always(202, {"request_id": AN_ID, "rejected": []}), "pending"),
-        (problem(404, "not_found", "k"), "rejected"),
-        (_hang_up, "unknown"),
-        (always(502), "unknown"),
-        (always(405), "failed"),
-    ],
-)
-async def test_through_a_gateway_only_a_confirmed_deletion_is_called_deleted(
-    answer: Answer, status: str
-) -> None:
-    async with serving(answer) as gateway:
-        arguments = ("--timeout-s", "0.1", "--json", "--gateway", gateway.url)
-        result = await run("delete", "acme", "a", *arguments)
-    assert result.exit_code == 1
-    (row,) = json.loads(result.stdout)
-    assert row["status"] == status
-    assert row["detail"]
-    assert row["code"] == ("not_found" if status == "rejected" else None)
-
-
-async def test_a_project_with_too_many_deletions_waits_for_their_end() -> None:
-    busy = [problem_answer(429, "too_many_requests") for _ in range(4)]
-    with stamina.set_testing(True, attempts=3):
-        async with serving(_in_order(busy[0], _outcome("a"), *busy[1:])) as gateway:
-            first = await run("delete", "acme", "a", "--json", "--gateway", gateway.url)
-            second = await run("delete", "acme", "b", "--json", "--gateway", gateway.url)
-    rows = [json.loads(result.stdout)[0] for result in (first, second)]
-    assert [(row["status"], row["code"]) for row in rows] == [
-        ("deleted", None),
-        ("rejected", "too_many_requests"),
-    ]
-
-
 # All objects under a prefix.
 
-_LISTED = {
-    "objects": [
-        {"key": f"2025/{name}", "size": 1, "changed_at": "2026-11-24T10:00:00Z"} for name in "ab"
-    ],
-    "prefixes": [],
-    "next": None,
-}
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
+    made = MemoryStorage()
+    use_bucket(monkeypatch, "delete", made)
+    made.plant(keyring_s3_key("acme"), b"{}", Headers({}))
+    for key, body in (("2025/a", b"1"), ("2025/b", b"2"), ("2025/empty", b""), ("2026/c", b"3")):
+        made.plant(f"acme/{key}", body, Headers({}))
+    tombstone = deleted(desired_state(keyring(), MASTER_KEYS), "2025/gone")
+    made.plant("acme/2025/gone", b"", Headers(tombstone))
+    return made
 
 
-def _with_listing(deleting: web.Response) -> Answer:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        return web.json_response(_LISTED) if request.method == "GET" else deleting
-
-    return answer
+_LISTED = ["2025/a", "2025/b", "2025/empty"]
 
 
-async def test_what_is_listed_is_counted_confirmed_and_deleted() -> None:
-    async with serving(_with_listing(_outcome("2025/a", "2025/b"))) as gateway:
-        arguments = ("delete", "acme", "--prefix", "2025/", "--gateway", gateway.url)
-        result = await run(*arguments, stdin="y\n")
+def _delete_2025(fake: Commands, *arguments: str, stdin: bytes | None = None) -> Result:
+    command = ("delete", "acme", "--prefix", "2025/", *arguments)
+    return fake.run(*command, stdin=stdin, S3_BUCKET="memory")
+
+
+@pytest.mark.usefixtures("storage")
+def test_what_is_listed_is_counted_confirmed_and_deleted(fake: Commands) -> None:
+    fake.publisher.script = _deleted(fake)
+    result = _delete_2025(fake, stdin=b"y\n")
     assert result.exit_code == 0, result.stderr
-    assert "Permanently delete 2 objects under 2025/ of acme? [y/N]" in result.stderr
-    assert result.stdout.endswith("2 objects deleted\n")
-    listed, deleted = gateway.seen
-    assert listed.target.endswith("prefix=2025%2F&limit=1000")
-    assert json.loads(deleted.body or b"") == {"keys": ["2025/a", "2025/b"]}
+    assert "Permanently delete 3 objects under 2025/ of acme? [y/N]" in result.stderr
+    assert result.stdout.endswith("3 objects deleted\n")
+    assert [given["keys"] for _, given in fake.publisher.sent] == [_LISTED]
 
 
+def test_an_object_that_is_gone_meanwhile_is_not_deleted(
+    fake: Commands, storage: MemoryStorage
+) -> None:
+    async def remove() -> None:
+        await storage.delete("acme/2025/empty")
+
+    async def nothing() -> None:
+        """The keyring's head."""
+
+    storage.before_next("head", nothing)
+    storage.before_next("head", remove)
+    assert _delete_2025(fake, "--yes", "--no-wait").exit_code == 0
+    assert [given["keys"] for _, given in fake.publisher.sent] == [["2025/a", "2025/b"]]
+
+
+@pytest.mark.usefixtures("storage")
 @pytest.mark.parametrize(
     ("stdin", "status", "said"),
-    [("n\n", 1, "aborted"), ("", 2, "without a terminal, delete --prefix needs --yes")],
+    [(b"n\n", 1, "aborted"), (b"", 2, "without a terminal, delete --prefix needs --yes")],
     ids=["refused", "no answer"],
 )
-async def test_nothing_is_deleted_without_a_confirmation(
-    stdin: str, status: int, said: str
+def test_nothing_is_deleted_without_a_confirmation(
+    fake: Commands, stdin: bytes, status: int, said: str
 ) -> None:
-    async with serving(_with_listing(_outcome())) as gateway:
-        arguments = ("delete", "acme", "--prefix", "2025/", "--gateway", gateway.url)
-        result = await run(*arguments, stdin=stdin)
+    result = _delete_2025(fake, stdin=stdin)
     assert result.exit_code == status
     assert said in result.stderr
-    assert [seen.method for seen in gateway.seen] == ["GET"]
+    assert fake.publisher.sent == []
 
 
-async def test_of_a_prefix_only_what_failed_is_shown() -> None:
-    deleting = web.json_response(
-        {
-            "request_id": AN_ID,
-            "deleted": ["2025/a"],
-            "rejected": [{"key": "2025/b", "code": "locked_object", "detail": "a lock"}],
-        }
-    )
-    async with serving(_with_listing(deleting)) as gateway:
-        arguments = ("delete", "acme", "--prefix", "2025/", "--yes", "--gateway", gateway.url)
-        result = await run(*arguments)
+@pytest.mark.usefixtures("storage")
+def test_of_a_prefix_only_what_failed_is_shown(fake: Commands) -> None:
+    fake.publisher.script = _deleted(fake, refused="2025/b")
+    result = _delete_2025(fake, "--yes")
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[0] == "1 object deleted"
+    assert result.stdout.splitlines()[0] == "2 objects deleted"
     assert result.stdout.splitlines()[2].split()[:2] == ["2025/b", "rejected"]
     assert "locked_object: a lock" in result.stderr
 
 
-async def test_a_prefix_without_objects_is_done_already() -> None:
-    listed: dict[str, Any] = {"objects": [], "prefixes": [], "next": None}
-    async with serving(json_always(200, listed)) as gateway:
-        arguments = ("delete", "acme", "--prefix", "2025/", "--gateway", gateway.url)
-        result = await run(*arguments)
-    assert (result.exit_code, result.stdout) == (0, "no objects under 2025/\n")
+@pytest.mark.usefixtures("storage")
+def test_a_prefix_without_objects_is_done_already(fake: Commands) -> None:
+    result = fake.run("delete", "acme", "--prefix", "2024/", S3_BUCKET="memory")
+    assert (result.exit_code, result.stdout) == (0, "no objects under 2024/\n")
+    assert fake.publisher.sent == []
 
 
-async def test_a_file_with_an_api_key_needs_a_gateway(tmp_path: Path) -> None:
-    result = await run("delete", "acme", "a", "--api-key-file", str(tmp_path / "key"))
-    assert result.exit_code == 2
-    assert "--api-key-file needs --gateway or KEYTURN_GATEWAY_URL" in result.stderr
+@pytest.mark.usefixtures("storage")
+def test_a_prefix_of_a_project_that_is_not_enrolled_is_an_error(fake: Commands) -> None:
+    result = fake.run("delete", "nosuch", "--prefix", "", S3_BUCKET="memory")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("keyturn: unknown_project: ")

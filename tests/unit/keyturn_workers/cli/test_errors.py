@@ -28,7 +28,7 @@ _USAGE = [
     (["frob"], "No such command 'frob'"),
     (["ls", "Not A Project"], "malformed_request: a project id"),
     (["inspect", "acme", "../etc/passwd"], "malformed_request: a key has no empty"),
-    (["ls", "acme"], "KEYTURN_S3_BUCKET is missing"),
+    (["ls", "acme"], "KEYTURN_GATEWAY_URL is missing"),
     (["ls", "acme", "--limit", "0"], "--limit"),
     (["doctor"], "KEYTURN_S3_BUCKET is missing"),
     (["worker", "upload"], "KEYTURN_AMQP_URL is missing"),
@@ -82,7 +82,7 @@ def test_an_api_key_of_the_wrong_form_is_refused_without_being_shown(tmp_path: P
     file = tmp_path / "key"
     file.write_text("too short but secret")
     arguments = ["download", "acme", "k", "-o", str(tmp_path / "x"), "--api-key-file", str(file)]
-    result = runner.invoke(app, arguments, env={"KEYTURN_S3_BUCKET": "bucket"})
+    result = runner.invoke(app, arguments, env={"KEYTURN_GATEWAY_URL": "http://127.0.0.1:1"})
     assert result.exit_code == 2
     assert "an API key is 32 to 512 characters" in result.stderr
     assert "too short but secret" not in result.output
@@ -90,7 +90,7 @@ def test_an_api_key_of_the_wrong_form_is_refused_without_being_shown(tmp_path: P
 
 def test_without_a_terminal_there_is_no_prompt(tmp_path: Path) -> None:
     arguments = ["download", "acme", "k", "-o", str(tmp_path / "x")]
-    result = runner.invoke(app, arguments, env={"KEYTURN_S3_BUCKET": "bucket"})
+    result = runner.invoke(app, arguments, env={"KEYTURN_GATEWAY_URL": "http://127.0.0.1:1"})
     assert result.exit_code == 2
     assert "no API key" in result.stderr
 
@@ -146,7 +146,9 @@ def test_a_malformed_broker_url_is_left_out(url: str, monkeypatch: pytest.Monkey
     assert line == f"the broker cannot be reached ({_REFUSED})"
 
 
-@pytest.mark.parametrize("command", [["ls", "acme"], ["inspect", "acme", "k"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [["ls", "acme", "--as-operator"], ["inspect", "acme", "k"], ["doctor"]]
+)
 def test_an_unreachable_storage_is_reported_with_its_endpoint(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,8 +179,8 @@ def test_an_interrupted_command_exits_130_silently(
 
     monkeypatch.setattr("keyturn_workers.cli.objects.asyncio.run", interrupted)
     # Otherwise the coroutine would never be awaited, and Python would warn.
-    monkeypatch.setattr("keyturn_workers.cli.objects._ls", lambda *_, **__: None)
-    result = runner.invoke(app, ["ls", "acme"], env={"KEYTURN_S3_BUCKET": "bucket"})
+    monkeypatch.setattr("keyturn_workers.cli.objects._inspect", lambda *_, **__: None)
+    result = runner.invoke(app, ["inspect", "acme", "k"], env={"KEYTURN_S3_BUCKET": "bucket"})
     assert (result.exit_code, result.output) == (130, "")
 
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from keyturn.errors import SettingsError
-from keyturn_workers.cli.objects import configured_gateway, gateway_client
+from keyturn_workers.cli.gateway_access import GatewayAccess, gateway_access, gateway_client
 from tests.unit.keyturn.gateway.gateway import (
     API_KEY,
     TOKEN,
@@ -175,13 +175,6 @@ async def test_the_operator_says_why_and_nobody_else_does(gateway: FakeGateway) 
     assert gateway.seen == []
 
 
-async def test_without_a_gateway_the_bucket_is_read() -> None:
-    for env in ({}, {"GATEWAY_URL": ""}):
-        result = await _download(**env)
-        assert result.exit_code == 2
-        assert "KEYTURN_S3_BUCKET is missing" in result.stderr
-
-
 @pytest.mark.parametrize("url", ["files.example.com", "http://a:sesame@b", "http://b/?q=sesame"])
 async def test_a_url_of_no_gateway_is_wrong_usage_and_not_shown(url: str) -> None:
     result = await _download("--gateway", url)
@@ -282,7 +275,7 @@ async def test_wrong_usage_exits_2_and_requests_nothing(
 async def test_without_a_gateway_there_are_no_links() -> None:
     result = await run("link", "acme", _KEY)
     assert result.exit_code == 2
-    assert "use --gateway or set KEYTURN_GATEWAY_URL" in result.stderr
+    assert result.stderr == "keyturn: KEYTURN_GATEWAY_URL is missing: set it or use --gateway\n"
 
 
 async def test_a_refusal_is_one_line_and_shows_no_link(linking: FakeGateway) -> None:
@@ -297,15 +290,16 @@ async def test_a_refusal_is_one_line_and_shows_no_link(linking: FakeGateway) -> 
 
 
 def test_the_option_wins_over_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert configured_gateway(None) is None
+    monkeypatch.setenv("KEYTURN_API_KEY", API_KEY)
     monkeypatch.setenv("KEYTURN_GATEWAY_URL", _URL)
-    assert configured_gateway(None) == _URL
-    assert configured_gateway("http://127.0.0.1") == "http://127.0.0.1"
+    assert gateway_access("acme", None, None) == GatewayAccess(_URL, SecretStr(API_KEY))
+    assert gateway_access("acme", "http://127.0.0.1", None).url == "http://127.0.0.1"
     monkeypatch.setenv("KEYTURN_GATEWAY_URL", "")
-    assert configured_gateway(None) is None
+    with pytest.raises(SettingsError, match="KEYTURN_GATEWAY_URL is missing"):
+        gateway_access("acme", None, None)
     monkeypatch.setenv("KEYTURN_GATEWAY_URL", "ftp://x")
-    with pytest.raises(SettingsError, match="KEYTURN_GATEWAY_URL"):
-        configured_gateway(None)
+    with pytest.raises(SettingsError, match="KEYTURN_GATEWAY_URL is malformed"):
+        gateway_access("acme", None, None)
 
 
 @pytest.mark.parametrize("url", [_URL, "http://127.0.0.1", "http://files.example.com"])
@@ -314,7 +308,7 @@ async def test_an_unencrypted_way_is_noted_and_no_python_warning(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        async with gateway_client(url, SecretStr(API_KEY)):
+        async with gateway_client(GatewayAccess(url, SecretStr(API_KEY))):
             pass
     noted = "keyturn: the API key is sent to the gateway unencrypted; use https://\n"
     assert capsys.readouterr().err == (noted if url == "http://files.example.com" else "")

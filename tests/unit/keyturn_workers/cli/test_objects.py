@@ -45,6 +45,9 @@ def storage(monkeypatch: pytest.MonkeyPatch) -> MemoryStorage:
     return made
 
 
+_LS = ("ls", "acme", "--as-operator")
+
+
 def _run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"KEYTURN_S3_BUCKET": "memory"})
 
@@ -56,30 +59,30 @@ def _json(*arguments: str) -> Any:
 
 
 def test_a_listing_has_the_plaintext_sizes_of_one_projects_objects(storage: MemoryStorage) -> None:
-    rows = _json("ls", "acme")
+    rows = _json(*_LS)
     assert [(row["key"], row["plaintext_bytes"]) for row in rows] == [
         ("plain", 5),
         ("reports/q3.pdf", 5),
     ]
     assert {*rows[0]} == {"key", "plaintext_bytes", "changed_at"}
-    assert [row["key"] for row in _json("ls", "acme", "reports/")] == ["reports/q3.pdf"]
+    assert [row["key"] for row in _json(*_LS, "reports/")] == ["reports/q3.pdf"]
     storage.plant("acme/empty", b"", Headers({}))
-    assert [row["plaintext_bytes"] for row in _json("ls", "acme", "empty")] == [0]
+    assert [row["plaintext_bytes"] for row in _json(*_LS, "empty")] == [0]
 
 
 @pytest.mark.usefixtures("storage")
 def test_tombstones_are_listed_on_request() -> None:
-    assert [(row["key"], row["kind"]) for row in _json("ls", "acme", "--all")] == [
+    assert [(row["key"], row["kind"]) for row in _json(*_LS, "--all")] == [
         ("gone", "tombstone"),
         ("plain", "plaintext"),
         ("reports/q3.pdf", "encrypted"),
     ]
-    assert [row["kind"] for row in _json("ls", "acme", "-l", "-a")] == [
+    assert [row["kind"] for row in _json(*_LS, "-l", "-a")] == [
         "tombstone",
         "plaintext",
         "encrypted",
     ]
-    assert _json("ls", "acme", "gone") == []
+    assert _json(*_LS, "gone") == []
 
 
 def test_an_object_that_is_gone_meanwhile_is_listed_only_with_all(storage: MemoryStorage) -> None:
@@ -87,25 +90,25 @@ def test_an_object_that_is_gone_meanwhile_is_listed_only_with_all(storage: Memor
         await storage.delete("acme/gone")
 
     storage.before_next("head", remove)
-    assert [row["kind"] for row in _json("ls", "acme", "-la")] == ["gone", "plaintext", "encrypted"]
+    assert [row["kind"] for row in _json(*_LS, "-la")] == ["gone", "plaintext", "encrypted"]
     storage.plant("acme/gone", b"", Headers({}))
     storage.before_next("head", remove)
-    assert [row["key"] for row in _json("ls", "acme")] == ["plain", "reports/q3.pdf"]
+    assert [row["key"] for row in _json(*_LS)] == ["plain", "reports/q3.pdf"]
 
 
 def test_tombstones_do_not_count_for_the_limit(storage: MemoryStorage) -> None:
     tombstone = Headers(deleted(desired_state(_RING, MASTER_KEYS), "a"))
     for number in range(100):
         storage.plant(f"acme/a{number:03}", b"", tombstone)
-    assert [row["key"] for row in _json("ls", "acme", "--limit", "1")] == ["plain"]
-    assert "raise --limit" in _run("ls", "acme", "--limit", "1").stderr
+    assert [row["key"] for row in _json(*_LS, "--limit", "1")] == ["plain"]
+    assert "raise --limit" in _run(*_LS, "--limit", "1").stderr
 
 
 def test_a_listing_that_is_cut_says_so(storage: MemoryStorage) -> None:
-    result = _run("ls", "acme", "--limit", "1")
+    result = _run(*_LS, "--limit", "1")
     assert len(result.stdout.splitlines()) == 2
     assert "raise --limit" in result.stderr
-    assert "raise --limit" not in _run("ls", "acme", "--limit", "2").stderr
+    assert "raise --limit" not in _run(*_LS, "--limit", "2").stderr
     assert storage.stored_keys()
 
 
@@ -161,19 +164,17 @@ def test_a_claim_is_what_metadata_and_length_say(
 
 
 def test_one_level_of_the_bucket_has_folders_in_order(storage: MemoryStorage) -> None:
-    rows = _json("ls", "acme", "--folders")
+    rows = _json(*_LS, "--folders")
     assert [(row["key"], row["plaintext_bytes"]) for row in rows] == [
         ("plain", 5),
         ("reports/", None),
     ]
-    assert [row["key"] for row in _json("ls", "acme", "reports/", "--folders")] == [
-        "reports/q3.pdf"
-    ]
-    assert [row.get("kind") for row in _json("ls", "acme", "--folders", "-l")] == [
+    assert [row["key"] for row in _json(*_LS, "reports/", "--folders")] == ["reports/q3.pdf"]
+    assert [row.get("kind") for row in _json(*_LS, "--folders", "-l")] == [
         "plaintext",
         None,
     ]
-    result = _run("ls", "acme", "--folders", "--limit", "1")
+    result = _run(*_LS, "--folders", "--limit", "1")
     assert len(result.stdout.splitlines()) == 2
     assert "raise --limit" in result.stderr
     assert storage.stored_keys()
@@ -226,21 +227,21 @@ async def test_through_a_gateway_no_more_is_read_than_the_limit_needs() -> None:
     assert [seen.target.partition("?")[2] for seen in gateway.seen] == ["limit=3"]
 
 
-async def test_what_makes_no_sense_with_a_gateway_is_wrong_usage() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--long", "--long and --all require --as-operator"),
+        ("--all", "--long and --all require --as-operator"),
+        ("a\nb", "prefix cannot contain control characters"),
+        ("--as-operator", "--as-operator and --gateway cannot be used together"),
+        ("--as-operator --api-key-file key", "--as-operator and --api-key-file cannot be used"),
+    ],
+)
+async def test_options_of_the_other_way_are_wrong_usage(arguments: str, message: str) -> None:
     async with serving(json_always(200, page_of([]))) as gateway:
-        for arguments, message in (
-            (("--long", "--gateway", gateway.url), "--long and --all cannot be used"),
-            (("--all", "--gateway", gateway.url), "--long and --all cannot be used"),
-            (("a\nb", "--gateway", gateway.url), "prefix cannot contain control characters"),
-            (("--api-key-file", "key"), "--api-key-file needs --gateway"),
-            (("--long", "--api-key-file", "key"), "--api-key-file needs --gateway"),
-        ):
-            result = await run("ls", "acme", *arguments)
-            assert (result.exit_code, result.stdout) == (2, "")
-            assert message in result.stderr
-        # The setting alone does not keep an operator from the bucket.
-        result = await run("ls", "acme", "--long", GATEWAY_URL=gateway.url)
-        assert "KEYTURN_S3_BUCKET is missing" in result.stderr
+        result = await run("ls", "acme", *arguments.split(" "), "--gateway", gateway.url)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
     assert gateway.seen == []
 
 

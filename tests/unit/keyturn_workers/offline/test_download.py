@@ -1,4 +1,4 @@
-"""What a reader opens with which keys, and what it never yields (SPEC 4, 9.1)."""
+"""What the operator opens with which keys, and what a reader never yields (SPEC 4, 9.1)."""
 
 from __future__ import annotations
 
@@ -48,21 +48,22 @@ from keyturn_workers.core.wraps import build_object_metadata, wrap
 from keyturn_workers.keys.keyring.store import create_keyring
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.offline import download
-from keyturn_workers.offline.download import OperatorAccess, ProjectAccess, open_object
+from keyturn_workers.offline.download import OperatorAccess, open_object
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
 from tools.harness.local_keys import admin_keks, desired_state, operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
     from keyturn_workers.core.keyring import Keyring
-    from keyturn_workers.offline.download import Access
 
 _KEY = "a/b.bin"
 _CHUNK = 16 * 1024
 _OPERATOR = OperatorAccess("acme", operator_keys(MASTER_KEYS))
 
 
-async def _read(storage: MemoryStorage, access: Access, key: str = _KEY) -> bytes:
+async def _read(
+    storage: MemoryStorage, key: str = _KEY, access: OperatorAccess = _OPERATOR
+) -> bytes:
     async with open_object(storage, key, access) as opened:
         pieces = [piece async for piece in opened.chunks()]
         plaintext = b"".join(pieces)
@@ -94,49 +95,32 @@ def _plant(
     storage.plant(object_s3_key("acme", key), bytes(changed), Headers(metadata))
 
 
-def _project(ring: Keyring) -> ProjectAccess:
-    assert ring.current.kek is not None
-    return ProjectAccess("acme", ring.current.kek)
-
-
 @pytest.mark.parametrize("size", [0, 1, _CHUNK - 1, _CHUNK, _CHUNK + 1, 3 * 2**20])
-async def test_both_keys_read_what_was_stored(size: int) -> None:
-    ring, plaintext = keyring(), os.urandom(size)
-    storage = await _bucket(ring, plaintext)
-    assert await _read(storage, _project(ring)) == plaintext
-    assert await _read(storage, _OPERATOR) == plaintext
-
-
-async def test_each_key_opens_its_own_wrap_alone() -> None:
-    ring = keyring()
-    storage = await _bucket(ring)
-    async with open_object(storage, _KEY, _project(ring)) as opened:
-        assert opened.opened is not None
-        assert opened.opened.role == "user"
+async def test_the_operator_reads_what_was_stored_by_the_admin_wrap(size: int) -> None:
+    plaintext = os.urandom(size)
+    storage = await _bucket(keyring(), plaintext)
+    assert await _read(storage) == plaintext
     async with open_object(storage, _KEY, _OPERATOR) as opened:
         assert opened.opened is not None
         assert opened.opened.role == "admin"
 
 
-async def test_wrong_keys_open_nothing() -> None:
+async def test_another_master_key_opens_nothing() -> None:
     storage = await _bucket(keyring())
-    with pytest.raises(NoUsableWrapError):
-        await _read(storage, ProjectAccess("acme", Secret(os.urandom(32))))
+    other = OperatorAccess("acme", operator_keys({"m1x": Secret(os.urandom(32))}))
     with pytest.raises(UnknownMasterKeyError):
-        await _read(storage, OperatorAccess("acme", operator_keys({"m1x": Secret(os.urandom(32))})))
+        await _read(storage, access=other)
 
 
 @pytest.mark.parametrize("change", [{"cut_bytes": 1}, {"cut_bytes": 200_000}, {"flip": -1}])
-@pytest.mark.parametrize("access", ["project", "operator"])
-async def test_a_changed_body_is_never_read_to_its_end(change: dict[str, int], access: str) -> None:
+async def test_a_changed_body_is_never_read_to_its_end(change: dict[str, int]) -> None:
     ring, plaintext = keyring(), os.urandom(3 * 2**20)
     storage = await _bucket(ring)
     _plant(storage, ring, plaintext, **change)  # type: ignore[arg-type]  # of three kinds
     given = bytearray()
 
     async def read() -> None:
-        who = _project(ring) if access == "project" else _OPERATOR
-        async with open_object(storage, _KEY, who) as opened:
+        async with open_object(storage, _KEY, _OPERATOR) as opened:
             async for piece in opened.chunks():
                 given.extend(piece)
 
@@ -152,7 +136,7 @@ async def test_a_body_cut_between_chunks_is_corrupt() -> None:
     # The last chunk is the empty one with its tag alone, behind four full ones.
     _plant(storage, ring, os.urandom(size), cut_bytes=16 + SEALED_CHUNK_BYTES)
     with pytest.raises(CorruptObjectError):
-        await _read(storage, _project(ring))
+        await _read(storage)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 56, 71])
@@ -163,7 +147,7 @@ async def test_what_is_left_of_a_body_is_corrupt(kept: int) -> None:
     metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
     storage.plant(object_s3_key("acme", _KEY), body[:kept], Headers(metadata))
     with pytest.raises(CorruptObjectError):
-        await _read(storage, _project(ring))
+        await _read(storage)
 
 
 async def test_an_object_moved_to_another_key_does_not_open() -> None:
@@ -171,9 +155,8 @@ async def test_an_object_moved_to_another_key_does_not_open() -> None:
     storage = await _bucket(ring)
     head, body = await storage.read(object_s3_key("acme", _KEY))
     storage.plant(object_s3_key("acme", "elsewhere"), body, head.headers)
-    for access in (_project(ring), _OPERATOR):
-        with pytest.raises(NoUsableWrapError):
-            await _read(storage, access, "elsewhere")
+    with pytest.raises(NoUsableWrapError):
+        await _read(storage, "elsewhere")
 
 
 async def test_plaintext_is_read_by_the_operator_where_the_keyring_allows_it() -> None:
@@ -182,21 +165,19 @@ async def test_plaintext_is_read_by_the_operator_where_the_keyring_allows_it() -
         storage = await _bucket(ring)
         storage.plant(object_s3_key("acme", "p"), b"as it is", Headers({}))
         if allowed:
-            assert await _read(storage, _OPERATOR, "p") == b"as it is"
+            assert await _read(storage, "p") == b"as it is"
         else:
             with pytest.raises(CorruptObjectError):
-                await _read(storage, _OPERATOR, "p")
-        with pytest.raises(CorruptObjectError):
-            await _read(storage, _project(ring), "p")
+                await _read(storage, "p")
 
 
 async def test_without_a_keyring_the_operator_reads_encrypted_objects_alone() -> None:
     ring, storage = keyring(plaintext=True), MemoryStorage()
     _plant(storage, ring)
     storage.plant(object_s3_key("acme", "p"), b"as it is", Headers({}))
-    assert await _read(storage, _OPERATOR) == b"hello"
+    assert await _read(storage) == b"hello"
     with pytest.raises(CorruptObjectError):
-        await _read(storage, _OPERATOR, "p")
+        await _read(storage, "p")
 
 
 async def test_a_forged_keyring_stops_the_operator() -> None:
@@ -204,7 +185,7 @@ async def test_a_forged_keyring_stops_the_operator() -> None:
     head, record = await storage.read(keyring_s3_key("acme"))
     storage.plant(keyring_s3_key("acme"), record.replace(b'"acme"', b'"acmf"'), head.headers)
     with pytest.raises(CorruptObjectError):
-        await _read(storage, _OPERATOR)
+        await _read(storage)
 
 
 async def test_a_keyring_older_than_the_object_stops_the_operator() -> None:
@@ -212,8 +193,8 @@ async def test_a_keyring_older_than_the_object_stops_the_operator() -> None:
     storage = await _bucket(ring)
     _plant(storage, rotated(ring), key="later")
     with pytest.raises(KeyringRolledBackError):
-        await _read(storage, _OPERATOR, "later")
-    assert await _read(storage, _OPERATOR) == b"hello"
+        await _read(storage, "later")
+    assert await _read(storage) == b"hello"
 
 
 async def test_missing_deleted_unknown_and_archived_objects_have_errors_of_their_own() -> None:
@@ -234,9 +215,8 @@ async def test_missing_deleted_unknown_and_archived_objects_have_errors_of_their
         "cold": ArchivedObjectError,
     }
     for key, error in expected.items():
-        for access in (_project(ring), _OPERATOR):
-            with pytest.raises(error):
-                await _read(storage, access, key)
+        with pytest.raises(error):
+            await _read(storage, key)
 
 
 def _v0_ring(*, allowed: bool = True) -> Keyring:
@@ -265,10 +245,10 @@ async def test_the_earlier_systems_objects_are_opened_where_the_keyring_allows_i
         storage = await _bucket(_v0_ring(allowed=allowed))
         storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
         if allowed:
-            assert await _read(storage, _V0_OPERATOR, "old") == b"long ago"
+            assert await _read(storage, "old", _V0_OPERATOR) == b"long ago"
         else:
             with pytest.raises(NoUsableWrapError):
-                await _read(storage, _V0_OPERATOR, "old")
+                await _read(storage, "old", _V0_OPERATOR)
 
 
 async def test_wraps_of_the_earlier_system_that_disagree_open_nothing() -> None:
@@ -277,7 +257,7 @@ async def test_wraps_of_the_earlier_system_that_disagree_open_nothing() -> None:
     headers = Headers(_v0_metadata(dek, other_dek=other))
     storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
     with pytest.raises(CorruptObjectError):
-        await _read(storage, _V0_OPERATOR, "old")
+        await _read(storage, "old", _V0_OPERATOR)
 
 
 async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
@@ -288,12 +268,12 @@ async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
     metadata = build_object_metadata(agreed, upload_id=None, caller_wire={})
     body = v0_seal(dek, b"long ago")
     storage.plant(object_s3_key("acme", "old"), body, Headers(metadata))
-    assert await _read(storage, _OPERATOR, "old") == b"long ago"
+    assert await _read(storage, "old") == b"long ago"
     other = wrap(desired, "old", os.urandom(32), algorithm="AES-256-GCM")
     split = {**metadata, "enc-dek-user": to_base64(other.user)}
     storage.plant(object_s3_key("acme", "old"), body, Headers(split))
     with pytest.raises(CorruptObjectError):
-        await _read(storage, _OPERATOR, "old")
+        await _read(storage, "old")
 
 
 async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +282,7 @@ async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPa
     storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long"), Headers(_v0_metadata(dek)))
     monkeypatch.setattr(download, "V0_MAX_BYTES", 10)
     with pytest.raises(CodedError, match="body_too_large"):
-        await _read(storage, _V0_OPERATOR, "old")
+        await _read(storage, "old", _V0_OPERATOR)
 
 
 async def test_an_object_that_a_key_which_is_away_may_open_is_not_unusable() -> None:
