@@ -184,9 +184,8 @@ async def operator_access(
     settings: OperatorSettings, storage: Storage, audit: CommandAudit, project: str
 ) -> AsyncIterator[OperatorAccess]:
     """Yield access to a project's objects by the operator's keys. The caller records its uses."""
-    v0_master_key = ReaderSettings.read().v0_master_key
     async with open_operator_keys(
-        settings, storage, seals=False, v0_master_key=v0_master_key, on_derived=audit.kek_derived
+        settings, storage, seals=False, on_derived=audit.kek_derived
     ) as keys:
         yield OperatorAccess(project, keys)
 

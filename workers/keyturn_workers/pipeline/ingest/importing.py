@@ -16,7 +16,6 @@ from typing import Final
 from keyturn.crypto.keys import Kek
 from keyturn.errors import (
     BodyTooLargeError,
-    MalformedRequestError,
     OutcomeUnknownError,
     PermanentError,
     SourceChangedError,
@@ -187,24 +186,28 @@ class Import:
                 detail = f"{target.project} is not enrolled"
                 return NotImported(found.object.key, UnknownProjectError.code, detail)
             return NOT_REQUESTED
-        for attempt in range(_ATTEMPTS):
-            try:
-                if is_v0:
-                    await self._open_and_upload(self._publisher, found)
-                else:
-                    await self._publisher.upload_from_source(
-                        target.project, target.object_key, found.object
-                    )
-                break
-            except OutcomeUnknownError:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
+        await self._publish(self._publisher, found, is_v0=is_v0)
         if not self._wait:
             return QUEUED
         outcome = await self._answer(self._publisher, found)
         if is_v0 and outcome == STORED:
             await self._bucket.delete_read(found.object)
         return ALREADY_THERE if is_there and outcome == STORED else outcome
+
+    async def _publish(self, publisher: Publisher, found: Candidate, *, is_v0: bool) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                if is_v0:
+                    await self._open_and_upload(publisher, found)
+                else:
+                    await publisher.upload_from_source(
+                        found.target.project, found.target.object_key, found.object
+                    )
+            except OutcomeUnknownError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+            else:
+                return
 
     async def _open_and_upload(self, publisher: Publisher, found: Candidate) -> None:
         """Upload the plaintext of an object of the earlier system.
