@@ -36,7 +36,7 @@ class Generation:
 
     `kek` is kept until a clean sweep, and is None after it. `rotation_id` is the id of the
     rotation, or enrollment, that created the generation. `origin` describes that request; the
-    current generation's is in the keyring, and generations recorded by 0.10 have None.
+    current generation's is in the keyring, and another implementation may record none.
     """
 
     generation: int
@@ -77,8 +77,8 @@ class Keyring:
     `origin` describes the request that created the current generation. `lease_s` is the longest
     lease, in seconds, of any worker that wrote this record. Workers always write both; in another
     implementation's record they may be None and 0. `evidence` is the digest of the newest
-    evidence. `serial` counts the changes of the record (0 in a keyring of 0.10). `recovery` is the
-    id of the request that accepted a restored record, if any (SPEC 5.5).
+    evidence. `serial` counts the changes of the record (0 if another implementation recorded none).
+    `recovery` is the id of the request that accepted a restored record, if any (SPEC 5.5).
     """
 
     project: str

@@ -118,7 +118,7 @@ def test_odd_serials_and_recoveries_are_refused(more: dict[str, object]) -> None
 
 
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
-    """One of 0.10 names no request: it stays as it is, and readable."""
+    """One of another implementation may name no request: it stays as it is, and readable."""
     ring = rotated(keyring())
     names = ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
     for origin, more in ((ring.origin, ["publisher", "request"]), (None, [])):
@@ -285,7 +285,7 @@ def test_a_generation_is_of_the_request_that_created_it() -> None:
     assert not has_origin(after, after.current, RequestOrigin("two", "3" * 64))
     assert not has_origin(after, after.current, RequestOrigin("one", "2" * 64))
     assert not has_origin(after, earlier, _LATER)
-    # As 0.10 wrote it.
+    # As another implementation may write it.
     assert not has_origin(after, replace(earlier, origin=None), first)
 
 
