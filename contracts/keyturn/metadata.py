@@ -1,4 +1,4 @@
-"""The metadata of an object: parse and build (SPEC 4.3 to 4.7). Pure; opens no wrap.
+"""The metadata of an object: parse and build (SPEC 4.3 to 4.6). Pure; opens no wrap.
 
 `parse` classifies an object by the claim of its metadata. Only the wraps and the header prove the
 claim (`keyturn_workers.pipeline.objects`); labels are hints.
@@ -24,7 +24,6 @@ from keyturn.identifiers import (
 )
 
 COBBLESTONE: Final = "Cobblestone-256"
-V0_ALGORITHM: Final = "AES-256-GCM"
 DELETED: Final = "deleted"
 
 ALGO: Final = "enc-algo"
@@ -71,14 +70,6 @@ class Wraps:
 
 
 @dataclass(frozen=True, slots=True)
-class V0Wraps:
-    """The wraps of a v0 object; one of them may be missing (SPEC 4.6)."""
-
-    user: bytes | None
-    admin: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
 class Tombstone:
     """A deleted key (SPEC 8.7). `unknown_names` as of `Wraps`."""
 
@@ -91,7 +82,7 @@ class Plaintext:
     """An object without any envelope (SPEC 4.5)."""
 
 
-Envelope = Wraps | V0Wraps | Tombstone | Plaintext
+Envelope = Wraps | Tombstone | Plaintext
 
 
 def parse(metadata: Mapping[str, str]) -> Envelope:
@@ -108,9 +99,7 @@ def parse(metadata: Mapping[str, str]) -> Envelope:
         return Plaintext()
     if algorithm == DELETED:
         return Tombstone(_wrap(metadata, DEK_ADMIN), tuple(unknown_names(metadata)))
-    if algorithm == V0_ALGORITHM and KEK_USER not in metadata:
-        return V0Wraps(_v0_wrap(metadata, DEK_USER), _v0_wrap(metadata, DEK_ADMIN))
-    if algorithm in (COBBLESTONE, V0_ALGORITHM):
+    if algorithm == COBBLESTONE:
         return _wraps(algorithm, metadata)
     raise UnknownAlgorithmError(ascii(algorithm)[1:-1][:100])
 
@@ -159,10 +148,6 @@ def _wrap(metadata: Mapping[str, str], name: str) -> bytes:
         raise CorruptObjectError(f"{name} is missing") from exc
     except ValueError as exc:
         raise CorruptObjectError(f"{name} is not base64") from exc
-
-
-def _v0_wrap(metadata: Mapping[str, str], name: str) -> bytes | None:
-    return _wrap(metadata, name) if metadata.get(name) else None
 
 
 def build(

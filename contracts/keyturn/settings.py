@@ -346,7 +346,6 @@ class PublisherSettings(DeploymentSettings, TracingSettings):
         event_public_key: The keys that sign events, base64 of 32 bytes each, separated by
             commas (SPEC 6.10).
         pepper: The secret from which, with the API key, user KEKs are derived.
-        v0_pepper: The same for v0 KEKs (SPEC 4.6).
     """
 
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)]
@@ -354,7 +353,6 @@ class PublisherSettings(DeploymentSettings, TracingSettings):
     intake_public_key: IntakePublicKeySetting
     event_public_key: VerifyKeysSetting
     pepper: SecretStr = SecretStr("")
-    v0_pepper: SecretStr = SecretStr("")
 
 
 class GatewayClientSettings(Settings):

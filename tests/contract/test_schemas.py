@@ -20,7 +20,6 @@ from keyturn.crypto import (
     transport_context,
     upload_info,
     user_kek,
-    v0_user_kek,
 )
 from keyturn.errors import MalformedRequestError
 from keyturn.messages import (
@@ -264,8 +263,6 @@ def test_sealed_keks_of_examples_are_those_of_their_api_keys() -> None:
 
     kek = opened(enroll.sealed_kek.ciphertext, kek_info("enroll", enroll.request_id, "acme"))
     assert kek == user_kek(SEALED["api_key"], "acme").reveal()
-    v0_kek = opened(enroll.sealed_v0_kek.ciphertext, kek_info("v0", enroll.request_id, "acme"))
-    assert v0_kek == v0_user_kek(SEALED["v0_api_key"], "").reveal()
     new = opened(rotate.sealed_kek.ciphertext, kek_info("rotation", rotate.rotation_id, "acme"))
     assert new == user_kek(SEALED["new_api_key"], "acme").reveal()
 

@@ -182,17 +182,15 @@ def test_a_body_in_which_chunks_were_moved(
 
 
 @settings(max_examples=_EXAMPLES, deadline=None)
-@given(st.integers(0, 255), st.integers(0, 5100), st.integers(0, 300), st.binary(max_size=40))
-def test_a_body_of_the_earlier_system_with_any_bytes_in_it(
-    step: int, at: int, cut: int, put: bytes
-) -> None:
-    sealed = bodies.V0.seeds()[0][1:]
-    changed = sealed[:at] + put + sealed[at + cut :]
-    expected = "opened" if changed == sealed else "refused"
-    assert bodies.run_v0(bytes([step]) + changed) == expected
+@given(st.integers(0, 5100), st.integers(0, 300), st.binary(max_size=40))
+def test_a_body_of_the_earlier_system_with_any_bytes_in_it(at: int, cut: int, put: bytes) -> None:
+    wrap, _, body = bodies.V0.seeds()[0].partition(b"\n")
+    changed = body[:at] + put + body[at + cut :]
+    expected = "opened" if changed == body else "corrupt_object"
+    assert bodies.run_v0(wrap + b"\n" + changed) == expected
 
 
-@pytest.mark.parametrize("settings_byte", range(4), ids=["strict", "v0", "plaintext", "both"])
+@pytest.mark.parametrize("settings_byte", range(2), ids=["strict", "plaintext"])
 @settings(max_examples=_EXAMPLES, deadline=None)
 @given(st.data())
 def test_an_object_with_metadata_of_others(settings_byte: int, data: st.DataObject) -> None:

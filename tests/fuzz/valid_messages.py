@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.crypto import new_api_key, to_base64
+from keyturn.crypto import new_api_key
 from keyturn.messages import AUDIT_MODELS, EVENT_MODELS, WORKER_REPORT_MODELS
 from keyturn.topology import CONTROL_REQUESTS, REQUESTS
 from tools.generate.examples import API_KEY
@@ -109,13 +109,9 @@ def _add_upload(made: Pool, of: Deployment, rng: random.Random, number: int) -> 
 
 def _add_controls(made: Pool, of: Deployment, number: int) -> None:
     project = f"p-{rq.new_id()[:8]}"
-    v0 = {
-        "intake_key": "main",
-        "ciphertext": to_base64(of.intake.public_key.seal(bytes(32), b"other")),
-    }
     made.controls += [
         rq.enroll(of, project),
-        rq.enroll(of, project, plaintext="allowed", v0="allowed", sealed_v0_kek=v0, adopt=True),
+        rq.enroll(of, project, plaintext="allowed", adopt=True),
         rq.rotation(of, OTHER_PROJECT, new_api_key()),
         rq.rotation(of, OTHER_PROJECT, new_api_key(), expected_generation=number + 1),
         rq.sweep(OTHER_PROJECT, repair=True),

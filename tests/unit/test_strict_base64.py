@@ -204,10 +204,6 @@ ENTRANCES: Final = {
     "the admin wrap": Entrance(
         _WRAPS["enc-dek-admin"], lambda text: metadata.parse({**_WRAPS, "enc-dek-admin": text})
     ),
-    "a v0 wrap": Entrance(
-        to_base64(bytes(61)),
-        lambda text: metadata.parse({"enc-algo": "AES-256-GCM", "enc-dek-admin": text}),
-    ),
     "a tombstone": Entrance(
         to_base64(bytes(100)),
         lambda text: metadata.parse({"enc-algo": "deleted", "enc-dek-admin": text}),

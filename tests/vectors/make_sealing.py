@@ -27,9 +27,8 @@ from keyturn.crypto import (
     transport_context,
     upload_info,
     user_kek,
-    v0_admin_kek,
-    v0_user_kek,
 )
+from keyturn_workers.pipeline.ingest import v0
 
 PATH = Path(__file__).with_name("sealing_v1.json")
 
@@ -90,8 +89,7 @@ def _keks() -> dict[str, Any]:
         "user, no pepper": user_kek(API_KEY, PROJECT),
         "admin": admin_kek(MASTER_KEY, PROJECT),
         "record": record_kek(MASTER_KEY, PROJECT),
-        "v0 user": v0_user_kek(API_KEY, PEPPER),
-        "v0 admin": v0_admin_kek("an old master key"),
+        "v0 user": v0.user_kek(API_KEY, PEPPER),
     }
     return {name: {"kek": kek.reveal().hex(), "id": kek_id(kek)} for name, kek in keks.items()}
 
@@ -146,7 +144,6 @@ def _intake(carried: dict[str, Any]) -> dict[str, Any]:
         "transport_context": transport_context(REQUEST_ID).hex(),
         "upload_info": info.hex(),
         "enroll_info": kek_info("enroll", REQUEST_ID, PROJECT).hex(),
-        "v0_info": kek_info("v0", REQUEST_ID, PROJECT).hex(),
         "rotation_info": kek_info("rotation", REQUEST_ID, PROJECT).hex(),
         "ciphertext": old or to_base64(intake.public_key.seal(DEK, info)),
         "opens_to": DEK.hex(),

@@ -240,7 +240,7 @@ class Bucket:
                     "at": "2026-11-24T10:00:01.000000Z",
                 }
             )
-        rest = {"plaintext": "forbidden", "v0": "forbidden", "v0_kek": None, "lease_s": 2}
+        rest = {"plaintext": "forbidden", "lease_s": 2}
         origin = {"publisher": "api", "request": "0" * 64}
         holds = {**entries.pop(), **rest, **origin, "history": entries, **more}
         self.put_record(keyring_s3_key(project), project, holds, master_key)

@@ -286,7 +286,6 @@ class _Maker:
             kek_id=digest(f"kek {number}")[:32],
             master_key="m1" if number % 9 == 4 else "m2",
             plaintext=number % 20 == 7,
-            v0=number % 30 == 9,
             earlier_keks=number % 3 if number % 4 == 0 else 0,
             enrolled_at=enrolled,
             rotated_at=rotated if generation > 1 else None,

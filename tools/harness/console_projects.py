@@ -45,7 +45,6 @@ def keyring(project: str, number: int, now: datetime) -> Keyring:
         RequestOrigin("api", "0" * 64),
         lease_s=15,
         plaintext_allowed=number % 50 == 7,
-        v0_allowed=number % 50 == 11,
         history=tuple(_retired(each) for each in generations[:-1]),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from keyturn import crypto
 from keyturn.crypto import Secret, admin_kek, record_kek
 from keyturn.errors import UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
@@ -19,20 +18,17 @@ if TYPE_CHECKING:
     from keyturn_workers.core.keyring import DesiredState, Keyring
 
 
-def operator_keys(master_keys: Mapping[str, Any], v0_master_key: str | None = None) -> OperatorKeys:
+def operator_keys(master_keys: Mapping[str, Any]) -> OperatorKeys:
     """The operator's keys of a process that holds these master keys itself."""
-    v0 = None if v0_master_key is None else crypto.v0_admin_kek(v0_master_key)
-    return OperatorKeys.local(_secrets(master_keys), v0_admin_kek=v0)
+    return OperatorKeys.local(_secrets(master_keys))
 
 
-def admin_keks(
-    project: str, master_keys: Mapping[str, Any], v0_admin_kek: Secret | None = None
-) -> AdminKeks:
+def admin_keks(project: str, master_keys: Mapping[str, Any]) -> AdminKeks:
     """A project's admin KEKs under these master keys."""
     keks = {
         name: admin_kek(secret.reveal(), project) for name, secret in _secrets(master_keys).items()
     }
-    return AdminKeks(project, keks, v0_admin_kek=v0_admin_kek)
+    return AdminKeks(project, keks)
 
 
 def desired_state(keyring: Keyring, master_keys: Mapping[str, Any]) -> DesiredState:

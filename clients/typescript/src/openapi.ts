@@ -663,7 +663,7 @@ export interface operations {
                     "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Security-Policy"?: "sandbox";
-                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
+                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext objects have the storage's ETag */
                     ETag?: string;
                     "Last-Modified"?: string;
                     /** @description Only by link */
@@ -683,7 +683,7 @@ export interface operations {
                     "Content-Length"?: number;
                     "Content-Range"?: string;
                     "Content-Security-Policy"?: "sandbox";
-                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
+                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext objects have the storage's ETag */
                     ETag?: string;
                     "Last-Modified"?: string;
                     /** @description Only by link */
@@ -1148,7 +1148,7 @@ export interface operations {
                     "Content-Disposition"?: string;
                     "Content-Length"?: number;
                     "Content-Security-Policy"?: "sandbox";
-                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext and objects of the earlier system have the storage's ETag */
+                    /** @description The commitment to the object's DEK, which no rotation changes. Plaintext objects have the storage's ETag */
                     ETag?: string;
                     "Last-Modified"?: string;
                     /** @description Only by link */

@@ -3,8 +3,8 @@
 | module | holds |
 | --- | --- |
 | `cobblestone` | the one AEAD format: whole messages, streams, single chunks (SPEC 3) |
-| `keys` | derivation of KEKs, and `Secret` (SPEC 2, 4.6, 5.1) |
-| `wraps` | DEK wraps, records, tombstones, v0 (SPEC 4, 5.1, 8.7) |
+| `keys` | derivation of KEKs, and `Secret` (SPEC 2, 5.1) |
+| `wraps` | DEK wraps, records, tombstones (SPEC 4, 5.1, 8.7) |
 | `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
 | `signatures` | Ed25519 on requests, events, marks and evidence (SPEC 5.5, 6.3, 6.7, 15.1) |
 | `links` | tokens of links to one object (SPEC 9.3) |
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
         record_kek,
         record_kek_info,
         user_kek,
-        v0_admin_kek,
-        v0_user_kek,
     )
     from keyturn.crypto.links import LinkClaims, UploadLinkClaims, is_link_token, link_token
     from keyturn.crypto.retry_mac import RetryKey, RetryNote
@@ -68,11 +66,8 @@ if TYPE_CHECKING:
     from keyturn.crypto.wraps import (
         BODY_CONTEXT,
         UPLOAD_TAG_BYTES,
-        V0_OVERHEAD_BYTES,
-        V0_WRAP_BYTES,
         WRAP_BYTES,
         Role,
-        V0Opener,
         open_record,
         open_tombstone,
         seal_record,
@@ -80,9 +75,6 @@ if TYPE_CHECKING:
         transport_context,
         unwrap_dek,
         upload_tag,
-        v0_open,
-        v0_seal,
-        v0_unwrap_dek,
         wrap_dek,
     )
     from keyturn.errors import ChunkError, CommitmentError, SealError, SignatureError
@@ -112,8 +104,6 @@ __all__ = [
     "SEALED_CHUNK_BYTES",
     "TAG_BYTES",
     "UPLOAD_TAG_BYTES",
-    "V0_OVERHEAD_BYTES",
-    "V0_WRAP_BYTES",
     "WRAP_BYTES",
     "ChunkError",
     "ChunkReader",
@@ -135,7 +125,6 @@ __all__ = [
     "SignatureError",
     "SigningKey",
     "UploadLinkClaims",
-    "V0Opener",
     "VerifyKey",
     "admin_kek",
     "admin_kek_info",
@@ -168,11 +157,6 @@ __all__ = [
     "upload_info",
     "upload_tag",
     "user_kek",
-    "v0_admin_kek",
-    "v0_open",
-    "v0_seal",
-    "v0_unwrap_dek",
-    "v0_user_kek",
     "validate_base64",
     "wrap_dek",
 ]

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.hpke import (
 from keyturn.crypto.labels import label
 from keyturn.errors import SealError
 
-KekPurpose: TypeAlias = Literal["enroll", "v0", "rotation"]
+KekPurpose: TypeAlias = Literal["enroll", "rotation"]
 """The purpose of a sealed KEK."""
 
 INTAKE_SEED_BYTES: Final = 32

@@ -1,4 +1,4 @@
-"""Keys: their derivation, and a type that cannot print them (SPEC 2, 4.6, 5.1).
+"""Keys: their derivation, and a type that cannot print them (SPEC 2, 5.1).
 
 Every function depends only on its arguments, except `new_api_key` and `new_dek`. A key must never
 show: not in a repr, not in an error, not in a pickle.
@@ -141,18 +141,6 @@ def kek_id(kek: Kek) -> str:
     """Return a KEK's id, 16 hex digits: a hint that authorizes nothing (SPEC 2.3)."""
     expand = HKDFExpand(SHA256(), _KEK_ID_BYTES, b"keyturn/v1/kek-id")
     return expand.derive(kek.reveal()).hex()
-
-
-def v0_admin_kek(master_key: str) -> Kek:
-    """Return the v0 admin KEK, the same for all projects (SPEC 4.6)."""
-    info = b"acontext envelope encryption admin KEK"
-    return _kek(_utf8(master_key), b"acontext-admin-kek", info)
-
-
-def v0_user_kek(api_key: str, pepper: str) -> Kek:
-    """Return the v0 user KEK; v0 API keys have no form to check (SPEC 4.6)."""
-    info = b"acontext envelope encryption user KEK"
-    return _kek(_utf8(api_key + pepper), b"acontext-user-kek", info)
 
 
 def new_api_key() -> str:

@@ -1,22 +1,14 @@
 """Sealed data in the bucket besides bodies: wraps, records, tombstones (SPEC 4.3 to 5.1).
 
 Each is a small Cobblestone-256 message whose context names its kind and its location, so that a
-copy elsewhere does not open. v0 wraps are bound to nothing: the caller checks the keyring before it
-opens one (SPEC 4.6). It must never decide which KEK to try, nor the meaning of a failure: callers
-do.
+copy elsewhere does not open. It must never decide which KEK to try, nor the meaning of a failure:
+callers do.
 """
 
 import hmac
-import os
 from typing import Final, Literal, TypeAlias
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import AEADDecryptionContext, Cipher
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import GCM
-
-from keyturn.crypto.cobblestone import TAG_BYTES, BytesLike, open_sealed, seal, sealed_size
+from keyturn.crypto.cobblestone import open_sealed, seal, sealed_size
 from keyturn.crypto.keys import DEK_BYTES, Kek
 from keyturn.crypto.labels import label
 from keyturn.errors import SealError
@@ -31,12 +23,6 @@ WRAP_BYTES: Final = sealed_size(DEK_BYTES)
 """The length of a wrap: 104."""
 
 UPLOAD_TAG_BYTES: Final = 16
-
-_V0_NONCE_BYTES: Final = 12
-V0_OVERHEAD_BYTES: Final = _V0_NONCE_BYTES + TAG_BYTES
-"""The number of bytes that a v0 body is longer than its plaintext."""
-V0_WRAP_BYTES: Final = V0_OVERHEAD_BYTES + DEK_BYTES
-"""The length of a v0 wrap: 60."""
 
 
 def transport_context(upload_id: str) -> bytes:
@@ -142,108 +128,6 @@ def open_tombstone(kek: Kek, project: str, object_key: str, sealed: bytes) -> st
         return time.decode()
     except UnicodeDecodeError as exc:
         raise SealError from exc
-
-
-def v0_seal(key: bytes, plaintext: bytes) -> bytes:
-    """Return nonce (12) ‖ AES-256-GCM of `plaintext`, as v0 wrote it (SPEC 4.6).
-
-    Only for fixtures of a migration: Keyturn never writes it.
-    """
-    nonce = os.urandom(_V0_NONCE_BYTES)
-    return nonce + AESGCM(key).encrypt(nonce, plaintext, None)
-
-
-def v0_open(key: bytes, sealed: bytes) -> bytes:
-    """Return the plaintext of a v0 body or wrap of less than 2 GiB (SPEC 4.6).
-
-    Raises:
-        SealError: it does not open under this key of 32 bytes.
-    """
-    if len(key) != DEK_BYTES or len(sealed) < V0_OVERHEAD_BYTES:
-        raise SealError
-    nonce, ciphertext = sealed[:_V0_NONCE_BYTES], memoryview(sealed)[_V0_NONCE_BYTES:]
-    try:
-        return AESGCM(key).decrypt(nonce, ciphertext, None)
-    except (InvalidTag, OverflowError) as exc:
-        raise SealError from exc
-
-
-class V0Opener:
-    """Checks that a v0 body of any size opens under a key, in bounded memory (SPEC 4.6, 8.2).
-
-    AES-256-GCM authenticates a body by one tag at its end, and no byte of the plaintext may be
-    trusted before that. So the plaintext is never returned: it is decrypted piece by piece and
-    discarded, and only the tag decides.
-
-    Args:
-        key: the body's DEK, 32 bytes.
-
-    Raises:
-        SealError: the key has another length.
-    """
-
-    def __init__(self, key: bytes) -> None:
-        if len(key) != DEK_BYTES:
-            raise SealError
-        self._cipher = AES(key)
-        self._decryptor: AEADDecryptionContext | None = None
-        self._held = b""  # the nonce until it is complete; then bytes that may be the tag
-        self._over = False
-
-    def feed(self, data: BytesLike) -> None:
-        """Add bytes of the sealed body.
-
-        Raises:
-            SealError: the body is longer than GCM allows (64 GiB), or this is over.
-        """
-        if self._over:
-            raise SealError
-        view = memoryview(data).cast("B")
-        if self._decryptor is None:
-            missing = _V0_NONCE_BYTES - len(self._held)
-            self._held += view[:missing]
-            if len(self._held) < _V0_NONCE_BYTES:
-                return
-            self._decryptor = Cipher(self._cipher, GCM(self._held)).decryptor()
-            self._held, view = b"", view[missing:]
-        self._take(self._decryptor, view)
-
-    def _take(self, decryptor: AEADDecryptionContext, view: memoryview) -> None:
-        # The last 16 bytes so far are held back, since they are the tag if no more follow.
-        if len(view) < TAG_BYTES:
-            view = memoryview(self._held + view)
-            self._held = b""
-        try:
-            decryptor.update(self._held)
-            decryptor.update(view[:-TAG_BYTES])
-        except ValueError as exc:  # more than one nonce may encrypt
-            self._over = True
-            raise SealError from exc
-        self._held = bytes(view[-TAG_BYTES:])
-
-    def finish(self) -> None:
-        """Return if the fed bytes are one authentic body of this key.
-
-        Raises:
-            SealError: it is not, it was cut short, or this is over.
-        """
-        if self._over or self._decryptor is None or len(self._held) != TAG_BYTES:
-            self._over = True
-            raise SealError
-        self._over = True
-        try:
-            self._decryptor.finalize_with_tag(self._held)
-        except InvalidTag as exc:
-            raise SealError from exc
-
-
-def v0_unwrap_dek(kek: Kek, wrap: bytes) -> bytes:
-    """Return the DEK in a v0 wrap, which nothing binds to its object (SPEC 4.6).
-
-    Raises:
-        SealError: it does not open, or opens to anything but 32 bytes.
-    """
-    return _dek(v0_open(kek.reveal(), wrap))
 
 
 def _dek_context(

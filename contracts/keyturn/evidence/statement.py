@@ -109,8 +109,8 @@ class Predicate(_Model):
     kind: Literal["rotation", "sweep"]
     publisher: ShortName | None
     request: Digest | None
-    origins: Annotated[list[EvidenceOrigin], Field(max_length=MAX_ORIGINS)] = []
-    origin_count: Count = 0
+    origins: Annotated[list[EvidenceOrigin], Field(min_length=1, max_length=MAX_ORIGINS)]
+    origin_count: Count
     generation: Generation
     kek_id: KekId
     master_key: ShortName

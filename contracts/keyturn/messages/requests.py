@@ -173,8 +173,6 @@ class EnrollRequested(ControlRequestModel):
     project: Project
     sealed_kek: SealedSecret
     plaintext: Literal["allowed"] | None = None
-    v0: Literal["allowed"] | None = None
-    sealed_v0_kek: SealedSecret | None = None
     adopt: bool = False
 
 

@@ -93,7 +93,7 @@ PROJECT_STATES: Final = (
 | `never_proven` | without a known clean end |
 | `earlier_keks` | whose keyring still holds earlier user KEKs |
 | `old_key` | whose API key is older than a year |
-| `plaintext` | that may hold plaintext or v0 objects |
+| `plaintext` | that may hold plaintext objects |
 """
 SWEEP_STATES: Final = ("running", "done", "failed", "not_clean")
 
@@ -200,7 +200,6 @@ class ProjectStatus(ExtensibleModel):
     kek_id: str | None = None
     master_key: ShortName | None = None
     plaintext: bool | None = None
-    v0: bool | None = None
     earlier_keks: Count | None = None
     enrolled_at: Time | None = None
     rotated_at: Time | None = None
@@ -321,7 +320,7 @@ class ObjectGroupStatus(ExtensibleModel):
     """How many objects, noncurrent versions or records of one page depend on the same key.
 
     Attributes:
-        kind: `encrypted`, `tombstone`, `plaintext`, `v0`, `noncurrent`, `foreign`, `unreadable`,
+        kind: `encrypted`, `tombstone`, `plaintext`, `noncurrent`, `foreign`, `unreadable`,
             `keyring` or `sweep_record`.
         master_key: The master key that opened the admin wrap, the tombstone or the record.
         code: Why an unreadable one does not open.
@@ -333,7 +332,6 @@ class ObjectGroupStatus(ExtensibleModel):
         "encrypted",
         "tombstone",
         "plaintext",
-        "v0",
         "noncurrent",
         "foreign",
         "unreadable",

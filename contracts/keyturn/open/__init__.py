@@ -23,7 +23,7 @@ a whole object takes one request to the storage.
 | `plaintext` | one object while it is read: the plaintext of stored bytes, whole or a range |
 | `unwrap` | the DEK that an API key opens; pure |
 
-Only Cobblestone-256 objects are opened here. The gateway serves plaintext and v0 objects.
+Only Cobblestone-256 objects are opened here. The gateway also serves plaintext objects.
 Exceptions are in `keyturn.errors`. It needs aiohttp (`pip install 'keyturn[gateway]'`). It must
 never import `keyturn_workers`, and never put the presigned URL, which is a secret, into an error or
 a repr.

@@ -103,7 +103,7 @@ class Reader:
         Raises:
             MalformedRequestError: the key, the range or the link is not valid.
             NoUsableWrapError: the API key, the pepper or the object key does not match the link's
-                metadata, or it is a v0 object.
+                metadata.
             CorruptObjectError: the stored bytes or the metadata do not authenticate.
             UnknownAlgorithmError: the object is of a later version.
             NotFoundError: the object was deleted.

@@ -1,8 +1,7 @@
 """The DEK that a project's API key opens, from an object's metadata alone (SPEC 4). Pure.
 
 A reader without the operator's keys and without the keyring has only the user wrap. So it opens no
-plaintext object, which only the keyring can allow, and no v0 object, whose wraps are bound to
-nothing or must both open (SPEC 4.5, 4.6).
+plaintext object, which only the keyring can allow (SPEC 4.5).
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from keyturn.errors import (
     NoUsableWrapError,
     SealError,
 )
-from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, Wraps, parse
+from keyturn.metadata import Plaintext, Tombstone, Wraps, parse
 
 
 def user_dek(metadata: Mapping[str, str], kek: Kek, *, project: str, object_key: str) -> bytes:
@@ -28,8 +27,7 @@ def user_dek(metadata: Mapping[str, str], kek: Kek, *, project: str, object_key:
         object_key: The object's key, without its project.
 
     Raises:
-        NoUsableWrapError: the user wrap does not open under this KEK for this object, or it is a v0
-            object.
+        NoUsableWrapError: the user wrap does not open under this KEK for this object.
         CorruptObjectError: the metadata is not an encrypted object's.
         UnknownAlgorithmError: `enc-algo` is not one of SPEC 4.
         NotFoundError: the object was deleted.
@@ -39,8 +37,6 @@ def user_dek(metadata: Mapping[str, str], kek: Kek, *, project: str, object_key:
         raise NotFoundError("the object was deleted")
     if isinstance(wraps, Plaintext):
         raise CorruptObjectError("the object is not encrypted: only the gateway serves it")
-    if not isinstance(wraps, Wraps) or wraps.algorithm != COBBLESTONE:
-        raise NoUsableWrapError("an object of the earlier system: only the gateway opens it")
     try:
         return unwrap_dek(
             kek,

@@ -199,8 +199,6 @@ class Publisher:
         *,
         api_key: ApiKey,
         plaintext: bool = False,
-        v0: bool = False,
-        v0_api_key: ApiKey | None = None,
         adopt: bool = False,
         actor: str | None = None,
         request_id: str | None = None,
@@ -211,8 +209,6 @@ class Publisher:
             project: The project's id (SPEC 1).
             api_key: Its secret. Only a key derived from it is sent, sealed to the workers.
             plaintext: Whether the project may hold unencrypted objects.
-            v0: Whether it may hold v0 objects; `v0_api_key` implies it.
-            v0_api_key: The API key under which v0 wrapped its objects.
             adopt: Enroll although objects already exist under the project's prefix.
             actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
@@ -228,8 +224,6 @@ class Publisher:
                 project,
                 api_key=api_key,
                 plaintext=plaintext,
-                v0=v0,
-                v0_api_key=v0_api_key,
                 adopt=adopt,
                 actor=actor,
                 request_id=request_id or new_id(),

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from keyturn.api_key import ApiKey, secret_text
 from keyturn.crypto.base64 import to_base64 as to_b64
 from keyturn.crypto.intake import KekPurpose, kek_info, upload_info
-from keyturn.crypto.keys import Secret, user_kek, v0_user_kek
+from keyturn.crypto.keys import Secret, user_kek
 from keyturn.crypto.wraps import transport_context
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import format_time
@@ -133,8 +133,6 @@ def build_enroll(
     *,
     api_key: ApiKey,
     plaintext: bool,
-    v0: bool,
-    v0_api_key: ApiKey | None,
     adopt: bool,
     actor: str | None = None,
     request_id: str,
@@ -142,7 +140,7 @@ def build_enroll(
     """Return an enrollment. The user KEK is derived here, and leaves only sealed to the workers.
 
     Raises:
-        MalformedRequestError: a name or an API key does not have the form of SPEC 1.
+        MalformedRequestError: a name or the API key does not have the form of SPEC 1.
     """
     checked = build(
         EnrollRequested,
@@ -151,15 +149,11 @@ def build_enroll(
         project=project,
         sealed_kek=_UNSEALED_KEK,
         plaintext="allowed" if plaintext else None,
-        v0="allowed" if v0 or v0_api_key is not None else None,
         adopt=adopt,
         actor=actor,
     )
-
-    update = {"sealed_kek": _sealed_kek(settings, api_key, "enroll", request_id, project)}
-    if v0_api_key is not None:
-        update["sealed_v0_kek"] = _sealed_kek(settings, v0_api_key, "v0", request_id, project)
-    return checked.model_copy(update=update)
+    sealed = _sealed_kek(settings, api_key, "enroll", request_id, project)
+    return checked.model_copy(update={"sealed_kek": sealed})
 
 
 def build_rotation(
@@ -197,12 +191,8 @@ def _sealed_kek(
     project: str,
 ) -> SealedSecret:
     """Return the user KEK of an API key, sealed to the workers for this request only."""
-    text = secret_text(api_key)
     try:
-        if purpose == "v0":
-            kek = v0_user_kek(text, settings.v0_pepper.get_secret_value())
-        else:
-            kek = user_kek(text, project, settings.pepper.get_secret_value())
+        kek = user_kek(secret_text(api_key), project, settings.pepper.get_secret_value())
     except ValueError as exc:  # its text names the rule, never the key
         raise MalformedRequestError(str(exc)) from exc
     return _seal(settings, kek, kek_info(purpose, request_id, project))

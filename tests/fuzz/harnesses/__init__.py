@@ -2,10 +2,10 @@
 
 | harness | what it reads |
 | --- | --- |
-| `metadata` | an object's `enc-` names and its caller's own (SPEC 4.3 to 4.7) |
+| `metadata` | an object's `enc-` names and its caller's own (SPEC 4.3 to 4.6) |
 | `object` | a whole object that a bucket writer changed, by every reader there is (SPEC 13) |
 | `sealed` | Cobblestone-256: whole, streamed, by the chunk (SPEC 3) |
-| `v0` | bodies of the earlier system: whole and streamed (SPEC 4.6) |
+| `v0` | objects of the earlier system, as an import opens them (SPEC 17.6) |
 | `wraps` | wraps, tombstones, intake secrets and signatures (SPEC 3.2, 4.3, 6.3, 8.7) |
 | `records` | keyrings and sweeps' records, raw and sealed again (SPEC 5, 8.5) |
 | `messages` | requests, events and a sweep's hints as bytes (SPEC 6) |

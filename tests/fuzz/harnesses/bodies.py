@@ -16,14 +16,14 @@ from keyturn.crypto import (
     ChunkReader,
     Opener,
     SealError,
-    V0Opener,
     open_sealed,
     plaintext_size,
     seal,
-    v0_open,
-    v0_seal,
 )
-from tests.fuzz.harness import Harness, check, same_each_time
+from keyturn.errors import CodedError
+from keyturn_workers.pipeline.ingest.v0 import open_object
+from tests.fuzz.harness import Harness, check, code_of, same_each_time
+from tests.unit.keyturn_workers.pipeline.ingest.v0_objects import V0_KEK, v0_metadata, v0_seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,7 @@ _MESSAGES: Final = {size: seal(_KEY, BODY_CONTEXT, _PLAIN[:size], salt=_SALT) fo
 _FOREIGN: Final = seal(_OTHER_KEY, BODY_CONTEXT, _PLAIN, salt=_SALT)
 with same_each_time():
     _V0: Final = v0_seal(_KEY, _PLAIN[:5000])
+    _V0_METADATA: Final = v0_metadata(user=_KEY, admin=_KEY)
 _STEP_BYTES: Final = 4
 
 
@@ -159,24 +160,14 @@ def _step(pieces: list[bytes], what: int, which: int, number: int) -> None:
 
 
 def run_v0(data: bytes) -> str:
-    """Open a body of the earlier system at once, and as a stream that only the tag verifies."""
-    if not data:
-        return "too short"
-    step, sealed = 1 + data[0] * 7, data[1:]
+    """Open an object of the earlier system; its user wrap is the first line."""
+    wrap, _, body = data.partition(b"\n")
+    metadata = {**_V0_METADATA, "enc-dek-user": wrap.decode("latin-1")}
     try:
-        plaintext = v0_open(_KEY, sealed)
-    except SealError:
-        plaintext = None
-    opener = V0Opener(_KEY)
-    try:
-        for at in range(0, len(sealed), step):
-            opener.feed(sealed[at : at + step])
-        opener.finish()
-    except SealError:
-        check(plaintext is None, "a stream is refused that opens as a whole")
-        return "refused"
-    check(plaintext is not None, "a stream passes that does not open as a whole")
-    check((sealed, plaintext) == (_V0, _PLAIN[:5000]), "bytes that were never sealed were opened")
+        plaintext = open_object(V0_KEK, metadata, body)
+    except CodedError as exc:
+        return code_of(exc, "corrupt_object", "no_usable_wrap")
+    check((body, plaintext) == (_V0, _PLAIN[:5000]), "bytes that were never sealed were opened")
     return "opened"
 
 
@@ -188,7 +179,11 @@ def _sealed_seeds() -> list[bytes]:
     return [*small, *large, *steps, long, bytes([1, 9, 9, 6])]
 
 
+def _v0_seeds() -> list[bytes]:
+    wrap = _V0_METADATA["enc-dek-user"].encode()
+    bodies = (_V0, _V0[:100], v0_seal(_OTHER_KEY, b"x"))
+    return [*(wrap + b"\n" + body for body in bodies), b"\n" + _V0]
+
+
 SEALED: Final = Harness("sealed", run_sealed, _sealed_seeds)
-V0: Final = Harness(
-    "v0", run_v0, lambda: [b"\x03" + _V0, b"\x00" + _V0[:100], b"\x05" + v0_seal(_OTHER_KEY, b"x")]
-)
+V0: Final = Harness("v0", run_v0, _v0_seeds)

@@ -1,4 +1,4 @@
-"""An object's metadata, as a bucket writer may change it (SPEC 4.3 to 4.7).
+"""An object's metadata, as a bucket writer may change it (SPEC 4.3 to 4.6).
 
 The input is lines of `name=value`.
 """
@@ -74,11 +74,9 @@ def _seeds() -> list[bytes]:
     wraps, _ = factories.sealed_object(desired, "k")
     callers = {"author": "kim", "title": "=?utf-8?b?w7xiZXI=?=", "old": "=?iso-8859-1?q?=FC?= b"}
     mine = factories.enc(wraps, "2f6c9a0e-1111-4111-8111-111111111111")
-    v0 = factories.v0_metadata(bytes(32), bytes(32))
     return [
         lines(mine | callers),
         lines(mine | {"enc-algo": "AES-256-GCM"}),
-        lines(v0 | callers),
         lines(factories.deleted(desired, "k")),
         lines({"enc-upload": "2f6c9a0e-1111-4111-8111-111111111111"} | callers),
         b"a==?utf-8?q?" + b"=41" * 300 + b"?=",

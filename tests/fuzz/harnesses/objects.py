@@ -19,11 +19,8 @@ from keyturn.crypto import (
     BODY_CONTEXT,
     HEADER_BYTES,
     Role,
-    SealError,
     seal,
     unwrap_dek,
-    v0_open,
-    v0_seal,
 )
 from keyturn.errors import CodedError
 from keyturn.metadata import Wraps
@@ -39,6 +36,7 @@ from tests.fuzz.harnesses.metadata import HARNESS as METADATA
 from tests.fuzz.harnesses.metadata import lines, read_lines
 from tests.unit.keyturn_workers import factories
 from tests.unit.keyturn_workers.gateway.bench import KEY, TARGET, Bench, ring_of, turned_to
+from tests.unit.keyturn_workers.pipeline.ingest.v0_objects import v0_metadata, v0_seal
 from tools.harness.local_keys import admin_keks, desired_state
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ _PLAIN: Final = bytes(range(256)) * 70
 _DEK: Final = bytes(range(32))
 _API_KEY: Final = "kt_" + "k" * 43
 _OLD_API_KEY: Final = "kt_" + "o" * 43
-_KEKS: Final = admin_keks("acme", factories.MASTER_KEYS, factories.V0_ADMIN_KEK)
+_KEKS: Final = admin_keks("acme", factories.MASTER_KEYS)
 _ROLES: Final[tuple[Role, ...]] = ("user", "admin")
 _T = TypeVar("_T")
 _CODES: Final = (
@@ -65,11 +63,12 @@ _CODES: Final = (
 
 
 class _World:
-    """A project at its second generation, in which earlier objects are allowed or not."""
+    """A project at its second generation, in which plaintext is allowed or not."""
 
-    def __init__(self, *, plaintext: bool, v0: bool) -> None:
+    def __init__(self, *, plaintext: bool) -> None:
         self.bench = Bench(ring=turned_to(ring_of(_OLD_API_KEY), _API_KEY), cache_s=60)
-        self.bench.allow(plaintext=plaintext, v0=v0)
+        if plaintext:
+            self.bench.allow_plaintext()
         self.plaintext = plaintext
         self.caller = _done(self.bench.authenticate(_API_KEY))
 
@@ -81,7 +80,7 @@ class _World:
 
 @cache
 def _worlds() -> tuple[_World, ...]:
-    return tuple(_World(plaintext=p, v0=v0) for p in (False, True) for v0 in (False, True))
+    return tuple(_World(plaintext=allowed) for allowed in (False, True))
 
 
 @cache
@@ -97,14 +96,12 @@ def run(data: bytes) -> str:
     """Read it by each reader."""
     if not data:
         return "too short"
-    world = _worlds()[data[0] % 4]
+    world = _worlds()[data[0] % 2]
     described, _, body = data[1:].partition(b"\n\n")
     metadata = read_lines(described)
     world.put(metadata, body)
     as_it_is = body if world.plaintext and _is_plain(metadata) else None
-    operator = OperatorAccess(
-        "acme", OperatorKeys.local(factories.MASTER_KEYS, v0_admin_kek=factories.V0_ADMIN_KEK)
-    )
+    operator = OperatorAccess("acme", OperatorKeys.local(factories.MASTER_KEYS))
     outcomes = [
         _read(lambda into: _download(world, operator, into), as_it_is),
         _read(lambda into: _gateway(world, None, into), as_it_is),
@@ -166,7 +163,7 @@ def _swept(world: _World, metadata: dict[str, str], body: bytes, options: SweepO
     except CodedError as exc:
         return code_of(exc, *_CODES)
     if isinstance(decision, Rewrap):
-        _check_rewrap(decision, desired, body)
+        _check_rewrap(decision, desired)
     elif decision == NoOp("current"):
         _check_current(metadata, desired)
     return type(decision).__name__
@@ -186,32 +183,25 @@ def _unwrapped(wraps: Wraps, desired: DesiredState, role: Role) -> bytes:
 
 def _check_current(metadata: dict[str, str], desired: DesiredState) -> None:
     wraps = object_metadata.parse(metadata)
-    check(isinstance(wraps, Wraps), "an object without v1 wraps is as desired")
+    check(isinstance(wraps, Wraps), "an object without wraps is as desired")
     if isinstance(wraps, Wraps):
         found = {_unwrapped(wraps, desired, role) for role in _ROLES}
         check(found == {_DEK}, "wraps of other DEKs are as desired")
 
 
-def _check_rewrap(decision: Rewrap, desired: DesiredState, body: bytes) -> None:
-    if decision.body_dek is None:
-        found = {_unwrapped(decision.wraps, desired, role) for role in _ROLES}
-        check(found == {_DEK}, "new wraps of a DEK that is not the body's")
-        return
-    # The body is opened under it before anything is written.
-    try:
-        check(v0_open(decision.body_dek.reveal(), body) == _PLAIN, "another plaintext")
-    except SealError:
-        return
+def _check_rewrap(decision: Rewrap, desired: DesiredState) -> None:
+    found = {_unwrapped(decision.wraps, desired, role) for role in _ROLES}
+    check(found == {_DEK}, "new wraps of a DEK that is not the body's")
 
 
 def _seeds() -> list[bytes]:
-    world = _worlds()[3]
+    world = _worlds()[1]
     ring = world.bench.ring
     desired = desired_state(ring, factories.MASTER_KEYS)
     earlier = desired_state(
         replace(ring, current=ring.history[0], history=()), factories.MASTER_KEYS
     )
-    sealed, v0_body = seal(_DEK, BODY_CONTEXT, _PLAIN), v0_seal(_DEK, _PLAIN)
+    sealed = seal(_DEK, BODY_CONTEXT, _PLAIN)
     current = wrap(desired, KEY, _DEK)
     found = [
         (factories.enc(current), sealed),
@@ -220,16 +210,14 @@ def _seeds() -> list[bytes]:
         (factories.enc(wrap(desired, "another key", _DEK)), sealed),
         (factories.enc(replace(current, admin=wrap(desired, KEY, bytes(32)).admin)), sealed),
         (factories.enc(replace(current, user=wrap(desired, KEY, bytes(32)).user)), sealed),
-        (factories.v0_metadata(_DEK, _DEK), v0_body),
-        (factories.v0_metadata(None, _DEK), v0_body),
-        (factories.enc(wrap(desired, KEY, _DEK, algorithm="AES-256-GCM")), v0_body),
+        (v0_metadata(user=_DEK), v0_seal(_DEK, _PLAIN)),
         (factories.deleted(desired, KEY), b""),
         ({}, _PLAIN),
     ]
     return [
         bytes([settings]) + lines(metadata) + b"\n\n" + body
         for metadata, body in found
-        for settings in range(4)
+        for settings in range(2)
     ]
 
 

@@ -57,17 +57,14 @@ def _ring() -> Keyring:
     )
     history = (replace(first, kek=None), second)
     origin = RequestOrigin("api", "a" * 64)
-    ring = Keyring("acme", "m1", third, origin, lease_s=15, history=history, evidence="b" * 64)
-    return factories.v0_ring(ring)
+    return Keyring("acme", "m1", third, origin, lease_s=15, history=history, evidence="b" * 64)
 
 
 with same_each_time():
     _RING: Final = _ring()
     _RAW: Final = build_keyring(_RING, _MASTER_KEYS)
 _REST: Final = parse_record(_RAW, _KEY, "acme", _MASTER_KEYS)[1]
-_SECRETS: Final = tuple(
-    to_base64(kek.reveal())[:24] for kek in (*_RING.user_keks.values(), factories.V0_USER_KEK)
-)
+_SECRETS: Final = tuple(to_base64(kek.reveal())[:24] for kek in _RING.user_keks.values())
 
 
 def run(data: bytes) -> str:
@@ -189,8 +186,6 @@ HARNESS: Final = Harness(
         '"requested_at":',
         '"at":',
         '"plaintext":"allowed"',
-        '"v0":"forbidden"',
-        '"v0_kek":',
         '"history":[',
         '"v":1,',
         '"project":"acme",',

@@ -23,8 +23,6 @@ from keyturn.crypto import (
     to_base64,
     unwrap_dek,
     upload_info,
-    v0_seal,
-    v0_unwrap_dek,
     wrap_dek,
 )
 from tests.fuzz.harness import Harness, check, same_each_time
@@ -68,7 +66,6 @@ def _wrapped(place: int) -> bytes:
 with same_each_time():
     _WRAPS: Final = tuple(_wrapped(place) for place in range(len(_PLACES)))
     _WRAP: Final = _WRAPS[0]
-    _V0_WRAP: Final = v0_seal(_KEK.reveal(), _DEK)
     _SEALED_RECORD: Final = seal_record(_KEK, _RECORD, b"{}")
     _TOMBSTONE: Final = seal_tombstone(_KEK, "acme", "k", _AT)
 # HPKE draws by itself: each run seals another one, and all of them open.
@@ -87,11 +84,6 @@ def _open_wrap(place: int, sealed: bytes) -> object:
         generation=generation,
         wrap=sealed,
     )
-
-
-def _open_v0(place: int, sealed: bytes) -> object:
-    del place
-    return v0_unwrap_dek(_KEK, sealed)
 
 
 def _open_record(place: int, sealed: bytes) -> object:
@@ -114,7 +106,6 @@ def _verify(place: int, signature: bytes) -> object:
 
 _OPENERS: Final[tuple[tuple[Callable[[int, bytes], object], bytes, object], ...]] = (
     (_open_wrap, _WRAP, _DEK),
-    (_open_v0, _V0_WRAP, _DEK),
     (_open_record, _SEALED_RECORD, b"{}"),
     (_open_tombstone, _TOMBSTONE, _AT),
     (_open_secret, _SECRET, _DEK),
@@ -139,7 +130,7 @@ def run(data: bytes) -> str:
         sealed == rightly or opener is _open_secret,
         "bytes that were never sealed for this place were opened",
     )
-    check(opener in (_open_wrap, _open_v0) or place % 2 == 0, "opened in another place")
+    check(opener is _open_wrap or place % 2 == 0, "opened in another place")
     return "opened"
 
 

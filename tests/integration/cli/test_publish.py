@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import stat
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
-from keyturn.crypto import from_base64, kek_info, v0_user_kek
 from keyturn.topology import queues
 from keyturn_workers.pipeline.amqp.declarations import declare
 from tests.integration.cli.conftest import document
@@ -94,38 +92,6 @@ async def test_a_generated_key_is_printed_before_anything_is_published(cli: Cli)
     assert result.exit_code == 1
     assert result.stdout.startswith("API key (shown only once): kt_")
     assert "no worker has declared" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "allowed", "keyed"),
-    [((), None, False), (("--v0",), "allowed", False), ((), "allowed", True)],
-    ids=["without", "--v0", "--v0-api-key-file"],
-)
-async def test_enrollment_sends_the_key_of_legacy_objects(
-    cli: Cli, tmp_path: Path, options: tuple[str, ...], allowed: str | None, *, keyed: bool
-) -> None:
-    await declare(cli.deployment.amqp_url)
-    old_key, file = "an old key", tmp_path / "old-key"
-    file.write_text(old_key + "\n")
-    if keyed:
-        options = (*options, "--v0-api-key-file", str(file))
-    arguments = ("enroll", "acme", "--no-wait", *options)
-    result = await cli.arun(*arguments, API_KEY=cli.deployment.api_key, V0_PEPPER="old pepper")
-    assert result.exit_code == 0, result.stderr
-    async with await aio_pika.connect(cli.deployment.amqp_url) as connection:
-        channel = await connection.channel()
-        message = await (await channel.get_queue("keyturn.control", ensure=False)).get()
-        await message.ack()
-    assert old_key.encode() not in message.body
-    assert old_key not in result.output
-    request = json.loads(message.body)
-    assert request.get("v0") == allowed
-    sealed = request.get("sealed_v0_kek")
-    assert (sealed is not None) is keyed
-    if keyed:
-        info = kek_info("v0", request["request_id"], "acme")
-        kek = cli.deployment.intake.open(from_base64(sealed["ciphertext"]), info)
-        assert kek == v0_user_kek(old_key, "old pepper").reveal()
 
 
 async def test_without_waiting_the_requests_are_queued(cli: Cli, tmp_path: Path) -> None:

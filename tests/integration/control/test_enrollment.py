@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import KekPurpose, Secret, admin_kek, kek_id, kek_info, to_base64, user_kek
+from keyturn.crypto import Secret, admin_kek, kek_id, kek_info, to_base64, user_kek
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.core.keyring import Generation, Keyring
@@ -171,7 +171,6 @@ SEALED_FOR: dict[str, Callable[[Document], bytes]] = {
     "another project": lambda d: kek_info("enroll", d["request_id"], "other"),
     "another request": lambda d: kek_info("enroll", requests.new_id(), d["project"]),
     "a rotation": lambda d: kek_info("rotation", d["request_id"], d["project"]),
-    "the earlier system": lambda d: kek_info("v0", d["request_id"], d["project"]),
     "nothing": lambda _: b"",
 }
 
@@ -199,19 +198,6 @@ async def test_an_unknown_intake_key_is_refused(served: WorkerUnderTest) -> None
     document = requests.enroll(served.deployment, new_project())
     document["sealed_kek"]["intake_key"] = "retired"
     await refused(served, document, "unknown_intake_key", "retired")
-
-
-async def test_a_v0_kek_is_sealed_for_its_own_purpose(served: WorkerUnderTest) -> None:
-    """The KEK of the earlier system is sealed like the other one, for its own purpose."""
-    document = requests.enroll(served.deployment, new_project(), v0="allowed")
-    document["sealed_v0_kek"] = dict(document["sealed_kek"])
-    await refused(served, document, "bad_seal")
-    document["request_id"] = requests.new_id()
-    purposes: dict[str, KekPurpose] = {"sealed_kek": "enroll", "sealed_v0_kek": "v0"}
-    for name, purpose in purposes.items():
-        info = kek_info(purpose, document["request_id"], document["project"])
-        document[name]["ciphertext"] = sealed(served, document, info)
-    assert (await served.publish_and_wait(document))["type"] == "project.enrolled"
 
 
 CHANGES: dict[str, tuple[Document, str]] = {

@@ -218,11 +218,10 @@ _METADATA: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], int, str]
         502,
         "no_usable_wrap",
     ),
-    "relabeled as v0": (lambda m: m | {"enc-algo": "AES-256-GCM"}, 502, "no_usable_wrap"),
-    "relabeled as bare v0": (
+    "the earlier system's algorithm": (
         lambda m: _without(m, "enc-kek-user") | {"enc-algo": "AES-256-GCM"},
         502,
-        "no_usable_wrap",
+        "unknown_algorithm",
     ),
     "another algorithm": (lambda m: m | {"enc-algo": "ROT13"}, 502, "unknown_algorithm"),
     "an algorithm in lower case": (

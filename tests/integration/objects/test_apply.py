@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, new_dek, open_sealed, v0_seal
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, open_sealed
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn.metadata import V0_ALGORITHM, Wraps, parse
+from keyturn.metadata import Wraps, parse
 from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.plan_action import NoOp, ObjectView, PlannedAction, plan_action
 from keyturn_workers.core.storage_values import Headers
@@ -24,14 +24,11 @@ from tests.integration.storage.conftest import opened
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     OPERATOR_KEYS,
-    V0_ADMIN_KEK,
     deleted,
     enc,
     keyring,
     rotated,
     sealed_object,
-    v0_metadata,
-    v0_ring,
 )
 from tools.harness.local_keys import admin_keks, build_keyring, desired_state, operator_keys
 
@@ -55,10 +52,10 @@ CONTENT: Final = {
     "content-language": "de",
 }
 TAGS: Final = {"team": "legal/de"}
-KEKS: Final = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
+KEKS: Final = admin_keks("acme", MASTER_KEYS)
 OPTIONS: Final = SweepOptions(encrypt_plaintext=True)
 LARGE: Final = 11 * MIB
-KINDS: Final = ["rewrap", "rewrap large", "v0", "v0 large", "encrypt", "encrypt large", "reseal"]
+KINDS: Final = ["rewrap", "rewrap large", "encrypt", "encrypt large", "reseal"]
 
 
 @dataclass
@@ -94,20 +91,16 @@ class Place:
         return view, plan_action(view, self.key, ring, desired, KEKS, OPTIONS), snapshot
 
     async def make(self, kind: str) -> bytes:
-        """An object to which that is due; gives its plaintext, or a v0 body whole."""
+        """An object to which that is due; gives its plaintext."""
         name, _, large = kind.partition(" ")
         plaintext = os.urandom(LARGE if large else 5)
-        await self.write_keyring(v0_ring(self.ring))
+        await self.write_keyring(self.ring)
         desired = desired_state(self.ring, MASTER_KEYS)
         match name:
             case "rewrap":
                 wraps, body = sealed_object(desired, self.key, plaintext)
                 await self.put(enc(wraps), body)
                 await self.write_keyring(rotated(self.ring))
-            case "v0":
-                dek = new_dek()
-                plaintext = v0_seal(dek, plaintext)
-                await self.put(v0_metadata(dek, dek), plaintext)
             case "encrypt":
                 await self.put({}, plaintext)
             case "reseal":
@@ -116,12 +109,10 @@ class Place:
         return plaintext
 
     async def plaintext(self) -> bytes:
-        """What both wraps open; of a v0 body, the body."""
+        """What both wraps open."""
         head, body = await self.storage.read(self.target)
         wraps = parse(head.metadata)
         assert isinstance(wraps, Wraps)
-        if wraps.algorithm == V0_ALGORITHM:
-            return body
         examined = verify_upload(wraps, body[:HEADER_BYTES], self.key, self.ring, KEKS)
         assert examined.current
         return open_sealed(examined.dek, BODY_CONTEXT, body)

@@ -60,7 +60,6 @@ def settings_for(amqp_url: str) -> PublisherSettings:
         intake_public_key=NamedIntakeKey("main", INTAKE.public_key),
         event_public_key=VerifyKey.from_bytes(EVENTS.public_bytes),
         pepper="pepper",
-        v0_pepper="old pepper",
     )
 
 

@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 
 from keyturn import topology
-from keyturn.crypto import from_base64, user_kek, v0_user_kek
+from keyturn.crypto import from_base64, user_kek
 from keyturn.messages import EnrollRequested, InlineBody, UploadRequested
 from keyturn.publisher import (
     BrokerUnavailableError,
@@ -84,28 +84,22 @@ async def test_upload_is_sealed_signed_and_carries_what_was_given(
     assert abs(datetime.now(UTC) - request.requested_at_instant) < timedelta(minutes=1)
 
 
-async def test_enrollment_carries_the_keks_and_never_the_api_key(
+async def test_enrollment_carries_the_kek_and_never_the_api_key(
     settings: PublisherSettings, worker: WorkerSide
 ) -> None:
     async with Publisher.open(settings) as publisher:
-        request_id = await publisher.enroll(
-            "acme", api_key=API_KEY, plaintext=True, v0_api_key="old key", adopt=True
-        )
+        request_id = await publisher.enroll("acme", api_key=API_KEY, plaintext=True, adopt=True)
         await publisher.enroll("beta", api_key=API_KEY)
     message = await worker.take(topology.CONTROL_QUEUE)
     request = verified(message)
     assert isinstance(request, EnrollRequested)
     assert message.message_id == request.request_id == request_id
-    assert (request.plaintext, request.v0, request.adopt) == ("allowed", "allowed", True)
+    assert (request.plaintext, request.adopt) == ("allowed", True)
     kek = opened_kek(request, "enroll", request.sealed_kek.ciphertext)
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
-    assert request.sealed_v0_kek is not None
-    v0_kek = opened_kek(request, "v0", request.sealed_v0_kek.ciphertext)
-    assert v0_kek == v0_user_kek("old key", "old pepper").reveal()
     assert API_KEY.encode() not in message.body
     plain = verified(await worker.take(topology.CONTROL_QUEUE))
-    assert (plain.plaintext, plain.v0, plain.sealed_v0_kek) == (None, None, None)
-    assert plain.adopt is False
+    assert (plain.plaintext, plain.adopt) == (None, False)
 
 
 async def test_without_any_worker_nothing_is_delivered_and_the_publisher_goes_on(

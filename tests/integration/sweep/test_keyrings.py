@@ -43,8 +43,6 @@ def forged(project: Project) -> bytes:
         "requested_at": now,
         "at": now,
         "plaintext": "allowed",
-        "v0": "forbidden",
-        "v0_kek": None,
         "history": [],
     }
     kek = record_kek(os.urandom(32), project.name)

@@ -11,7 +11,6 @@ import pytest
 
 from keyturn.crypto import new_api_key, seal_tombstone, to_base64
 from keyturn.identifiers import keyring_s3_key
-from tests.integration.sweep import v0
 from tests.integration.sweep.scene import Project, Scene, counts
 from tools.harness import requests
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.servers, pytest.mark.asyncio(loop_scope="module")]
 
 MIB = 2**20
-MORE_ENV = v0.MORE_ENV
 
 
 def bad_objects(project: Project) -> dict[str, HandmadeObject]:
@@ -295,7 +293,6 @@ async def refused(scene: Scene) -> None:
 SCENARIOS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     play.__name__: play
     for play in (
-        v0.migration,
         bad_objects_hold_nothing_up,
         a_repair,
         wraps_that_disagree,

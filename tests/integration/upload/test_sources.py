@@ -14,10 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from keyturn.crypto import kek_info, to_base64, v0_open, v0_seal
-from tests.integration.sweep.v0 import ADMIN_KEK, MASTER_KEY, USER_KEK, v0_wrap
-from tests.unit.keyturn_workers.factories import v0_metadata
-from tools.harness import requests, stored_objects
+from tools.harness import stored_objects
 from tools.harness.deployment import Deployment
 from tools.harness.sources import DropBucket, sources_env
 from tools.harness.worker_under_test import (
@@ -152,53 +149,8 @@ async def test_an_object_that_keyturn_encrypted_is_not_taken_for_plaintext(
     for number, metadata in enumerate([{"enc-algo": "Cobblestone-256"}, {"enc-dek-user": "AAAA"}]):
         named = drop.put(f"encrypted/{number}", b"ciphertext", Metadata=metadata)
         await setting.served.assert_rejected(
-            setting.sign(drop, named), "malformed_request", "Keyturn encrypted it"
+            setting.sign(drop, named), "malformed_request", "it is encrypted"
         )
-    sealed = v0_seal(bytes(32), b"earlier")
-    named = drop.put("encrypted/v0", sealed, Metadata=v0_metadata(bytes(32), None))
-    await setting.served.assert_rejected(
-        setting.sign(drop, named), "no_usable_wrap", "v0 is forbidden"
-    )
-
-
-async def test_objects_of_the_earlier_system_come_in_as_they_are(
-    broker: Servers, ceph: S3Server, moto: S3Server
-) -> None:
-    """By either of their wraps; a sweep finds nothing to do."""
-    deployment = Deployment(await fresh_amqp_url(broker), ceph, new_bucket(ceph))
-    drop = DropBucket(moto, project="legacy", fields=DELETES)
-    env = {
-        **sources_env(deployment, drop),
-        "V0_MASTER_KEY": MASTER_KEY,
-        "LEASE_S": "1",
-        "KEYRING_CACHE_S": "0.2",
-    }
-    async with run_worker_for(deployment, **env) as served:
-        enrollment = requests.enroll(deployment, "legacy", v0="allowed")
-        info = kek_info("v0", enrollment["request_id"], "legacy")
-        ciphertext = to_base64(deployment.intake.public_key.seal(USER_KEK.reveal(), info))
-        enrollment["sealed_v0_kek"] = {"intake_key": "main", "ciphertext": ciphertext}
-        assert (await served.publish_and_wait(enrollment))["type"] == "project.enrolled"
-        for name, kek in (("enc-dek-user", USER_KEK), ("enc-dek-admin", ADMIN_KEK)):
-            dek, plaintext, key = os.urandom(32), os.urandom(5_000_000), f"old/{name}"
-            metadata = {"enc-algo": "AES-256-GCM", name: v0_wrap(kek, dek), "author": "kim"}
-            named = drop.put(key, v0_seal(dek, plaintext), Metadata=metadata)
-            body = drop.read(key)
-            event = await served.publish_and_wait(drop.request(deployment, named))
-            assert (event["type"], event["size"]) == ("upload.stored", len(plaintext)), event
-            stored = stored_objects.read_object(deployment, "legacy", key)
-            assert (stored.body, stored.metadata["author"]) == (body, "kim")
-            opened = v0_open(stored_objects.data_key(deployment, "legacy", key), stored.body)
-            assert opened == plaintext
-            assert drop.read(key) is None
-        sweep = requests.sweep("legacy")
-        await served.publish(served.sign(sweep))
-        ended = await served.wire.event(
-            lambda event: (
-                event["type"] == "sweep.completed" and event["sweep_id"] == sweep["sweep_id"]
-            )
-        )
-        assert (ended["clean"], ended["current"], ended["rewrapped"]) == (True, 2, 0)
 
 
 async def test_a_source_that_is_keyturns_bucket_stops_the_start(

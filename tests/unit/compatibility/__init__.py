@@ -1,1 +1,1 @@
-"""What stays readable: objects of every release and of the earlier system, keyrings of 0.10."""
+"""What stays readable: what each release stored and sent."""

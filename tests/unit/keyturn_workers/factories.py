@@ -17,9 +17,6 @@ from keyturn.crypto import (
     new_dek,
     seal,
     seal_tombstone,
-    to_base64,
-    v0_admin_kek,
-    v0_seal,
 )
 from keyturn.messages import RequestOrigin
 from keyturn_workers.core.keyring import DesiredState, Generation, Keyring
@@ -35,10 +32,8 @@ if TYPE_CHECKING:
     from keyturn.metadata import Wraps
 
 MASTER_KEYS = {"m1": Secret(bytes([1]) * 32), "m2": Secret(bytes([2]) * 32)}
-V0_ADMIN_KEK = v0_admin_kek("the earlier system's master key")
 OPERATOR_KEYS = operator_keys(MASTER_KEYS)
 ADMIN_KEKS = admin_keks("acme", MASTER_KEYS)
-V0_USER_KEK = Secret(bytes([9]) * 32)
 DATE = datetime(2026, 11, 24, 10, tzinfo=UTC)
 AT = "2026-11-24T10:00:00.000000Z"
 ORIGIN = RequestOrigin("api", "0" * 64)
@@ -81,20 +76,6 @@ def sealed_object(
     """The wraps and the body of an object in that state."""
     dek = new_dek()
     return wrap(desired, key, dek), seal(dek, BODY_CONTEXT, plaintext)
-
-
-def v0_ring(before: Keyring) -> Keyring:
-    """The same keyring, of a project that came from the earlier system."""
-    return replace(before, v0_allowed=True, v0_kek=V0_USER_KEK)
-
-
-def v0_metadata(user: bytes | None, admin: bytes | None) -> dict[str, str]:
-    """The metadata of the earlier system, with these DEKs under its two KEKs."""
-    return {
-        "enc-algo": "AES-256-GCM",
-        "enc-dek-user": "" if user is None else to_base64(v0_seal(V0_USER_KEK.reveal(), user)),
-        "enc-dek-admin": "" if admin is None else to_base64(v0_seal(V0_ADMIN_KEK.reveal(), admin)),
-    }
 
 
 def enc(wraps: Wraps, upload_id: str | None = None) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.crypto import HEADER_BYTES, v0_seal
+from keyturn.crypto import HEADER_BYTES
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Wraps, parse
 from keyturn_workers.core.plan_action import NoOp, ObjectView, PlannedAction, plan_action
@@ -17,14 +17,11 @@ from keyturn_workers.pipeline.objects.apply import COPY_LIMIT_BYTES, ActionExecu
 from keyturn_workers.storage.clock import StorageClock
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
-    V0_ADMIN_KEK,
     deleted,
     enc,
     keyring,
     rotated,
     sealed_object,
-    v0_metadata,
-    v0_ring,
 )
 from tools.harness.local_keys import admin_keks, build_keyring, desired_state, operator_keys
 from tools.harness.memory_storage import MemoryStorage
@@ -53,8 +50,8 @@ RESTATED: Final = {
     "x-amz-website-redirect-location": "/elsewhere",
 }
 TAGS: Final = {"team": "legal"}
-KEYS: Final = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
-KEKS: Final = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
+KEYS: Final = OperatorKeys.local(MASTER_KEYS)
+KEKS: Final = admin_keks("acme", MASTER_KEYS)
 ENCRYPT: Final = SweepOptions(encrypt_plaintext=True)
 
 
@@ -102,12 +99,6 @@ class Scene:
     def plant_sealed(self, plaintext: bytes = b"hello", **more: Any) -> bytes:
         wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), KEY, plaintext)
         return self.plant(enc(wraps, UPLOAD_ID), body, **more)
-
-    def plant_v0(self, dek: bytes, *, body_dek: bytes | None = None, size: int = 5) -> bytes:
-        """An object of the earlier system, whose body may be under another DEK."""
-        self.write_keyring(v0_ring(self.ring))
-        own = {**v0_metadata(dek, dek), "enc-upload": UPLOAD_ID}
-        return self.plant(own, v0_seal(body_dek or dek, bytes(size)))
 
     async def read_view(self) -> ObjectView:
         return ObjectView(*await self.storage.read_start(TARGET, HEADER_BYTES))

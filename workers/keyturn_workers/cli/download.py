@@ -51,7 +51,6 @@ from keyturn_workers.cli.output import (
     to_seconds,
     transfer_progress,
 )
-from keyturn_workers.cli.settings import ReaderSettings
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.master_keys.providers import open_operator_keys
 from keyturn_workers.offline.download import OperatorAccess, open_object
@@ -155,9 +154,8 @@ async def operator_access(
     settings: OperatorSettings, storage: Storage, audit: CommandAudit, project: str
 ) -> AsyncIterator[OperatorAccess]:
     """Yield access to a project's objects by the operator's keys. The caller records its uses."""
-    v0_master_key = ReaderSettings.read().v0_master_key
     async with open_operator_keys(
-        settings, storage, seals=False, v0_master_key=v0_master_key, on_derived=audit.kek_derived
+        settings, storage, seals=False, on_derived=audit.kek_derived
     ) as keys:
         yield OperatorAccess(project, keys)
 

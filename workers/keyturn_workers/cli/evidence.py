@@ -180,8 +180,8 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(predicate: Predicate) -> str:
-    """Return the rotations and sweeps that a proof answers; evidence of 0.10 has `sweep_id`."""
-    ids = [origin.id for origin in predicate.origins[:_MAX_SHOWN]] or [predicate.sweep_id]
+    """Return the rotations and sweeps that a proof answers."""
+    ids = [origin.id for origin in predicate.origins[:_MAX_SHOWN]]
     more = predicate.origin_count - len(ids)
     return ", ".join(ids) + (f" and {more} more" if more > 0 else "")
 

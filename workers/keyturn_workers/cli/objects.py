@@ -1,4 +1,4 @@
-"""`keyturn ls` and `inspect`: the objects of a project (SPEC 4.3, 4.5 to 4.7, 9.3).
+"""`keyturn ls` and `inspect`: the objects of a project (SPEC 4.3, 4.5, 4.6, 9.3).
 
 `ls` asks a gateway, with the API key. `inspect` and `ls --as-operator` need only the bucket, and no
 key. They show the claims of metadata; only opening the wraps and the body proves them (`keyturn
@@ -17,7 +17,6 @@ import typer
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import HEADER_BYTES, SALT_BYTES, plaintext_size
-from keyturn.crypto.wraps import V0_OVERHEAD_BYTES
 from keyturn.errors import (
     ChunkError,
     CorruptObjectError,
@@ -28,7 +27,7 @@ from keyturn.errors import (
 )
 from keyturn.gateway.listing import PAGE_MAX_ENTRIES, ListedObject, ListedPrefix
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, V0Wraps, Wraps
+from keyturn.metadata import COBBLESTONE, Plaintext, Tombstone, Wraps
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import (
     ApiKeyFile,
@@ -244,19 +243,11 @@ def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
             return {"kind": "plaintext", "algorithm": None, "plaintext_bytes": stored_bytes}
         case Tombstone(sealed):
             return {"kind": "tombstone", "algorithm": algorithm, "wrap_bytes_admin": len(sealed)}
-        case V0Wraps(user, admin):
-            return {
-                "kind": "v0",
-                "algorithm": algorithm,
-                "plaintext_bytes": max(stored_bytes - V0_OVERHEAD_BYTES, 0),
-                "wrap_bytes_user": None if user is None else len(user),
-                "wrap_bytes_admin": None if admin is None else len(admin),
-            }
         case Wraps():
             return {
                 "kind": "encrypted",
                 "algorithm": algorithm,
-                "plaintext_bytes": plaintext_bytes(envelope.algorithm, stored_bytes),
+                "plaintext_bytes": plaintext_bytes(stored_bytes),
                 "generation": envelope.generation,
                 "kek_id": envelope.kek_id,
                 "master_key": envelope.master_key,
@@ -265,10 +256,8 @@ def claims(metadata: Mapping[str, str], stored_bytes: int) -> dict[str, Any]:
             }
 
 
-def plaintext_bytes(algorithm: str, stored_bytes: int) -> int | None:
+def plaintext_bytes(stored_bytes: int) -> int | None:
     """Return the bytes of a stored body's plaintext; None if no plaintext has that length."""
-    if algorithm != COBBLESTONE:
-        return max(stored_bytes - V0_OVERHEAD_BYTES, 0)
     try:
         return plaintext_size(stored_bytes)
     except ChunkError:

@@ -46,7 +46,7 @@ _OPTIONAL: Final = (
     *("algorithm", "stored_bytes", "publisher", "request_id", "upload_id", "answers", "size"),
     *("automatic_rotation", "imported", "version", "earlier_keks", "kek_id", "enrolled_at"),
     *("rewrapped", "mark_generation", "watch", "delete", "objects", "started_at", "ended_at"),
-    *("changed_at", "listed_at", "v0", "plaintext", "generation", "queue", "type", "path"),
+    *("changed_at", "listed_at", "plaintext", "generation", "queue", "type", "path"),
     "detail",
 )
 _wide: Final = ContextVar("wide", default=False)

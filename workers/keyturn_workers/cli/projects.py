@@ -5,7 +5,6 @@ workers.
 """
 
 import asyncio
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -33,7 +32,7 @@ from keyturn_workers.cli.publishing import (
     result_document,
     resumable,
 )
-from keyturn_workers.cli.secrets import read_or_generate_api_key, read_v0_api_key
+from keyturn_workers.cli.secrets import read_or_generate_api_key
 from keyturn_workers.cli.watch import check_end, object_counter, print_end, watch
 
 _ROTATION: Final = "rotation.requested"
@@ -47,16 +46,6 @@ def enroll(
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Allow unencrypted objects.")
     ] = False,
-    v0: Annotated[
-        bool, typer.Option("--v0", help="Allow objects in the legacy v0 format.")
-    ] = False,
-    v0_api_key_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with the API key that the project's v0 objects are wrapped under. Needs "
-            "KEYTURN_V0_PEPPER. Implies --v0."
-        ),
-    ] = None,
     adopt: Annotated[
         bool,
         typer.Option("--adopt", help="Enroll even if objects exist under the project's prefix."),
@@ -69,8 +58,6 @@ def enroll(
 ) -> None:
     """Enroll a project: create its keyring."""
     settings = PublisherSettings.read()
-    # Before a key is generated: an unreadable file must not leave a saved key behind.
-    v0_api_key = None if v0_api_key_file is None else read_v0_api_key(v0_api_key_file)
     api_key = read_or_generate_api_key(
         project, api_key_file, save_to, generate=generate, as_json=as_json
     )
@@ -83,8 +70,6 @@ def enroll(
                     project,
                     api_key=api_key,
                     plaintext=plaintext,
-                    v0=v0,
-                    v0_api_key=v0_api_key,
                     adopt=adopt,
                     request_id=request.id,
                 )

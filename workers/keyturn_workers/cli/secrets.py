@@ -150,21 +150,6 @@ def read_api_key(file: Path | None, project: str, *, confirm: bool, new: bool = 
     return api_key
 
 
-def read_v0_api_key(file: Path) -> SecretStr:
-    """Return the API key of the legacy objects: the file's text without the final line break.
-
-    A wrong key cannot be detected here (SPEC 4.6 gives these keys no form), only once the users'
-    wraps do not open. So no other character is removed.
-
-    Raises:
-        typer.BadParameter: the file cannot be read, is empty, or is too long.
-    """
-    text = read_secret(file).rstrip("\r\n")
-    if not text:
-        raise typer.BadParameter(f"{file}: the file is empty")
-    return SecretStr(text)
-
-
 def _prompt(*, confirm: bool, new: bool) -> SecretStr:
     name, setting = ("new API key", "NEW_API_KEY") if new else ("API key", "API_KEY")
     if not sys.stdin.isatty():

@@ -66,11 +66,9 @@ class EvidenceSettings(Settings):
 
 
 class ReaderSettings(Settings):
-    """The secrets that derive a KEK, in addition to the API key."""
+    """The secret that derives a KEK, in addition to the API key."""
 
     pepper: SecretStr = SecretStr("")
-    v0_pepper: SecretStr = SecretStr("")
-    v0_master_key: SecretStr | None = None
 
 
 class GatewayUrlSettings(Settings):

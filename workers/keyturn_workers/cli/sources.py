@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from itertools import compress
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from keyturn.crypto.keys import Kek
 from keyturn.errors import SourceUnavailableError, UnknownSourceError
 from keyturn.identifiers import format_time
 from keyturn.publisher.client import Publisher
@@ -32,9 +34,11 @@ from keyturn_workers.cli.output import (
     progress_display,
     quiet,
 )
+from keyturn_workers.cli.secrets import read_secret
 from keyturn_workers.cli.settings import SourceStatusSettings
 from keyturn_workers.cli.watch import LINE_INTERVAL_S
 from keyturn_workers.core.source_mapping import Source
+from keyturn_workers.pipeline.ingest import v0
 from keyturn_workers.pipeline.ingest.importing import CONNECTIONS, Import, ImportResult, NotImported
 from keyturn_workers.pipeline.ingest.record import MAX_REFUSED, SourceRecord, SourceRecords
 from keyturn_workers.pipeline.ingest.source_ingest import is_folder_marker, objects_of
@@ -118,6 +122,13 @@ def import_source(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Return once the broker has all requests.")
     ] = False,
+    v0_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with the key of objects of the earlier system (v0), which are then "
+            'opened: {"kek": base64}, or {"api_key": text, "pepper": text}.'
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Import all objects of a source.
@@ -128,6 +139,7 @@ def import_source(
     settings = PublisherSettings.read()
     own = SourceSettings.read()
     _find(own, name)
+    v0_kek = None if v0_key_file is None else _read_v0_key(v0_key_file)
     began = time.monotonic()
     try:
         with quiet():
@@ -137,6 +149,7 @@ def import_source(
                     own,
                     name,
                     prefix,
+                    v0_kek=v0_kek,
                     dry_run=dry_run,
                     wait=not no_wait,
                     as_json=as_json,
@@ -148,6 +161,13 @@ def import_source(
         raise
     seconds = round(time.monotonic() - began, 1)
     _print_result(name, prefix, result, seconds, as_json=as_json)
+
+
+def _read_v0_key(file: Path) -> Kek:
+    try:
+        return v0.parse_key(read_secret(file))
+    except ValueError as exc:  # its text repeats nothing of the file
+        raise typer.BadParameter(f"{file}: {exc}") from None
 
 
 def _find(settings: SourceSettings, name: str) -> Source:
@@ -206,6 +226,7 @@ async def _import(
     name: str,
     prefix: str,
     *,
+    v0_kek: Kek | None,
     dry_run: bool,
     wait: bool,
     as_json: bool,
@@ -218,7 +239,9 @@ async def _import(
         bucket = sources[name]
         publisher = None
         if not dry_run:
-            publisher = await stack.enter_async_context(Publisher.open(settings))
+            # What the import opens itself may be staged.
+            staging = None if v0_kek is None else own
+            publisher = await stack.enter_async_context(Publisher.open(settings, s3=staging))
         progress = stack.enter_context(_import_progress(waits=wait and not dry_run))
         if sys.stderr.isatty() or not as_json:
             await stack.enter_async_context(optional_task(lambda: progress.count(bucket, prefix)))
@@ -228,6 +251,7 @@ async def _import(
             own_bucket,
             settings.deployment,
             publisher,
+            v0_kek=v0_kek,
             wait=wait,
             on_progress=progress.show,
         )

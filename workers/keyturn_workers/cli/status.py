@@ -373,7 +373,6 @@ def _keyring_row(row: ProjectStatus) -> Row:
         "kek_id": row.kek_id,
         "master_key": row.master_key,
         "plaintext": permissions[row.plaintext],
-        "v0": permissions[row.v0],
         "earlier_keks": row.earlier_keks,
         "enrolled_at": shown_time(row.enrolled_at),
         "rotated_at": shown_time(row.rotated_at),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import SpinnerColumn, TextColumn
 
-from keyturn.crypto.keys import kek_id, user_kek, v0_user_kek
+from keyturn.crypto.keys import kek_id, user_kek
 from keyturn.identifiers import format_time
 from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import S3Settings
@@ -128,11 +128,10 @@ def _read_keys(
         settings = ReaderSettings.read()
         api_key = read_api_key(api_key_file, project, confirm=False).get_secret_value()
         kek = user_kek(api_key, project, settings.pepper.get_secret_value())
-        v0_kek = v0_user_kek(api_key, settings.v0_pepper.get_secret_value())
-        return VerificationKeys(project, "user", {"": kek}, v0_kek, generations)
+        return VerificationKeys(project, "user", {"": kek}, generations)
     if keks.project != project:
         raise typer.BadParameter(f"the admin KEK is that of {keks.project}, not of {project}")
-    return VerificationKeys(project, "admin", keks.admin_keks, generations=generations)
+    return VerificationKeys(project, "admin", keks.admin_keks, generations)
 
 
 def _check_kek_id(keys: VerificationKeys, expected: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A project's admin KEKs as a value, for decisions without I/O (SPEC 2.2, 4.6). Pure."""
+"""A project's admin KEKs as a value, for decisions without I/O (SPEC 2.2). Pure."""
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -15,25 +15,18 @@ class AdminKeks:
     `keks` is by master key id, in the order of the settings. `unavailable` are the master keys
     whose provider gave no KEK now: a wrap that opens under none of `keks` may still open under one
     of these. `wrong` are the ids by which the bucket knows another key than this process has;
-    another process may have the right one. `v0_admin_kek` is the same for all projects.
+    another process may have the right one.
     """
 
     project: str
     keks: Mapping[str, Secret] = field(default_factory=dict)
     unavailable: frozenset[str] = frozenset()
-    v0_admin_kek: Secret | None = None
     wrong: frozenset[str] = frozenset()
 
     def without(self, *, unavailable: AbstractSet[str], wrong: AbstractSet[str]) -> "AdminKeks":
         """A copy without the KEKs of master keys that proved unavailable or wrong."""
         keks = {name: kek for name, kek in self.keks.items() if name not in unavailable | wrong}
-        return AdminKeks(
-            self.project,
-            keks,
-            self.unavailable | unavailable,
-            self.v0_admin_kek,
-            self.wrong | wrong,
-        )
+        return AdminKeks(self.project, keks, self.unavailable | unavailable, self.wrong | wrong)
 
     def in_order(self, *, first: str = "") -> Iterator[tuple[str, Secret]]:
         """Each KEK with its master key's id; `first` leads."""

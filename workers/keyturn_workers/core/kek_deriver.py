@@ -20,11 +20,6 @@ class KekDeriver(Protocol):
         """The ids of the master keys of this process, in the order of the settings."""
         ...
 
-    @property
-    def v0_admin_kek(self) -> Secret | None:
-        """The admin KEK of v0; None if it is not configured."""
-        ...
-
     async def admin_kek(self, master_key: str, project: str) -> Secret:
         """A project's admin KEK under one master key.
 

@@ -36,7 +36,7 @@ class Generation:
 
     `kek` is kept until a clean sweep, and is None after it. `rotation_id` is the id of the
     rotation, or enrollment, that created the generation. `origin` describes that request; the
-    current generation's is in the keyring, and generations recorded by 0.10 have None.
+    current generation's is in the keyring, and another implementation may record none.
     """
 
     generation: int
@@ -77,8 +77,8 @@ class Keyring:
     `origin` describes the request that created the current generation. `lease_s` is the longest
     lease, in seconds, of any worker that wrote this record. Workers always write both; in another
     implementation's record they may be None and 0. `evidence` is the digest of the newest
-    evidence. `serial` counts the changes of the record (0 in a keyring of 0.10). `recovery` is the
-    id of the request that accepted a restored record, if any (SPEC 5.5).
+    evidence. `serial` counts the changes of the record (0 if another implementation recorded none).
+    `recovery` is the id of the request that accepted a restored record, if any (SPEC 5.5).
     """
 
     project: str
@@ -87,8 +87,6 @@ class Keyring:
     origin: RequestOrigin | None
     lease_s: int
     plaintext_allowed: bool = False
-    v0_allowed: bool = False
-    v0_kek: Secret | None = None
     history: tuple[Generation, ...] = ()
     evidence: str | None = None
     serial: int = 0
@@ -134,8 +132,6 @@ def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
     return {
         **_entry_json(keyring.current),
         "plaintext": _permission(allowed=keyring.plaintext_allowed),
-        "v0": _permission(allowed=keyring.v0_allowed),
-        "v0_kek": _kek_json(keyring.v0_kek),
         "history": [_entry_json(entry) for entry in keyring.history],
         **({"lease_s": keyring.lease_s} if keyring.lease_s else {}),
         **_origin_json(keyring.origin),
@@ -188,7 +184,7 @@ def keyring_from_json(project: str, master_key: str, rest: Mapping[str, Any]) ->
 
 
 def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
-    if rest["plaintext"] not in _PERMISSIONS or rest["v0"] not in _PERMISSIONS:
+    if rest["plaintext"] not in _PERMISSIONS:
         raise ValueError("permissions")
     current = _entry(rest)
     history = tuple(replace(_entry(entry), origin=_origin(entry)) for entry in rest["history"])
@@ -202,8 +198,6 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         origin=_origin(rest),
         lease_s=_lease_s(rest["lease_s"]) if "lease_s" in rest else 0,
         plaintext_allowed=rest["plaintext"] == "allowed",
-        v0_allowed=rest["v0"] == "allowed",
-        v0_kek=_kek(rest["v0_kek"]),
         history=history,
         evidence=_evidence(rest.get("evidence")),
         serial=_serial(rest.get("serial", 0)),
@@ -398,9 +392,9 @@ def forbid_plaintext(keyring: Keyring) -> Keyring:
 
 
 def retire_old_keys(keyring: Keyring) -> Keyring:
-    """Clear earlier KEKs and v0 after a clean sweep: no wrap needs them."""
+    """Clear earlier KEKs after a clean sweep: no wrap needs them."""
     history = tuple(replace(entry, kek=None) for entry in keyring.history)
-    return replace(keyring, history=history, v0_allowed=False, v0_kek=None)
+    return replace(keyring, history=history)
 
 
 def with_evidence(keyring: Keyring, digest: str) -> Keyring:

@@ -1,4 +1,4 @@
-"""Choose the DEK that a reader gets from an object (SPEC 4.5, 4.6, 9.1). Pure.
+"""Choose the DEK that a reader gets from an object (SPEC 4.5, 9.1). Pure.
 
 The user wrap comes first: if the header does not commit to its DEK, the object is
 `corrupt_object`. The admin wrap is used only if the user wrap does not open, and the reader's
@@ -18,70 +18,47 @@ from keyturn.errors import (
     NoUsableWrapError,
     WrapsDisagreeError,
 )
-from keyturn.metadata import (
-    COBBLESTONE,
-    V0_ALGORITHM,
-    Envelope,
-    Plaintext,
-    Tombstone,
-    V0Wraps,
-    Wraps,
-)
+from keyturn.metadata import Envelope, Plaintext, Tombstone, Wraps
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.keyring import Keyring
-from keyturn_workers.core.wraps import check_header, select_dek, try_v0_wrap, try_wrap
+from keyturn_workers.core.wraps import check_header, try_wrap
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderKeys:
-    """A reader's keys for one project, and its keyring's permissions.
+    """A reader's keys for one project, and its keyring's permission.
 
-    A reader that cannot read the keyring leaves `plaintext_allowed` and `v0_allowed` off, and
-    knows only `user_kek`. `user_keks` are the keyring's, by generation.
+    A reader that cannot read the keyring leaves `plaintext_allowed` off, and knows only `user_kek`.
+    `user_keks` are the keyring's, by generation.
     """
 
     project: str
     user_kek: Secret | None = None
     user_keks: Mapping[int, Secret] = field(default_factory=dict)
     admin_keks: AdminKeks = field(default_factory=lambda: AdminKeks(""))
-    v0_user_kek: Secret | None = None
     plaintext_allowed: bool = False
-    v0_allowed: bool = False
 
     @classmethod
-    def of(
-        cls,
-        keyring: Keyring,
-        admin_keks: AdminKeks,
-        envelope: Envelope,
-        user_kek: Secret | None,
-    ) -> Self:
-        """The keys for one object, of a reader with the operator's keys and a keyring.
+    def of(cls, keyring: Keyring, admin_keks: AdminKeks, user_kek: Secret | None) -> Self:
+        """The keys of a reader with the operator's keys and a keyring.
 
-        `user_kek` opens the user wrap, except for v0 bodies: such a body commits to no key, so
-        both wraps are opened, and until a sweep reaches the object, its user wrap is under the
-        KEK of its own generation (SPEC 4.6).
+        `user_kek` opens the user wrap; without it, the admin wrap opens.
         """
-        if isinstance(envelope, Wraps) and envelope.algorithm == V0_ALGORITHM:
-            user_kek = keyring.user_keks.get(envelope.generation)
         return cls(
             keyring.project,
             user_kek=user_kek,
             user_keks=keyring.user_keks,
             admin_keks=admin_keks,
-            v0_user_kek=keyring.v0_kek,
             plaintext_allowed=keyring.plaintext_allowed,
-            v0_allowed=keyring.v0_allowed,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedDek:
-    """A DEK, the wrap that it came from, and the algorithm of the body."""
+    """A DEK, and the wrap that it came from."""
 
     dek: bytes = field(repr=False)
     role: Role
-    algorithm: str
 
 
 def open_dek(
@@ -93,8 +70,8 @@ def open_dek(
 
     Raises:
         NoUsableWrapError: no wrap opens under the reader's keys.
-        CorruptObjectError: the header does not commit to the DEK, the wraps of a v0 object hold
-            different DEKs, or the object is plaintext, which is not allowed.
+        CorruptObjectError: the header does not commit to the DEK, or the object is plaintext,
+            which is not allowed.
         WrapsDisagreeError: the two wraps were made under different keyrings.
         NotFoundError: the object is a tombstone.
         KmsUnavailableError: no wrap opens, and a master key is unreachable.
@@ -106,12 +83,8 @@ def open_dek(
             return None
         case Tombstone():
             raise NotFoundError("deleted")
-        case V0Wraps():
-            return _open_v0(envelope, reader)
-        case Wraps(algorithm=algorithm) if algorithm == COBBLESTONE:
-            return _open_v1(envelope, header, object_key, reader)
         case Wraps():
-            return _open_v0_body(envelope, object_key, reader)
+            return _open_wrapped(envelope, header, object_key, reader)
 
 
 def check_not_rolled_back(keyring: Keyring, envelope: Envelope, opened: OpenedDek | None) -> None:
@@ -132,7 +105,7 @@ def check_not_rolled_back(keyring: Keyring, envelope: Envelope, opened: OpenedDe
         )
 
 
-def _open_v1(wraps: Wraps, header: bytes, object_key: str, reader: ReaderKeys) -> OpenedDek:
+def _open_wrapped(wraps: Wraps, header: bytes, object_key: str, reader: ReaderKeys) -> OpenedDek:
     role: Role = "user"
     dek = _open_user_wrap(wraps, object_key, reader)
     if dek is None:
@@ -142,7 +115,7 @@ def _open_v1(wraps: Wraps, header: bytes, object_key: str, reader: ReaderKeys) -
     check_header(dek, header)
     if role == "admin":
         _check_user_wrap(wraps, object_key, reader, dek)
-    return OpenedDek(dek, role, wraps.algorithm)
+    return OpenedDek(dek, role)
 
 
 def _check_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys, dek: bytes) -> None:
@@ -157,19 +130,6 @@ def _check_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys, dek: byt
     user = try_wrap(wraps, "user", object_key, reader.project, kek, (wraps.generation,))
     if user is None or user.dek != dek:
         raise WrapsDisagreeError("the wraps of this object come from different keyrings")
-
-
-def _open_v0_body(wraps: Wraps, object_key: str, reader: ReaderKeys) -> OpenedDek:
-    """A v0 body does not commit to its key, so both wraps must open, to the same DEK."""
-    user = _open_user_wrap(wraps, object_key, reader)
-    admin = _open_admin_wrap(wraps, object_key, reader)
-    if user is None and admin is not None:
-        _check_user_wrap(wraps, object_key, reader, admin)
-    if user is None or admin is None:
-        raise NoUsableWrapError("an object of the earlier system needs both keys to open")
-    if user != admin:
-        raise CorruptObjectError("the wraps hold different DEKs")
-    return OpenedDek(user, "user", wraps.algorithm)
 
 
 def _open_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes | None:
@@ -188,12 +148,3 @@ def _open_admin_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes
             return opened.dek
     reader.admin_keks.check_complete()
     return None
-
-
-def _open_v0(wraps: V0Wraps, reader: ReaderKeys) -> OpenedDek:
-    if not reader.v0_allowed:
-        raise NoUsableWrapError("wraps of the earlier system, and v0 is forbidden")
-    user = try_v0_wrap(reader.v0_user_kek, wraps.user)
-    admin = try_v0_wrap(reader.admin_keks.v0_admin_kek, wraps.admin)
-    dek = select_dek(admin, user)
-    return OpenedDek(dek, "admin" if user is None else "user", V0_ALGORITHM)

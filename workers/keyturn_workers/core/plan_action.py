@@ -1,19 +1,17 @@
-"""Plan the change of one object, as a function of values (SPEC 4.5 to 4.7, 5.4, 8.2, 8.7). Pure.
+"""Plan the change of one object, as a function of values (SPEC 4.5, 4.6, 5.4, 8.2, 8.7). Pure.
 
 `pipeline.objects.apply` carries out the plan. The plan never trusts a label. It never wraps a DEK
-to which the body does not commit, or, for a v0 body, that does not open the body. It never chooses
-between two wraps that both open and differ: the holder of an API key could otherwise make the
-user's and the operator's view of an object differ. And it never lets an admin wrap vouch for an
-object whose user wrap was made under another keyring: a thief who restored an old keyring would
-get the object wrapped for a new key.
+to which the body does not commit. It never chooses between two wraps that both open and differ: the
+holder of an API key could otherwise make the user's and the operator's view of an object differ.
+And it never lets an admin wrap vouch for an object whose user wrap was made under another keyring:
+a thief who restored an old keyring would get the object wrapped for a new key.
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import plaintext_size
-from keyturn.crypto.keys import Secret
 from keyturn.crypto.wraps import seal_tombstone
 from keyturn.errors import (
     ArchivedObjectError,
@@ -22,7 +20,7 @@ from keyturn.errors import (
     NoUsableWrapError,
     WrapsDisagreeError,
 )
-from keyturn.metadata import V0_ALGORITHM, Plaintext, Tombstone, V0Wraps, Wraps
+from keyturn.metadata import Plaintext, Tombstone, Wraps
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.keyring import DesiredState, Keyring
 from keyturn_workers.core.storage_values import ObjectHead
@@ -34,7 +32,6 @@ from keyturn_workers.core.wraps import (
     open_wraps,
     select_dek,
     try_tombstone,
-    try_v0_wrap,
     wrap,
 )
 
@@ -48,9 +45,6 @@ __all__ = [
     "Rewrap",
     "plan_action",
 ]
-
-V0_MIN_BYTES: Final = 28
-"""Nonce (12) and tag (16): no v0 body is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +67,9 @@ class NoOp:
 
 @dataclass(frozen=True, slots=True)
 class Rewrap:
-    """New wraps for an unchanged body.
-
-    A v0 body commits to no key: if `body_dek` is given, the whole body must open under it first.
-    """
+    """New wraps for an unchanged body."""
 
     wraps: Wraps
-    body_dek: Secret | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +115,7 @@ def plan_action(
         UnknownAlgorithmError: `enc-algo` is not an algorithm of SPEC 4.
         CorruptObjectError: metadata stripped or unreadable, a body cut short, wraps that
             disagree, a DEK that the header does not commit to, forbidden plaintext.
-        NoUsableWrapError: no wrap opens, or the wraps are v0's and v0 is forbidden.
+        NoUsableWrapError: no wrap opens.
         WrapsDisagreeError: the two wraps were made under different keyrings, and no repair was
             requested.
         ArchivedObjectError: its body must be restored before it can be read or copied.
@@ -142,39 +132,28 @@ def plan_action(
             return _plan_plaintext(view, target)
         case Tombstone():
             return _plan_tombstone(envelope, view, target)
-        case V0Wraps():
-            return _plan_v0(envelope, view, target)
 
 
 def _plan_wrapped(wraps: Wraps, view: ObjectView, target: _Target) -> NoOp | Rewrap:
     object_key, keyring, desired = target.object_key, target.keyring, target.desired
-    is_v0_body = wraps.algorithm == V0_ALGORITHM
-    _check_length(view.head, is_v0_body=is_v0_body)
+    _check_length(view.head)
     opened = open_wraps(wraps, object_key, keyring, desired, target.admin_keks)
     admin, user = opened.admin, opened.user
     if admin is None and user is None and target.options.repair:
         user = open_user_wrap_with_earlier_kek(wraps, object_key, keyring)
     dek = select_dek(admin, user)
-    if not is_v0_body:
-        check_header(dek, view.header)
+    check_header(dek, view.header)
     if opened.disagree and not target.options.repair:
         raise WrapsDisagreeError(
             "the user wrap does not hold the admin wrap's DEK under the KEK of its generation"
         )
     if is_current(wraps, admin, user, desired):
         return NoOp("current")
-    # The admin wrap vouches for a v0 body. A DEK from only the user wrap proves nothing: the
-    # holder of the API key could have wrapped any bytes.
-    unproven = Secret(dek) if is_v0_body and admin is None else None
-    return Rewrap(wrap(desired, object_key, dek, algorithm=wraps.algorithm), unproven)
+    return Rewrap(wrap(desired, object_key, dek))
 
 
-def _check_length(head: ObjectHead, *, is_v0_body: bool) -> None:
+def _check_length(head: ObjectHead) -> None:
     _check_not_archived(head)
-    if is_v0_body:
-        if head.size_bytes < V0_MIN_BYTES:
-            raise CorruptObjectError("no body of the earlier system has this length")
-        return
     try:
         plaintext_size(head.size_bytes)
     except ChunkError as exc:
@@ -217,14 +196,3 @@ def _plan_tombstone(
             )
     target.admin_keks.check_complete()
     raise NoUsableWrapError("the tombstone opens under no available master key")
-
-
-def _plan_v0(wraps: V0Wraps, view: ObjectView, target: _Target) -> Rewrap:
-    if not target.keyring.v0_allowed:
-        # Nothing binds v0 wraps to this object: they could have been moved here.
-        raise NoUsableWrapError("wraps of the earlier system, and v0 is forbidden")
-    _check_length(view.head, is_v0_body=True)
-    admin = try_v0_wrap(target.admin_keks.v0_admin_kek, wraps.admin)
-    user = try_v0_wrap(target.keyring.v0_kek, wraps.user)
-    dek = select_dek(admin, user)
-    return Rewrap(wrap(target.desired, target.object_key, dek, algorithm=V0_ALGORITHM), Secret(dek))

@@ -1,4 +1,4 @@
-"""Make, open and verify the two wraps of a DEK (SPEC 4.3, 4.6, 7.1, 8.2). Pure.
+"""Make, open and verify the two wraps of a DEK (SPEC 4.3, 7.1, 8.2). Pure.
 
 Labels are hints, never proof. A wrap is tried at the generations of the desired state and of its
 label, then at every generation that the project ever had, so that a wrong label makes no object
@@ -21,32 +21,27 @@ from keyturn.crypto.wraps import (
     Role,
     open_tombstone,
     unwrap_dek,
-    v0_unwrap_dek,
     wrap_dek,
 )
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError, SealError
-from keyturn.metadata import COBBLESTONE, DELETED, Plaintext, Tombstone, V0Wraps, Wraps
+from keyturn.metadata import COBBLESTONE, DELETED, Plaintext, Tombstone, Wraps
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.keyring import DesiredState, Keyring
 
 
-def wrap(
-    desired: DesiredState, object_key: str, dek: bytes, *, algorithm: str = COBBLESTONE
-) -> Wraps:
+def wrap(desired: DesiredState, object_key: str, dek: bytes) -> Wraps:
     """Wrap a 32-byte DEK under both KEKs, bound to algorithm, project, key and generation."""
-    user = _wrap(desired, "user", desired.user_kek, object_key, dek, algorithm)
-    admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek, algorithm)
+    user = _wrap(desired, "user", desired.user_kek, object_key, dek)
+    admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek)
     generation = desired.generation
-    return Wraps(algorithm, user, admin, generation, desired.kek_id, desired.master_key)
+    return Wraps(COBBLESTONE, user, admin, generation, desired.kek_id, desired.master_key)
 
 
-def _wrap(
-    desired: DesiredState, role: Role, kek: Secret, object_key: str, dek: bytes, algorithm: str
-) -> bytes:
+def _wrap(desired: DesiredState, role: Role, kek: Secret, object_key: str, dek: bytes) -> bytes:
     return wrap_dek(
         kek,
         role,
-        algorithm=algorithm,
+        algorithm=COBBLESTONE,
         project=desired.project,
         object_key=object_key,
         generation=desired.generation,
@@ -81,10 +76,7 @@ def build_tombstone_metadata(sealed: bytes) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class OpenedWrap:
-    """A DEK, and where its wrap opened.
-
-    `generation` is 0 for a v0 wrap; `master_key` is empty for a user wrap.
-    """
+    """A DEK, and where its wrap opened; `master_key` is empty for a user wrap."""
 
     dek: bytes = field(repr=False)
     generation: int
@@ -228,16 +220,6 @@ def try_wrap(
     return None
 
 
-def try_v0_wrap(kek: Secret | None, wrap: bytes | None) -> OpenedWrap | None:
-    """Open a v0 wrap; None if the KEK or the wrap is missing or does not fit."""
-    if kek is None or wrap is None:
-        return None
-    try:
-        return OpenedWrap(v0_unwrap_dek(kek, wrap), 0)
-    except SealError:
-        return None
-
-
 def try_tombstone(kek: Secret, project: str, object_key: str, sealed: bytes) -> str | None:
     """The time of a tombstone's delete; None if it does not open under this KEK."""
     try:
@@ -310,8 +292,7 @@ def verify_upload(
     dek = select_dek(opened.admin, opened.user)
     if opened.disagree:
         raise CorruptObjectError("the user wrap does not open")
-    if wraps.algorithm == COBBLESTONE:  # a v0 body commits to no key (SPEC 4.6)
-        check_header(dek, header)
+    check_header(dek, header)
     current = is_current(wraps, opened.admin, opened.user, desired)
     return Verification(dek, current=current)
 
@@ -330,11 +311,11 @@ def check_header(dek: bytes, header: bytes) -> None:
 class KeyUsage:
     """An object's kind, and the master key that opened its admin wrap or tombstone.
 
-    `generation` is the admin wrap's; None for tombstones, which have none, and for plaintext
-    and v0 objects, which depend on no master key.
+    `generation` is the admin wrap's; None for tombstones, which have none, and for plaintext,
+    which depends on no master key.
     """
 
-    kind: Literal["encrypted", "tombstone", "plaintext", "v0"]
+    kind: Literal["encrypted", "tombstone", "plaintext"]
     generation: int | None = None
     master_key: str | None = None
 
@@ -360,8 +341,6 @@ def find_key_usage(
     match object_metadata.parse(metadata):
         case Plaintext():
             return KeyUsage("plaintext")
-        case V0Wraps():
-            return KeyUsage("v0")
         case Tombstone(sealed):
             for master_key, kek in admin_keks.in_order():
                 if try_tombstone(kek, project, object_key, sealed) is not None:

@@ -19,7 +19,6 @@ from starlette.responses import Response
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import plaintext_size
-from keyturn.crypto.wraps import V0_OVERHEAD_BYTES
 from keyturn.errors import CodedError, MalformedRequestError, SealError, StorageUnavailableError
 from keyturn.identifiers import (
     OBJECT_KEY_MAX_BYTES,
@@ -27,7 +26,7 @@ from keyturn.identifiers import (
     is_object_key,
     object_s3_key,
 )
-from keyturn.metadata import Plaintext, Tombstone, V0Wraps, Wraps
+from keyturn.metadata import Plaintext, Tombstone, Wraps
 from keyturn_workers.core.errors import MissingError, StorageResponseError
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_port import Storage
@@ -114,7 +113,7 @@ def needs_head(keyring: Keyring, stored_bytes: int) -> bool:
 
     An object without stored bytes is a tombstone, unless another writer made it.
     """
-    return stored_bytes == 0 or keyring.plaintext_allowed or keyring.v0_allowed
+    return stored_bytes == 0 or keyring.plaintext_allowed
 
 
 def encrypted_size(stored_bytes: int) -> int | None:
@@ -141,13 +140,10 @@ def size_by_metadata(
     match envelope:
         case Plaintext():
             return stored_bytes if keyring.plaintext_allowed else None
-        case Wraps(algorithm=object_metadata.COBBLESTONE):
+        case Wraps():
             return encrypted_size(stored_bytes)
         case Tombstone():
             return None
-        case V0Wraps() if not keyring.v0_allowed:
-            return None
-    return stored_bytes - V0_OVERHEAD_BYTES if stored_bytes >= V0_OVERHEAD_BYTES else None
 
 
 LISTINGS_AT_ONCE: Final = 16

@@ -1,7 +1,6 @@
 """Opens one object for an authenticated caller, and reads its plaintext (SPEC 3.1, 4, 5.4, 9.2).
 
     EncryptedReader   Cobblestone-256: decrypted chunk by chunk, as the storage sends it
-    LegacyReader      a v0 object: opened whole before its first byte is sent
     PlaintextReader   stored without encryption: sent as it is, where the keyring allows that
 
 `ObjectOpener` chooses the reader, and opens the object with the right key. A reader never returns
@@ -26,11 +25,10 @@ from keyturn.crypto.cobblestone import (
     ChunkReader,
     plaintext_size,
 )
-from keyturn.crypto.wraps import BODY_CONTEXT, V0_OVERHEAD_BYTES, v0_open
+from keyturn.crypto.wraps import BODY_CONTEXT
 from keyturn.errors import (
     AlreadyExistsError,
     ArchivedObjectError,
-    BodyTooLargeError,
     CorruptObjectError,
     DeletedKeyError,
     NotFoundError,
@@ -54,7 +52,6 @@ from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import Lease, ObjectHead
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.request import Span
-from keyturn_workers.gateway.shares import ProjectSlots
 
 Piece = bytes | bytearray | memoryview
 Pieces = AsyncGenerator[Piece, None]
@@ -88,10 +85,8 @@ class ObjectReader(Protocol):
 
         Raises:
             CorruptObjectError: the object does not authenticate.
-            BodyTooLargeError: it is too large to be opened whole.
             NotFoundError: it has been deleted.
-            StorageUnavailableError: the storage failed, the object was replaced, or too many
-                objects are open.
+            StorageUnavailableError: the storage failed, or the object was replaced.
         """
         ...
 
@@ -309,83 +304,6 @@ def _offset(chunk: int) -> int:
     return ChunkReader.sealed_span(chunk, 0)[0]
 
 
-# Decrypting more than this would block the event loop.
-_IN_THREAD_BYTES: Final = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class LegacyLimits:
-    """Limits v0 objects, which are opened whole. `max_bytes` is the largest stored body."""
-
-    slots: ProjectSlots
-    max_bytes: int
-
-
-@dataclass(slots=True)
-class LegacyReader:
-    """Opens one v0 object.
-
-    It takes a slot of `project`, which `stack` releases: the plaintext is in memory until the
-    response is sent.
-    """
-
-    storage: Storage
-    project: str
-    s3_key: str
-    head: ObjectHead
-    dek: bytes = field(repr=False)
-    limits: LegacyLimits
-    stack: AsyncExitStack
-    _plaintext: bytes | None = field(default=None, repr=False)
-
-    @property
-    def etag(self) -> str:
-        """The storage's ETag."""
-        return f'"{self.head.etag}"'
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the plaintext, by the stored length."""
-        return max(self.head.size_bytes - V0_OVERHEAD_BYTES, 0)
-
-    async def verify(self, prefetch: Span | None = None) -> None:
-        """Open the object. See `ObjectReader`.
-
-        Raises:
-            TooManyRequestsError: the project has its share of v0 objects open.
-            GatewayBusyError: no slot became free.
-            PreconditionError: the object was replaced.
-        """
-        del prefetch
-        if self._plaintext is not None:
-            return
-        max_bytes = self.limits.max_bytes
-        if self.head.size_bytes > max_bytes:
-            raise BodyTooLargeError(
-                f"an object of the earlier system is opened whole, up to {max_bytes} bytes"
-            )
-        await self.stack.enter_async_context(self.limits.slots.hold(self.project))
-        async with self.storage.stream(self.s3_key, if_match=self.head.etag) as stream:
-            sealed = b"".join([piece async for piece in stream.chunks(PIECE_BYTES)])
-        with seal_errors_as_corrupt():
-            self._plaintext = (
-                await asyncio.to_thread(v0_open, self.dek, sealed)
-                if len(sealed) > _IN_THREAD_BYTES
-                else v0_open(self.dek, sealed)
-            )
-
-    async def read_range(self, span: Span) -> Pieces:
-        """Yield the plaintext of a range. See `ObjectReader`."""
-        await self.verify()
-        view = memoryview(self._plaintext or b"")[span.first : span.end]
-        for at in range(0, len(view), PIECE_BYTES):
-            yield view[at : at + PIECE_BYTES]
-
-    def read_all(self) -> Pieces:
-        """Yield the whole plaintext. See `ObjectReader`."""
-        return self.read_range(Span(0, self.size_bytes))
-
-
 @dataclass(slots=True)
 class PlaintextReader:
     """Streams one plaintext object."""
@@ -451,17 +369,10 @@ class ObjectOpener:
     `auth` reads the keyring again if an object is newer than the caller's snapshot of it.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        auth: Authenticator,
-        keys: KekDeriver,
-        legacy: LegacyLimits,
-    ) -> None:
+    def __init__(self, storage: Storage, auth: Authenticator, keys: KekDeriver) -> None:
         self._storage = storage
         self._auth = auth
         self._keys = keys
-        self._legacy = legacy
 
     @asynccontextmanager
     async def open(
@@ -476,8 +387,7 @@ class ObjectOpener:
             NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: see SPEC 4.
             UnauthorizedError: the caller's key has been rotated.
             KeyringRolledBackError: the keyring is older than the object (SPEC 5.4).
-            ArchivedObjectError, BodyTooLargeError, StorageUnavailableError: the object cannot
-                be read.
+            ArchivedObjectError, StorageUnavailableError: the object cannot be read.
         """
         if is_alias(object_key, self._storage.capabilities):
             raise NotFoundError("no object has this key")
@@ -496,11 +406,11 @@ class ObjectOpener:
                     size_bytes = START_BYTES if start_bytes is None else start_bytes
                     head, start = await self._storage.read_start(s3_key, size_bytes)
                 opened = await self._open_dek(caller, object_key, head, start)
-                if opened is None or opened.algorithm != COBBLESTONE:
-                    # These readers open their own connection. Holding this one meanwhile
+                if opened is None:
+                    # A reader of plaintext opens its own connection. Holding this one meanwhile
                     # could exhaust the pool, with every reader waiting for another connection.
                     await stack.aclose()
-                yield self._reader(caller.project, s3_key, head, start, opened, rest, stack)
+                yield self._reader(s3_key, head, start, opened, rest)
         except MissingError as exc:
             raise NotFoundError("no object has this key") from exc
         except ArchivedError as exc:
@@ -553,20 +463,14 @@ class ObjectOpener:
 
     def _reader(
         self,
-        project: str,
         s3_key: str,
         head: ObjectHead,
         start: bytes,
         opened: OpenedDek | None,
         rest: AsyncIterator[bytes] | None,
-        stack: AsyncExitStack,
     ) -> ObjectReader:
         if opened is None:
             return PlaintextReader(self._storage, s3_key, head)
-        if opened.algorithm != COBBLESTONE:
-            return LegacyReader(
-                self._storage, project, s3_key, head, opened.dek, self._legacy, stack
-            )
         with seal_errors_as_corrupt():
             chunks = ChunkReader(opened.dek, BODY_CONTEXT, start[:HEADER_BYTES])
             size_bytes = plaintext_size(head.size_bytes)
@@ -585,9 +489,7 @@ class ObjectOpener:
         header, kek = start[:HEADER_BYTES], caller.kek
         opened = await self._keys.open_with(
             keyring.project,
-            lambda keks: open_dek(
-                envelope, header, object_key, ReaderKeys.of(keyring, keks, envelope, kek)
-            ),
+            lambda keks: open_dek(envelope, header, object_key, ReaderKeys.of(keyring, keks, kek)),
         )
         check_not_rolled_back(keyring, envelope, opened)
         return opened

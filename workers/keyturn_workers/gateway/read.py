@@ -38,7 +38,6 @@ from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.objects import (
     START_BYTES,
-    LegacyReader,
     ObjectOpener,
     ObjectReader,
     Piece,
@@ -307,7 +306,7 @@ class ObjectRoutes:
         if byte_range is not None and not if_range_matches(headers, etag, modified):
             byte_range = None
         span = None if byte_range is None else byte_range.span(reader.size_bytes)
-        if options.head_only or byte_range is not None or isinstance(reader, LegacyReader):
+        if options.head_only or byte_range is not None:
             await reader.verify(span)
         if byte_range is None or byte_range.is_suffix_of_empty(reader.size_bytes):
             return None
@@ -384,11 +383,10 @@ def _start_bytes(
     """Return how many bytes of the object to read first; None streams all of it (SPEC 9.2).
 
     A plain GET streams from the first byte. If the response depends on the object, or the
-    object may be a plaintext or v0 object, only its beginning is read first: no chunk that the
-    response does not need.
+    object may be plaintext, only its beginning is read first: no chunk that the response does not
+    need.
     """
-    keyring = caller.snapshot.keyring
-    maybe_unencrypted = keyring.plaintext_allowed or keyring.v0_allowed
+    maybe_unencrypted = caller.snapshot.keyring.plaintext_allowed
     conditional = has_conditions(headers)
     if not (head_only or byte_range is not None or maybe_unencrypted or conditional):
         return None

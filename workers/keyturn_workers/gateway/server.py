@@ -30,8 +30,7 @@ from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.listing import HEADS_AT_ONCE
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.objects import LegacyLimits, ObjectOpener
-from keyturn_workers.gateway.shares import ProjectSlots
+from keyturn_workers.gateway.objects import ObjectOpener
 from keyturn_workers.keys.audit.trail import log_kek_derived
 from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
 from keyturn_workers.keys.keyring.reader import KeyringReader
@@ -57,7 +56,6 @@ _SPARE_CONNECTIONS: Final = 16
 # differ.
 _LEASE_S: Final = 15
 _CONNECTIONS_PER_REQUEST: Final = 4
-_V0_SLOT_WAIT_S: Final = 5.0
 # How long a request waits for a broker with an active alarm: its 503 comes within a second.
 _ALARM_TIMEOUT_S: Final = 0.5
 # How long a start waits for the marks of keyrings, if the broker is available.
@@ -135,7 +133,6 @@ async def open_app(
             settings,
             storage,
             seals=False,
-            v0_master_key=settings.v0_master_key,
             on_derived=log_kek_derived,  # it has no event key to sign an audit record with
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
@@ -161,14 +158,7 @@ async def open_app(
             deployment=settings.deployment,
             cache_s=settings.keyring_cache_s,
         )
-        v0_slots = ProjectSlots(
-            settings.gateway_v0_concurrency,
-            settings.gateway_project_share,
-            "reads of v0 objects",
-            wait_s=_V0_SLOT_WAIT_S,
-        )
-        legacy = LegacyLimits(v0_slots, settings.gateway_v0_max_bytes)
-        opener = ObjectOpener(storage, auth, keys, legacy)
+        opener = ObjectOpener(storage, auth, keys)
         sweeps = SweepStore(storage, keys)
         gateway = Gateway(settings, auth, opener, storage, sweeps, publisher, metrics)
         purging = asyncio.create_task(keys.purge_periodically())

@@ -1,8 +1,7 @@
 """Limits on one project's concurrent use of one gateway (SPEC 9.3).
 
     ConcurrencyLimit   concurrent requests
-    ProjectSlots       larger bodies that are received, and open v0 objects: callers wait
-                       briefly for a free slot
+    ProjectSlots       larger bodies that are received: callers wait briefly for a free slot
     SharedLimit        listings and reads of many keys: more of them wait
     Staging            bytes in staging that are not stored yet (`uploads`)
 

@@ -1,8 +1,8 @@
 """Reading one object's plaintext from the bucket, with the operator's keys (SPEC 3.1, 4, 5.4, 8.7).
 
 An independent reader: it trusts nothing that an event says. It holds one piece of the body at a
-time; a v0 object is opened whole, up to a limit. It never yields a byte that is not authenticated,
-nor mistakes the end of a stream for the end of a body.
+time. It never yields a byte that is not authenticated, nor mistakes the end of a stream for the end
+of a body.
 """
 
 from collections.abc import AsyncIterator
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import HEADER_BYTES, Opener, plaintext_size
-from keyturn.crypto.wraps import BODY_CONTEXT, V0_OVERHEAD_BYTES, v0_open
+from keyturn.crypto.wraps import BODY_CONTEXT
 from keyturn.errors import (
     ArchivedObjectError,
-    BodyTooLargeError,
     ChunkError,
     CorruptObjectError,
     NotFoundError,
@@ -23,7 +22,7 @@ from keyturn.errors import (
 )
 from keyturn.gateway.responses import ObjectInfo
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn.metadata import COBBLESTONE, Envelope
+from keyturn.metadata import Envelope
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.body_stream import read_first_bytes
 from keyturn_workers.core.errors import ArchivedError, MissingError
@@ -37,15 +36,11 @@ if TYPE_CHECKING:
     from keyturn_workers.core.storage_values import ObjectHead
 
 READ_BYTES: Final = 1024 * 1024
-V0_MAX_BYTES: Final = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorAccess:
-    """Access by the operator's keys.
-
-    Only admin wraps are opened, but for v0 bodies, where both wraps must agree.
-    """
+    """Access by the operator's keys. Only admin wraps are opened."""
 
     project: str
     operator_keys: KekDeriver
@@ -74,9 +69,7 @@ class OpenObject:
             CorruptObjectError: no body can have its length.
         """
         size_bytes = self.head.size_bytes
-        if self.opened is not None and self.opened.algorithm != COBBLESTONE:
-            size_bytes = max(size_bytes - V0_OVERHEAD_BYTES, 0)
-        elif self.opened is not None:
+        if self.opened is not None:
             try:
                 size_bytes = plaintext_size(size_bytes)
             except ChunkError as exc:
@@ -95,7 +88,6 @@ class OpenObject:
 
         Raises:
             CorruptObjectError: a chunk fails, or the body is cut.
-            BodyTooLargeError: a v0 body above the limit.
             StorageUnavailableError: the connection broke.
         """
         if self.opened is None:
@@ -103,30 +95,19 @@ class OpenObject:
             async for piece in self._rest:
                 yield piece
             return
-        opening = self._v1 if self.opened.algorithm == COBBLESTONE else self._v0
         try:
-            async for piece in opening(self.opened.dek):
+            async for piece in self._decrypt(self.opened.dek):
                 if piece:
                     yield piece
         except SealError as exc:
             raise CorruptObjectError("the body does not authenticate") from exc
 
-    async def _v1(self, dek: bytes) -> AsyncIterator[bytes]:
+    async def _decrypt(self, dek: bytes) -> AsyncIterator[bytes]:
         opener = Opener(dek, BODY_CONTEXT, self._start[:HEADER_BYTES])
         yield opener.update(self._start[HEADER_BYTES:])
         async for piece in self._rest:
             yield opener.update(piece)
         yield opener.finish()
-
-    async def _v0(self, dek: bytes) -> AsyncIterator[bytes]:
-        if self.head.size_bytes > V0_MAX_BYTES:
-            raise BodyTooLargeError(
-                f"an object of the earlier system is opened whole, up to {V0_MAX_BYTES} bytes"
-            )
-        sealed = bytearray(self._start)
-        async for piece in self._rest:
-            sealed += piece
-        yield v0_open(dek, bytes(sealed))
 
 
 @asynccontextmanager
@@ -172,7 +153,7 @@ async def _open_dek(
     def opening(keks: AdminKeks) -> OpenedDek | None:
         reader = ReaderKeys(access.project, admin_keks=keks)
         if keyring is not None:
-            reader = ReaderKeys.of(keyring, keks, envelope, None)
+            reader = ReaderKeys.of(keyring, keks, None)
         return open_dek(envelope, header, object_key, reader)
 
     return await access.operator_keys.open_with(access.project, opening)
@@ -181,7 +162,7 @@ async def _open_dek(
 async def _read_keyring(storage: Storage, access: OperatorAccess) -> Keyring | None:
     """Return the keyring, if it exists.
 
-    Without it the master key still opens its wraps, but no v0 or plaintext is allowed.
+    Without it the master key still opens its wraps, but no plaintext is allowed.
     """
     try:
         _, record = await storage.read(keyring_s3_key(access.project))

@@ -239,7 +239,6 @@ class WorkerSettings(
     # The signer of the role `ingest`: one of PUBLISHERS, with a grant for the sources.
     publisher_name: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] | None = None
     publisher_key: SigningKeySetting | None = None
-    v0_master_key: SecretStr | None = None
     encryption_enabled: bool = True
     allow_unsafe_storage: bool = False
     lease_s: Annotated[int, Field(ge=1, le=3600)] = 15
@@ -306,7 +305,6 @@ class WorkerSettings(
 class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     """Settings of the gateway, which is a publisher and opens objects."""
 
-    v0_master_key: SecretStr | None = None
     keyring_cache_s: Annotated[float, Field(ge=0, le=60)] = 2
     presign_plaintext: bool = True
     gateway_host: str = "127.0.0.1"
@@ -338,9 +336,6 @@ class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
     gateway_delete: Literal["allowed", "forbidden"] = "allowed"
     # The origins whose pages may read responses in a browser; none: no CORS headers.
     gateway_cors_origins: CorsOrigins = ()
-    # v0 objects are opened whole, a few at a time.
-    gateway_v0_max_bytes: Annotated[int, Field(ge=1)] = 64 * _MIB
-    gateway_v0_concurrency: Annotated[int, Field(ge=1, le=200)] = 4
     # A client whose request's head takes longer is disconnected.
     gateway_head_timeout_s: Annotated[float, Field(gt=0)] = 15
     # A client that reads or sends nothing for this long is disconnected.

@@ -2,7 +2,7 @@
  * The DEK that a project's API key opens, from an object's metadata (SPEC 2.1, 4).
  *
  * Without the operator's keys and the keyring there is only the user wrap. So no plaintext object
- * is opened, which only the keyring can allow, and none of the earlier system.
+ * is opened, which only the keyring can allow.
  */
 import { CodedError, KeyturnError, NotFoundError } from "../errors.ts";
 import { checkApiKey, checkObjectKey, checkProject, malformed } from "../names.ts";
@@ -73,9 +73,6 @@ function userWrap(metadata: Readonly<Record<string, string>>): {
   }
   if (algorithm === "deleted") {
     throw new NotFoundError("not_found", "the object was deleted");
-  }
-  if (algorithm === "AES-256-GCM") {
-    throw noUsableWrap("an object of the earlier system: only the gateway opens it");
   }
   if (algorithm !== ALGORITHM) {
     throw new CodedError("unknown_algorithm", shown(algorithm));

@@ -28,7 +28,7 @@ def test_intake_round_trip() -> None:
 
 
 def test_infos_are_for_one_purpose_each() -> None:
-    infos = [INFO, kek_info("enroll", "id", "acme"), kek_info("v0", "id", "acme")]
+    infos = [INFO, kek_info("enroll", "id", "acme"), kek_info("rotation", "id", "acme")]
     infos += [kek_info("rotation", "id", "acme"), kek_info("enroll", "id2", "acme")]
     infos += [kek_info("enroll", "id", "acme2"), upload_info("id", "acme", "a")]
     assert len(set(infos)) == len(infos)

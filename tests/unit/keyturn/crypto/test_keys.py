@@ -16,7 +16,6 @@ from keyturn.crypto import (
     new_dek,
     record_kek,
     user_kek,
-    v0_user_kek,
 )
 from keyturn.crypto.labels import label
 
@@ -68,7 +67,6 @@ def test_each_derivation_is_for_one_thing() -> None:
         admin_kek(MASTER, "acme"),
         admin_kek(MASTER, "acme2"),
         record_kek(MASTER, "acme"),
-        v0_user_kek(API_KEY, ""),
     ]
     assert len({kek.reveal() for kek in keks}) == len(keks)
     assert len({kek_id(kek) for kek in keks}) == len(keks)

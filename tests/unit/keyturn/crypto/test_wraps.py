@@ -1,9 +1,7 @@
-"""A wrap, a record or a tombstone opens only in its own place (SPEC 4.3, 4.6, 5.1, 8.7)."""
+"""A wrap, a record or a tombstone opens only in its own place (SPEC 4.3, 5.1, 8.7)."""
 
 from __future__ import annotations
 
-import os
-from itertools import pairwise
 from typing import Any, Final
 
 import pytest
@@ -14,7 +12,6 @@ from keyturn.crypto import (
     Role,
     SealError,
     Secret,
-    V0Opener,
     new_dek,
     open_record,
     open_tombstone,
@@ -22,9 +19,6 @@ from keyturn.crypto import (
     seal_record,
     seal_tombstone,
     unwrap_dek,
-    v0_open,
-    v0_seal,
-    v0_unwrap_dek,
     wrap_dek,
 )
 
@@ -98,18 +92,6 @@ def test_a_tombstone_that_is_no_text_is_refused() -> None:
         open_tombstone(KEK, "acme", "a", sealed)
 
 
-def test_v0() -> None:
-    dek = new_dek()
-    assert v0_open(dek, v0_seal(dek, b"old")) == b"old"
-    assert v0_unwrap_dek(KEK, v0_seal(KEK.reveal(), dek)) == dek
-    with pytest.raises(SealError):
-        v0_unwrap_dek(OTHER, v0_seal(KEK.reveal(), dek))
-    with pytest.raises(SealError):
-        v0_unwrap_dek(KEK, v0_seal(KEK.reveal(), dek[:16]))
-    with pytest.raises(SealError):
-        v0_open(dek[:16], v0_seal(dek[:16], b"AES-128 is none of ours"))
-
-
 @given(st.binary(max_size=200))
 def test_whatever_the_bytes_only_seal_errors_come_out(data: bytes) -> None:
     with pytest.raises(SealError):
@@ -118,90 +100,3 @@ def test_whatever_the_bytes_only_seal_errors_come_out(data: bytes) -> None:
         open_record(KEK, "k", data)
     with pytest.raises(SealError):
         open_tombstone(KEK, "acme", "a", data)
-    with pytest.raises(SealError):
-        v0_open(KEK.reveal(), data)
-    with pytest.raises(SealError):
-        v0_unwrap_dek(KEK, data)
-
-
-def _check_v0(sealed: bytes, piece_bytes: int, key: bytes = DEK) -> None:
-    opener = V0Opener(key)
-    for start in range(0, len(sealed), piece_bytes):
-        opener.feed(sealed[start : start + piece_bytes])
-    opener.finish()
-
-
-@pytest.mark.parametrize("size_bytes", SIZES)
-@pytest.mark.parametrize("piece_bytes", PIECES)
-def test_an_authentic_v0_body_passes_however_it_is_cut(size_bytes: int, piece_bytes: int) -> None:
-    _check_v0(v0_seal(DEK, os.urandom(size_bytes)), piece_bytes)
-
-
-@pytest.mark.parametrize("size_bytes", SIZES)
-@pytest.mark.parametrize("piece_bytes", [16, 17, 1_000_000])
-def test_a_v0_body_of_another_key_fails(size_bytes: int, piece_bytes: int) -> None:
-    sealed = v0_seal(new_dek(), bytes(size_bytes))
-    with pytest.raises(SealError):
-        _check_v0(sealed, piece_bytes)
-
-
-@pytest.mark.parametrize("size_bytes", [0, 1, 16, 100])
-def test_every_flip_and_every_cut_of_a_v0_body_fails(size_bytes: int) -> None:
-    sealed = v0_seal(DEK, bytes(size_bytes))
-    for at in range(len(sealed)):
-        flipped = bytearray(sealed)
-        flipped[at] ^= 1
-        for broken in (bytes(flipped), sealed[:at]):
-            with pytest.raises(SealError):
-                _check_v0(broken, 16)
-    with pytest.raises(SealError):
-        _check_v0(sealed + b"\0", 16)
-
-
-@given(st.binary(max_size=200), st.lists(st.integers(0, 230), max_size=12), st.booleans())
-def test_a_v0_body_in_pieces_opens_if_it_opens_whole(
-    plaintext: bytes,
-    cuts: list[int],
-    broken: bool,
-) -> None:
-    sealed = v0_seal(DEK, plaintext)
-    if broken:
-        sealed = sealed[:-1]
-    borders = [0, *sorted(min(cut, len(sealed)) for cut in cuts), len(sealed)]
-    opener = V0Opener(DEK)
-    for start, end in pairwise(borders):
-        opener.feed(memoryview(sealed)[start:end])
-    if broken:
-        with pytest.raises(SealError):
-            v0_open(DEK, sealed)
-        with pytest.raises(SealError):
-            opener.finish()
-    else:
-        assert v0_open(DEK, sealed) == plaintext
-        opener.finish()
-
-
-def test_a_v0_opener_is_used_once() -> None:
-    opener = V0Opener(DEK)
-    opener.feed(v0_seal(DEK, b"old"))
-    opener.finish()
-    with pytest.raises(SealError):
-        opener.finish()
-    with pytest.raises(SealError):
-        opener.feed(b"more")
-
-
-def test_a_v0_body_that_failed_is_not_mended_by_more() -> None:
-    sealed = v0_seal(DEK, b"old")
-    opener = V0Opener(DEK)
-    opener.feed(sealed[:-1])
-    with pytest.raises(SealError):
-        opener.finish()
-    with pytest.raises(SealError):
-        opener.feed(sealed[-1:])
-
-
-@pytest.mark.parametrize("length", [0, 16, 24, 31, 33])
-def test_a_v0_key_of_another_length_opens_nothing(length: int) -> None:
-    with pytest.raises(SealError):
-        V0Opener(bytes(length))

@@ -51,15 +51,8 @@ def test_fields_that_a_later_version_adds_are_ignored() -> None:
     assert Statement.from_payload(json.dumps(later).encode()) == statement()
 
 
-def test_evidence_of_0_10_names_no_origins() -> None:
-    before = document()
-    del before["predicate"]["origins"], before["predicate"]["origin_count"]
-    predicate = Statement.from_payload(json.dumps(before).encode()).predicate
-    assert (predicate.origins, predicate.origin_count) == ([], 0)
-
-
-@pytest.mark.parametrize("missing", sorted(fields().keys() - {"origins", "origin_count"}))
-def test_every_other_field_is_required(missing: str) -> None:
+@pytest.mark.parametrize("missing", sorted(fields()))
+def test_every_field_is_required(missing: str) -> None:
     payload = document()
     del payload["predicate"][missing]
     with pytest.raises(MalformedEvidenceError):
@@ -76,6 +69,7 @@ def test_every_other_field_is_required(missing: str) -> None:
         {"publisher": "Billing"},
         {"request": "ab" * 31},
         {"origins": None},
+        {"origins": []},
         {"origins": [{**ORIGIN, "kind": "part"}]},
         {"origins": [{**ORIGIN, "id": "x"}]},
         {"origins": [{**ORIGIN, "publisher": "Billing"}]},

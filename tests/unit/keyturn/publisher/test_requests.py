@@ -64,8 +64,6 @@ def _enroll(**change: Any) -> Any:
         "project": "acme",
         "api_key": API_KEY,
         "plaintext": False,
-        "v0": False,
-        "v0_api_key": None,
         "adopt": False,
         "request_id": requests.new_id(),
     }
@@ -153,13 +151,6 @@ def test_enrollment_seals_the_kek_of_the_key_and_the_pepper(as_secret: bool) -> 
     info = kek_info("enroll", request.request_id, "acme")
     kek = INTAKE.open(from_base64(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
-
-
-def test_v0_is_allowed_with_and_without_its_key() -> None:
-    assert _enroll(v0=True).v0 == "allowed"
-    assert _enroll(v0=True).sealed_v0_kek is None
-    assert _enroll(v0_api_key="old").v0 == "allowed"
-    assert _enroll(v0_api_key="old").sealed_v0_kek is not None
 
 
 def test_a_rotation_seals_the_kek_of_the_new_key_for_this_rotation_alone() -> None:

@@ -1,4 +1,4 @@
-"""`keyturn ls` and `keyturn inspect`: what metadata claims, without any key (SPEC 4.3 to 4.7)."""
+"""`keyturn ls` and `keyturn inspect`: what metadata claims, without any key (SPEC 4.3 to 4.6)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tests.unit.keyturn_workers.factories import (
     enc,
     keyring,
     sealed_object,
-    v0_metadata,
 )
 from tools.harness.local_keys import desired_state
 from tools.harness.memory_storage import MemoryStorage
@@ -138,7 +137,7 @@ def test_an_object_that_is_not_there_is_not_found() -> None:
         ({}, 7, {"kind": "plaintext", "plaintext_bytes": 7}),
         ({"enc-upload": "of no wrap"}, 7, {"kind": "plaintext"}),
         ({"enc-algo": "deleted", "enc-dek-admin": "AAAA"}, 0, {"kind": "tombstone"}),
-        ({"enc-algo": "AES-256-GCM", "enc-dek-user": "AAAA"}, 40, {"kind": "v0"}),
+        ({"enc-algo": "AES-256-GCM", "enc-dek-user": "AAAA"}, 40, {"kind": "unknown"}),
         ({"enc-dek-user": "AAAA"}, 40, {"kind": "corrupt"}),
         (enc(_WRAPS), 10, {"kind": "encrypted", "plaintext_bytes": None}),
         (
@@ -146,12 +145,6 @@ def test_an_object_that_is_not_there_is_not_found() -> None:
             len(seal(new_dek(), BODY_CONTEXT, b"12345")),
             {"kind": "encrypted", "plaintext_bytes": 5},
         ),
-        (
-            v0_metadata(new_dek(), None),
-            30,
-            {"kind": "v0", "plaintext_bytes": 2, "wrap_bytes_user": 60, "wrap_bytes_admin": None},
-        ),
-        (v0_metadata(None, new_dek()), 3, {"kind": "v0", "plaintext_bytes": 0}),
         ({"enc-algo": "ROT13"}, 7, {"kind": "unknown", "code": "unknown_algorithm"}),
         ({"enc-algo": "Cobblestone-256"}, 7, {"kind": "corrupt", "code": "corrupt_object"}),
     ],

@@ -78,27 +78,19 @@ def test_a_project_is_enrolled_with_nothing_allowed(fake: Commands) -> None:
     assert result.exit_code == 0, result.stderr
     sent = _sent(fake)
     assert sent["api_key"].get_secret_value() == KEY
-    assert (sent["plaintext"], sent["v0"], sent["v0_api_key"], sent["adopt"]) == (
-        False,
-        False,
-        None,
-        False,
-    )
+    assert (sent["plaintext"], sent["adopt"]) == (False, False)
     header, row = result.stdout.splitlines()
     assert header.split() == ["project", "status", "generation", "request_id"]
     assert row.split() == ["acme", "enrolled", "1", sent["request_id"]]
     assert KEY not in result.output
 
 
-def test_what_the_project_may_hold_is_requested_by_options(fake: Commands, tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    old.write_text("the key of the earlier system\n")
+def test_what_the_project_may_hold_is_requested_by_options(fake: Commands) -> None:
     fake.publisher.script = _enrolled
-    options = ("--plaintext", "--v0", "--adopt", "--v0-api-key-file", str(old))
+    options = ("--plaintext", "--adopt")
     assert fake.run("enroll", "acme", *options, API_KEY=KEY).exit_code == 0
     sent = _sent(fake)
-    assert (sent["plaintext"], sent["v0"], sent["adopt"]) == (True, True, True)
-    assert sent["v0_api_key"].get_secret_value() == "the key of the earlier system"
+    assert (sent["plaintext"], sent["adopt"]) == (True, True)
 
 
 def test_without_waiting_the_request_is_queued(fake: Commands) -> None:
@@ -113,12 +105,12 @@ def test_without_waiting_the_request_is_queued(fake: Commands) -> None:
     }
 
 
-@pytest.mark.parametrize("options", [["--v0-api-key-file", "nowhere"], ["--timeout-s", "0"]])
 def test_wrong_usage_leaves_no_key_behind_and_publishes_nothing(
-    fake: Commands, tmp_path: Path, options: list[str]
+    fake: Commands, tmp_path: Path
 ) -> None:
     target = tmp_path / "new"
-    result = fake.run("enroll", "acme", "--generate", "--save-to", str(target), *options)
+    options = ("--generate", "--save-to", str(target), "--timeout-s", "0")
+    result = fake.run("enroll", "acme", *options)
     assert result.exit_code in (1, 2)
     assert not target.exists()
     assert fake.publisher.sent == []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import SigningKey, new_dek, to_base64
+from keyturn.crypto import SigningKey, to_base64
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import reports, status
@@ -25,7 +25,6 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     rotated,
     sealed_object,
-    v0_metadata,
 )
 from tests.unit.keyturn_workers.reports.status.bucket import (
     all_record,
@@ -78,7 +77,7 @@ def test_objects_are_counted_by_project_kind_generation_and_master_key(bucket: B
     bucket.put(_OTHER, "a")
     bucket.delete(_SECOND, "gone")
     bucket.plant("acme/plain", {})
-    bucket.plant("acme/old", v0_metadata(new_dek(), new_dek()))
+    bucket.plant("acme/old", {"enc-algo": "AES-256-GCM", "enc-dek-user": "AAAA"})
     bucket.plant("acme/folder/", {})
     bucket.plant("Not A Project/x", {})
     bucket.plant("acme/rot", {"enc-algo": "ROT13"})
@@ -90,8 +89,7 @@ def test_objects_are_counted_by_project_kind_generation_and_master_key(bucket: B
         ("acme", "foreign", None, None, None): 1,
         ("acme", "plaintext", None, None, None): 1,
         ("acme", "tombstone", None, "m1", None): 1,
-        ("acme", "unreadable", None, None, "unknown_algorithm"): 1,
-        ("acme", "v0", None, None, None): 1,
+        ("acme", "unreadable", None, None, "unknown_algorithm"): 2,
         ("other", "encrypted", 1, "m2", None): 1,
     }
 
@@ -206,7 +204,7 @@ def test_no_objects_inspects_no_object(bucket: Bench) -> None:
 
 def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> None:
     cleared = replace(_FIRST.current, kek=None)
-    ring = replace(rotated(_SECOND), plaintext_allowed=True, v0_allowed=True)
+    ring = replace(rotated(_SECOND), plaintext_allowed=True)
     ring = replace(ring, history=(cleared, ring.history[1]), evidence="ab" * 32)
     bucket.enroll(ring)
     row = bucket.json("--no-objects")["keyrings"][0]
@@ -216,7 +214,6 @@ def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> 
         "kek_id": ring.current.kek_id,
         "master_key": "m1",
         "plaintext": "allowed",
-        "v0": "allowed",
         "earlier_keks": 1,
         "enrolled_at": "2026-11-24T10:00:00Z",
         "rotated_at": "2026-11-24T10:00:00Z",

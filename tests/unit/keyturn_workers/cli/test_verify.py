@@ -14,11 +14,7 @@ from keyturn.crypto import (
     admin_kek,
     kek_id,
     new_api_key,
-    new_dek,
-    to_base64,
     user_kek,
-    v0_seal,
-    v0_user_kek,
 )
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.app import app
@@ -222,17 +218,6 @@ def test_further_generations_are_given(bucket: Bench) -> None:
         result = bucket.run("--expect-gone", *given, API_KEY=OLD)
         assert result.exit_code == 1
         assert "it opens 1 of 3 wraps" in result.stderr
-
-
-def test_v0_wraps_are_tried_with_the_v0_pepper(bucket: Bench) -> None:
-    kek = v0_user_kek(OLD, "old pepper")
-    wrap = to_base64(v0_seal(kek.reveal(), new_dek()))
-    v0 = {"enc-algo": "AES-256-GCM", "enc-dek-user": wrap}
-    bucket.storage.plant("acme/v0", b"x" * 60, Headers(v0))
-    result = bucket.run("--expect-gone", API_KEY=OLD, V0_PEPPER="old pepper")
-    assert "it opens 1 of 3 wraps; 0 other" in result.stderr
-    result = bucket.run("--expect-gone", API_KEY=OLD)
-    assert "it opens 0 of 2 wraps; 1 other" in result.stderr  # undecided, never called gone
 
 
 def test_the_key_in_use_is_not_gone(bucket: Bench) -> None:

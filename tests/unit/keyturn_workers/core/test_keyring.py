@@ -58,8 +58,6 @@ def _payload(ring: Keyring) -> dict[str, object]:
         "requested_at": current.requested_at,
         "at": current.at,
         "plaintext": "forbidden",
-        "v0": "forbidden",
-        "v0_kek": None,
         "history": [],
         "lease_s": ring.lease_s,
         "publisher": origin.publisher,
@@ -67,17 +65,11 @@ def _payload(ring: Keyring) -> dict[str, object]:
     }
 
 
-@given(
-    st.integers(0, 4), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["m1", "m2"])
-)
-def test_a_keyring_round_trips(
-    turns: int, plaintext: bool, v0: bool, with_v0_kek: bool, master: str
-) -> None:
+@given(st.integers(0, 4), st.booleans(), st.sampled_from(["m1", "m2"]))
+def test_a_keyring_round_trips(turns: int, plaintext: bool, master: str) -> None:
     ring = keyring(master_key=master, plaintext=plaintext)
     for _ in range(turns):
         ring = rotated(ring)
-    v0_kek = Secret(bytes(range(32))) if with_v0_kek else None
-    ring = replace(ring, v0_allowed=v0, v0_kek=v0_kek)
     assert parse_keyring(build_keyring(ring, MASTER_KEYS), "acme", MASTER_KEYS) == ring
 
 
@@ -126,7 +118,7 @@ def test_odd_serials_and_recoveries_are_refused(more: dict[str, object]) -> None
 
 
 def test_a_history_entry_has_the_fields_of_the_specification_alone() -> None:
-    """One of 0.10 names no request: it stays as it is, and readable."""
+    """One of another implementation may name no request: it stays as it is, and readable."""
     ring = rotated(keyring())
     names = ["generation", "kek_id", "kek", "rotation_id", "requested_at", "at"]
     for origin, more in ((ring.origin, ["publisher", "request"]), (None, [])):
@@ -238,7 +230,6 @@ def test_a_malformed_record_is_refused(change: dict[str, object]) -> None:
         {"kek_id": "0" * 16},
         {"rotation_id": "x"},
         {"plaintext": "maybe"},
-        {"v0": True},
         {"history": [{}]},
         {"requested_at": "yesterday"},
         {"lease_s": 0},
@@ -294,7 +285,7 @@ def test_a_generation_is_of_the_request_that_created_it() -> None:
     assert not has_origin(after, after.current, RequestOrigin("two", "3" * 64))
     assert not has_origin(after, after.current, RequestOrigin("one", "2" * 64))
     assert not has_origin(after, earlier, _LATER)
-    # As 0.10 wrote it.
+    # As another implementation may write it.
     assert not has_origin(after, replace(earlier, origin=None), first)
 
 

@@ -18,7 +18,6 @@ from keyturn.crypto import (
     seal,
     sealed_size,
     unwrap_dek,
-    v0_seal,
 )
 from keyturn.errors import (
     KmsUnavailableError,
@@ -26,7 +25,6 @@ from keyturn.errors import (
     WrapsDisagreeError,
     all_errors,
 )
-from keyturn.metadata import V0_ALGORITHM, Wraps
 from keyturn_workers.core import wraps as wraps_module
 from keyturn_workers.core.plan_action import (
     Encrypt,
@@ -41,31 +39,28 @@ from keyturn_workers.core.wraps import wrap
 from tests.unit.keyturn_workers.factories import (
     AT,
     MASTER_KEYS,
-    V0_ADMIN_KEK,
     deleted,
     enc,
     keyring,
     object_view,
     rotated,
     sealed_object,
-    v0_metadata,
-    v0_ring,
 )
 from tools.harness.local_keys import admin_keks, desired_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from keyturn.metadata import Wraps
     from keyturn_workers.core.keyring import DesiredState, Keyring
 
 KEY: Final = "reports/q3.pdf"
-KEYS = admin_keks("acme", MASTER_KEYS, V0_ADMIN_KEK)
+KEYS = admin_keks("acme", MASTER_KEYS)
 FIRST = keyring()
 SECOND = rotated(FIRST)
 THIRD = rotated(SECOND)
 DEK, OTHER_DEK = new_dek(), new_dek()
 BODY = seal(DEK, BODY_CONTEXT, b"hello")
-V0_BODY = v0_seal(DEK, b"hello")
 BAD = bytes(104)
 NO_OPTIONS = SweepOptions()
 
@@ -74,8 +69,8 @@ def at(ring: Keyring) -> DesiredState:
     return desired_state(ring, MASTER_KEYS)
 
 
-def under(ring: Keyring, dek: bytes = DEK, key: str = KEY, algorithm: str = "") -> Wraps:
-    return wrap(at(ring), key, dek, **({"algorithm": algorithm} if algorithm else {}))
+def under(ring: Keyring, dek: bytes = DEK, key: str = KEY) -> Wraps:
+    return wrap(at(ring), key, dek)
 
 
 def decided(
@@ -88,7 +83,7 @@ def decided(
     return plan_action(object_view(metadata, body, **head), KEY, ring, at(ring), KEYS, options)
 
 
-def check_rewrap(action: PlannedAction, ring: Keyring, dek: bytes = DEK, *, checked: bool) -> None:
+def check_rewrap(action: PlannedAction, ring: Keyring, dek: bytes = DEK) -> None:
     """Both wraps open under the desired KEKs, to that DEK, and carry the right labels."""
     assert isinstance(action, Rewrap)
     wraps, desired = action.wraps, at(ring)
@@ -102,15 +97,13 @@ def check_rewrap(action: PlannedAction, ring: Keyring, dek: bytes = DEK, *, chec
     assert unwrap_dek(desired.admin_kek, "admin", wrap=wraps.admin, **place) == dek
     labels = (wraps.generation, wraps.kek_id, wraps.master_key)
     assert labels == (desired.generation, desired.kek_id, desired.master_key)
-    assert action.body_dek == (Secret(dek) if checked else None)
 
 
 @dataclass(frozen=True)
 class Case:
     """An object, the keyring, the options of the sweep, and the expected plan.
 
-    `answer` is a code of SPEC 12, a kind of Keep, or `rewrap`; with `checked`, the body
-    is to be opened first.
+    `answer` is a code of SPEC 12, a kind of Keep, or `rewrap`.
     """
 
     name: str
@@ -119,7 +112,6 @@ class Case:
     body: bytes = BODY
     ring: Keyring = FIRST
     options: SweepOptions = NO_OPTIONS
-    checked: bool = False
     head: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -178,8 +170,6 @@ SEALED = [
     Case("the admin wrap in both places", enc(replace(NOW, user=NOW.admin)), "wraps_disagree"),
     Case("moved from another key", enc(under(FIRST, key="other")), "no_usable_wrap"),
     Case("moved from another project", enc(under(keyring("other"))), "no_usable_wrap"),
-    Case("of an algorithm of its own", enc(replace(under(FIRST, algorithm=V0_ALGORITHM),
-         algorithm="Cobblestone-256")), "no_usable_wrap"),
     Case("two DEKs", enc(wraps_of(under(FIRST, OTHER_DEK), NOW)), "corrupt_object"),
     Case("two DEKs, the user's is the body's", enc(wraps_of(NOW, under(FIRST, OTHER_DEK))),
          "corrupt_object"),
@@ -248,8 +238,10 @@ SEALED = [
     Case("enc-algo stripped", {n: v for n, v in enc(NOW).items() if n != "enc-algo"},
          "corrupt_object"),
     Case("all stripped", {}, "corrupt_object"),
-    Case("said to be of the earlier system", {**enc(NOW), "enc-algo": V0_ALGORITHM},
-         "no_usable_wrap", ring=v0_ring(FIRST)),
+    Case("said to be of the earlier system", {**enc(NOW), "enc-algo": "AES-256-GCM"},
+         "unknown_algorithm"),
+    Case("of the earlier system", {"enc-algo": "AES-256-GCM", "enc-dek-user": "A" * 80},
+         "unknown_algorithm"),
     Case("said to be deleted", {**enc(NOW), "enc-algo": "deleted"}, "no_usable_wrap"),
     Case("archived", enc(NOW), "archived_object", head={"archived": True}),
     Case("archived, unread", enc(NOW), "archived_object", body=b"",
@@ -272,55 +264,6 @@ PLAINTEXT = [
          head={"archived": True}),
     Case("with another enc- name", {"enc-dek-user": "AA=="}, "corrupt_object", ring=OPEN,
          options=ENCRYPT),
-]  # fmt: skip
-
-OLD = v0_ring(FIRST)
-V0_OTHER = v0_metadata(OTHER_DEK, DEK)
-NO_KEK = replace(OLD, v0_kek=None)
-FORBIDDEN = replace(OLD, v0_allowed=False)
-V1_NOW = under(OLD, algorithm=V0_ALGORITHM)
-OLD_SECOND = rotated(OLD)
-V0 = [
-    Case("both", v0_metadata(DEK, DEK), "rewrap", ring=OLD, checked=True),
-    Case("user alone", v0_metadata(DEK, None), "rewrap", ring=OLD, checked=True),
-    Case("admin alone", v0_metadata(None, DEK), "rewrap", ring=OLD, checked=True),
-    Case("admin alone, no v0 KEK", v0_metadata(DEK, DEK), "rewrap", ring=NO_KEK, checked=True),
-    Case("user alone, no v0 KEK", v0_metadata(DEK, None), "no_usable_wrap", ring=NO_KEK),
-    Case("neither", v0_metadata(None, None), "no_usable_wrap", ring=OLD),
-    Case("forbidden", v0_metadata(DEK, DEK), "no_usable_wrap", ring=FORBIDDEN),
-    Case("disagreeing", V0_OTHER, "corrupt_object", ring=OLD),
-    Case("disagreeing, one KEK unknown", V0_OTHER, "rewrap", ring=NO_KEK, checked=True),
-    Case("user wrap of a forgotten key", {**v0_metadata(None, DEK), "enc-dek-user": "A" * 80},
-         "rewrap", ring=OLD, checked=True),
-    Case("archived", v0_metadata(DEK, DEK), "archived_object", ring=OLD, head={"archived": True}),
-    Case("shorter than any", v0_metadata(DEK, DEK), "corrupt_object", ring=OLD, body=bytes(27)),
-    Case("v1 wraps as desired", enc(V1_NOW), "current", ring=OLD),
-    Case("v1 wraps, v0 forbidden since", enc(V1_NOW), "current", ring=FORBIDDEN),
-    Case("v1 wraps behind", enc(V1_NOW), "rewrap", ring=OLD_SECOND),
-    Case("v1 wraps, user's broken", enc(replace(V1_NOW, user=BAD)), "wraps_disagree", ring=OLD),
-    Case("v1 wraps, user's broken, repaired", enc(replace(V1_NOW, user=BAD)), "rewrap", ring=OLD,
-         options=REPAIR),
-    Case("v1 wraps, admin's broken", enc(replace(V1_NOW, admin=BAD)), "rewrap", ring=OLD,
-         checked=True),
-    Case("v1 wraps, both broken", enc(replace(V1_NOW, admin=BAD, user=BAD)), "no_usable_wrap",
-         ring=OLD),
-    Case("v1 wraps of two DEKs",
-         enc(replace(V1_NOW, user=under(OLD, OTHER_DEK, algorithm=V0_ALGORITHM).user)),
-         "corrupt_object", ring=OLD),
-    Case("v1 wraps of two DEKs, the user's at an unnamed generation",
-         enc(replace(under(OLD_SECOND, algorithm=V0_ALGORITHM), user=wrap(
-             replace(at(OLD_SECOND), generation=1), KEY, OTHER_DEK, algorithm=V0_ALGORITHM).user)),
-         "wraps_disagree", ring=OLD_SECOND),
-    Case("v1 wraps of two DEKs, repaired",
-         enc(replace(V1_NOW, user=under(OLD, OTHER_DEK, algorithm=V0_ALGORITHM).user)),
-         "corrupt_object", ring=OLD, options=REPAIR),
-    Case("v1 wraps stripped of their label",
-         {n: v for n, v in enc(V1_NOW).items() if n != "enc-kek-user"}, "no_usable_wrap",
-         ring=OLD),
-    Case("v1 wraps repaired", enc(replace(V1_NOW, admin=BAD)), "rewrap", ring=OLD_SECOND,
-         options=REPAIR, checked=True),
-    Case("said to be Cobblestone", enc(replace(V1_NOW, algorithm="Cobblestone-256")),
-         "no_usable_wrap", ring=OLD, body=BODY),
 ]  # fmt: skip
 
 TOMBSTONES = [
@@ -354,7 +297,7 @@ def check(case: Case) -> PlannedAction | None:
         return None
     action = decided(case.metadata, case.body, case.ring, case.options, **case.head)
     if case.answer == "rewrap":
-        check_rewrap(action, case.ring, checked=case.checked)
+        check_rewrap(action, case.ring)
     else:
         name = action.kind if isinstance(action, NoOp) else type(action).__name__.lower()
         assert name == case.answer
@@ -369,14 +312,6 @@ def test_the_plan_for_an_encrypted_object(case: Case) -> None:
 @by_name(PLAINTEXT)
 def test_the_plan_for_plaintext(case: Case) -> None:
     assert isinstance(check(case), NoOp | Encrypt | None)
-
-
-@by_name([replace(c, body=V0_BODY) if c.body is BODY and c.name[:4] != "said" else c for c in V0])
-def test_the_plan_for_an_object_of_the_earlier_system(case: Case) -> None:
-    """An object that gets wraps keeps its algorithm, since its body is unchanged."""
-    action = check(case)
-    if isinstance(action, Rewrap):
-        assert action.wraps.algorithm == V0_ALGORITHM
 
 
 @by_name(TOMBSTONES)
@@ -405,7 +340,7 @@ def test_a_longer_history_never_hides_an_object() -> None:
         assert newer.history[-1].kek_id == older.current.kek_id
     for ring in rings:
         lost = replace(under(ring), generation=99, master_key="gone", kek_id="f" * 16)
-        check_rewrap(decided(enc(lost), ring=rings[-1]), rings[-1], checked=False)
+        check_rewrap(decided(enc(lost), ring=rings[-1]), rings[-1])
 
 
 def test_an_unavailable_master_key_opens_nothing() -> None:
@@ -456,7 +391,7 @@ def test_an_object_one_rotation_behind_costs_three_unwraps(unwraps: Counter[str]
 
 
 def test_a_planned_action_prints_no_key() -> None:
-    action = decided(v0_metadata(DEK, DEK), V0_BODY, OLD)
+    action = decided(enc(NOW), ring=SECOND)
     assert repr(DEK)[2:-1] not in repr(action)
 
 
@@ -478,7 +413,7 @@ def test_a_flip_anywhere_in_a_wrap_makes_it_useless(position: int, role: str) ->
     if role == "user":
         with pytest.raises(WrapsDisagreeError):
             decided(broken)
-    check_rewrap(decided(broken, options=REPAIR), FIRST, checked=False)
+    check_rewrap(decided(broken, options=REPAIR), FIRST)
 
 
 @pytest.mark.parametrize("cut", [*range(0, 40, 7), 56, 72, 103])
@@ -493,7 +428,7 @@ def test_a_rewrap_of_an_old_keyring_is_refused_by_the_current_one() -> None:
     A sweep by either branch brings no object of the other to its own state.
     """
     for mine, other in ((SECOND, ANOTHER_SECOND), (ANOTHER_SECOND, SECOND)):
-        check_rewrap(decided(enc(NOW), ring=mine), mine, checked=False)
+        check_rewrap(decided(enc(NOW), ring=mine), mine)
         with pytest.raises(WrapsDisagreeError):
             decided(enc(under(mine)), ring=other)
 
@@ -509,4 +444,4 @@ def test_only_header_and_length_of_a_large_object_matter() -> None:
 def test_a_generation_without_its_kek_is_still_tried() -> None:
     """A cleared KEK leaves its generation in the history, so a wrong label stays harmless."""
     ring = replace(THIRD, history=tuple(replace(g, kek=None) for g in THIRD.history))
-    check_rewrap(decided(enc(replace(NOW, generation=2)), ring=ring), ring, checked=False)
+    check_rewrap(decided(enc(replace(NOW, generation=2)), ring=ring), ring)

@@ -1,4 +1,4 @@
-"""A DEK under both desired KEKs: what opens it, whatever labels say (SPEC 4.3, 4.6, 7.1, 8)."""
+"""A DEK under both desired KEKs: what opens it, whatever labels say (SPEC 4.3, 7.1, 8)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from keyturn.crypto import (
     seal,
     seal_tombstone,
     unwrap_dek,
-    v0_seal,
 )
 from keyturn.errors import (
     CorruptObjectError,
@@ -27,7 +26,7 @@ from keyturn.errors import (
     NoUsableWrapError,
     UnknownAlgorithmError,
 )
-from keyturn.metadata import COBBLESTONE, V0_ALGORITHM, Tombstone, parse
+from keyturn.metadata import COBBLESTONE, Tombstone, parse
 from keyturn_workers.core.wraps import (
     KeyUsage,
     OpenedWrap,
@@ -42,7 +41,6 @@ from keyturn_workers.core.wraps import (
     past_generations,
     select_dek,
     try_tombstone,
-    try_v0_wrap,
     try_wrap,
     verify_upload,
     wrap,
@@ -51,13 +49,11 @@ from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
     AT,
     MASTER_KEYS,
-    V0_USER_KEK,
     deleted,
     enc,
     keyring,
     rotated,
     sealed_object,
-    v0_metadata,
 )
 from tools.harness.local_keys import admin_keks, desired_state
 
@@ -177,15 +173,7 @@ def test_the_first_generation_that_fits_is_the_one() -> None:
     assert try_wrap(WRAPS, "user", KEY, "acme", DESIRED.user_kek, ()) is None
 
 
-# The earlier system, and tombstones.
-
-
-def test_a_v0_wrap_needs_its_kek() -> None:
-    sealed = v0_seal(V0_USER_KEK.reveal(), DEK)
-    assert try_v0_wrap(V0_USER_KEK, sealed) == OpenedWrap(DEK, 0)
-    assert try_v0_wrap(Secret(bytes(32)), sealed) is None
-    assert try_v0_wrap(None, sealed) is None
-    assert try_v0_wrap(V0_USER_KEK, None) is None
+# Tombstones.
 
 
 def test_a_tombstone_opens_in_its_place_alone() -> None:
@@ -271,7 +259,7 @@ def test_each_wrap_holds_the_dek_under_its_own_kek(role: Role) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"algorithm": V0_ALGORITHM},
+        {"algorithm": "AES-256-GCM"},
         {"project": "other"},
         {"object_key": "reports/q4.pdf"},
         {"generation": 1},
@@ -281,13 +269,6 @@ def test_each_wrap_holds_the_dek_under_its_own_kek(role: Role) -> None:
 def test_a_wrap_opens_in_its_place_alone(role: Role, changed: dict[str, Any]) -> None:
     with pytest.raises(SealError):
         _opened(wrap(DESIRED_2, KEY, DEK), role, **changed)
-
-
-@ROLES
-def test_a_wrap_of_a_v0_body_says_so(role: Role) -> None:
-    wraps = wrap(DESIRED_2, KEY, DEK, algorithm=V0_ALGORITHM)
-    assert wraps.algorithm == V0_ALGORITHM
-    assert _opened(wraps, role, algorithm=V0_ALGORITHM) == DEK
 
 
 TAG: Final = "A" * 22 + "=="
@@ -480,9 +461,8 @@ def test_a_tombstone_depends_on_the_master_key_that_opens_it() -> None:
         assert _usage(deleted(desired, KEY)) == KeyUsage("tombstone", None, name)
 
 
-def test_plaintext_and_v0_objects_depend_on_no_master_key() -> None:
+def test_plaintext_depends_on_no_master_key() -> None:
     assert _usage({}) == KeyUsage("plaintext")
-    assert _usage(v0_metadata(new_dek(), new_dek())) == KeyUsage("v0")
 
 
 def test_metadata_that_cannot_be_read_has_its_code() -> None:

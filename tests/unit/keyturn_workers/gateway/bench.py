@@ -8,26 +8,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from keyturn.crypto import HEADER_BYTES, Secret, user_kek, v0_seal
+from keyturn.crypto import HEADER_BYTES, Secret, user_kek
 from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.core.storage_values import Headers
-from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
-from keyturn_workers.gateway.objects import LegacyLimits, LegacyReader, ObjectOpener
-from keyturn_workers.gateway.shares import ProjectSlots
+from keyturn_workers.gateway.objects import ObjectOpener
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
-    V0_ADMIN_KEK,
     enc,
     generation,
     keyring,
     sealed_object,
-    v0_metadata,
-    v0_ring,
 )
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 from tools.harness.memory_storage import MemoryStorage
@@ -166,9 +161,6 @@ class Bench:
     ring: Keyring = field(default_factory=ring_of)
     cache_s: float = 2.0
     refusal_min_s: float = 0.0
-    v0_max_bytes: int = 10**6
-    v0_share: float = 1.0
-    v0_wait_s: float = 5.0
     witness: Witness | None = None
 
     def __post_init__(self) -> None:
@@ -190,10 +182,8 @@ class Bench:
             cache_s=self.cache_s,
             refusal_min_s=self.refusal_min_s,
         )
-        keys = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
-        slots = ProjectSlots(2, self.v0_share, "reads of v0 objects", wait_s=self.v0_wait_s)
-        legacy = LegacyLimits(slots, self.v0_max_bytes)
-        self.opener = ObjectOpener(self.storage, self.auth, keys, legacy)
+        keys = OperatorKeys.local(MASTER_KEYS)
+        self.opener = ObjectOpener(self.storage, self.auth, keys)
 
     @property
     def desired(self) -> DesiredState:
@@ -205,10 +195,9 @@ class Bench:
             keyring_s3_key(ring.project), build_keyring(ring, MASTER_KEYS), Headers({})
         )
 
-    def allow(self, *, plaintext: bool = False, v0: bool = False) -> None:
-        """Allow these kinds of objects in the project."""
-        ring = v0_ring(self.ring) if v0 else self.ring
-        self.write_keyring(replace(ring, plaintext_allowed=plaintext))
+    def allow_plaintext(self) -> None:
+        """Allow plaintext objects in the project."""
+        self.write_keyring(replace(self.ring, plaintext_allowed=True))
 
     def plant(self, own: dict[str, str], body: bytes, key: str = KEY, **more: Any) -> bytes:
         """Put an object with this `enc-` metadata."""
@@ -220,17 +209,6 @@ class Bench:
         """Put an encrypted object at the desired state; return its body."""
         wraps, body = sealed_object(self.desired, key, plaintext)
         return self.plant(enc(wraps), body, key, **more)
-
-    def plant_v0(self, plaintext: bytes, user: bytes | None, admin: bytes | None) -> bytes:
-        """Put an object of the earlier system with its own wraps of these DEKs."""
-        dek = user or admin
-        assert dek is not None
-        return self.plant(v0_metadata(user, admin), v0_seal(dek, plaintext))
-
-    def plant_swept_v0(self, plaintext: bytes, dek: bytes, desired: DesiredState) -> bytes:
-        """Put a body of the earlier system with v1 wraps."""
-        wraps = wrap(desired, KEY, dek, algorithm="AES-256-GCM")
-        return self.plant(enc(wraps), v0_seal(dek, plaintext))
 
     async def authenticate(self, api_key: str = API_KEY) -> Caller:
         return await self.auth.authenticate("acme", [f"Bearer {api_key}"])
@@ -248,16 +226,12 @@ class Bench:
         details = set()
         for start_bytes in (None, HEADER_BYTES):
             with pytest.raises(error) as caught:
-                await self._open_and_verify(start_bytes, api_key)
+                async with self.opened(start_bytes, api_key):
+                    pass
             details.add(caught.value.detail)
             assert self.storage.open_streams == 0
         (detail,) = details
         return detail
-
-    async def _open_and_verify(self, start_bytes: int | None, api_key: str) -> None:
-        async with self.opened(start_bytes, api_key) as reader:
-            assert isinstance(reader, LegacyReader)  # the others fail when they are opened
-            await reader.verify()
 
     async def read(self, span: Span | None = None, into: bytearray | None = None) -> bytes:
         """Read the object; `into` keeps what was read before an error."""

@@ -299,14 +299,10 @@ class TestCiphertext:
             assert (missing.status, missing.document()["code"]) == (404, "not_found")
             serving.bench.plant(deleted(serving.bench.desired, KEY), b"")
 
-    @pytest.mark.parametrize("kind", ["plaintext", "v0"])
-    async def test_there_is_none_of_an_object_of_another_format(self, kind: str) -> None:
+    async def test_there_is_none_of_plaintext(self) -> None:
         serving = Serving()
-        serving.bench.allow(plaintext=True, v0=True)
-        if kind == "plaintext":
-            serving.bench.plant({}, b"content")
-        else:
-            serving.bench.plant_v0(b"content", bytes(32), bytes(32))
+        serving.bench.allow_plaintext()
+        serving.bench.plant({}, b"content")
         refused = await _post(serving, {"kind": "ciphertext"})
         assert (refused.status, refused.document()["code"]) == (400, "malformed_request")
         assert "Cobblestone-256" in refused.document()["detail"]
@@ -444,7 +440,7 @@ class TestResponses:
     async def test_plaintext_is_streamed_and_never_redirected(self, *, inline: bool) -> None:
         """The storage's own headers would be in a redirect's response, not the link's."""
         serving = Serving(presign_plaintext=True)
-        serving.bench.allow(plaintext=True)
+        serving.bench.allow_plaintext()
         serving.bench.plant({}, b"content")
         target = target_of(inline=inline)
         got = await _open(serving, target)
@@ -453,13 +449,6 @@ class TestResponses:
         assert (part.status, part.content) == (206, b"tent")
         assert serving.bench.storage.leases == []
         assert (await serving.ask()).status == 307
-
-    async def test_an_object_of_the_earlier_system(self) -> None:
-        serving = Serving()
-        serving.bench.allow(v0=True)
-        serving.bench.plant_v0(b"content", bytes(32), bytes(32))
-        got = await _open(serving, target_of())
-        assert (got.status, got.content) == (200, b"content")
 
     async def test_an_authorization_header_is_ignored(self) -> None:
         """The link alone decides: the right key does not repair it, a wrong one does no harm."""

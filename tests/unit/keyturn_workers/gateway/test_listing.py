@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyturn.crypto import new_dek
 from keyturn.errors import MalformedRequestError, StorageUnavailableError
 from keyturn.identifiers import byte_order, is_object_key, object_s3_key, parse_time
 from keyturn_workers.core.errors import MissingError, RefusedError
 from keyturn_workers.core.storage_values import Capabilities, Headers
-from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway import listing
 from keyturn_workers.gateway.listing import (
     HEADS_AT_ONCE,
@@ -34,8 +32,6 @@ from tests.unit.keyturn_workers.factories import (
     enc,
     keyring,
     sealed_object,
-    v0_metadata,
-    v0_ring,
 )
 from tests.unit.keyturn_workers.gateway.bench import KEY, NEW_API_KEY, TARGET, Bench
 from tests.unit.keyturn_workers.gateway.serving import Connection, Serving
@@ -55,7 +51,6 @@ if TYPE_CHECKING:
 
 RING = keyring()
 DESIRED = desired_state(RING, MASTER_KEYS)
-V0 = v0_ring(RING)
 PLAINTEXT = replace(RING, plaintext_allowed=True)
 
 
@@ -133,15 +128,14 @@ def test_a_prefix_that_no_key_has(prefix: str, *, is_empty: bool) -> None:
 
 def test_only_an_object_without_bytes_is_looked_at_unless_the_project_allows_others() -> None:
     assert [needs_head(RING, size) for size in (0, 1, 72)] == [True, False, False]
-    for ring in (V0, PLAINTEXT):
-        assert [needs_head(ring, size) for size in (0, 1, 72)] == [True, True, True]
+    assert [needs_head(PLAINTEXT, size) for size in (0, 1, 72)] == [True, True, True]
 
 
 @pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 100_000])
 def test_the_size_of_an_encrypted_object(size: int) -> None:
     wraps, body = sealed_object(DESIRED, "k", bytes(size))
     assert encrypted_size(len(body)) == size
-    for ring in (RING, V0, PLAINTEXT):
+    for ring in (RING, PLAINTEXT):
         assert size_by_metadata(ring, enc(wraps), len(body)) == size
 
 
@@ -149,27 +143,24 @@ def test_the_size_of_an_encrypted_object(size: int) -> None:
 def test_no_encrypted_object_has_this_size(stored_bytes: int) -> None:
     assert encrypted_size(stored_bytes) is None
     metadata = enc(sealed_object(DESIRED, "k")[0])
-    assert size_by_metadata(V0, metadata, stored_bytes) is None
+    assert size_by_metadata(RING, metadata, stored_bytes) is None
 
 
-def test_the_size_of_other_objects() -> None:
-    dek = new_dek()
-    v0, swept = v0_metadata(dek, dek), enc(wrap(DESIRED, "k", dek, algorithm="AES-256-GCM"))
-    assert size_by_metadata(V0, v0, 128) == 100
-    assert size_by_metadata(PLAINTEXT, v0, 128) is None
-    for ring in (V0, PLAINTEXT):
-        assert size_by_metadata(ring, swept, 128) == 100
-        assert size_by_metadata(ring, swept, 27) is None
+def test_the_size_of_plaintext() -> None:
     assert size_by_metadata(PLAINTEXT, {"author": "kim"}, 5) == 5
-    assert size_by_metadata(V0, {}, 5) is None
+    assert size_by_metadata(RING, {}, 5) is None
 
 
 @pytest.mark.parametrize(
     "metadata",
-    [{"enc-algo": "ROT-13"}, {"enc-dek-user": "x"}, {"enc-algo": "Cobblestone-256"}],
+    [
+        {"enc-algo": "AES-256-GCM", "enc-dek-user": "x"},
+        {"enc-dek-user": "x"},
+        {"enc-algo": "Cobblestone-256"},
+    ],
 )
 def test_what_no_read_would_open_has_no_size(metadata: dict[str, str]) -> None:
-    assert size_by_metadata(replace(V0, plaintext_allowed=True), metadata, 128) is None
+    assert size_by_metadata(PLAINTEXT, metadata, 128) is None
 
 
 def test_a_tombstone_is_one_by_its_algorithm_alone() -> None:
@@ -307,18 +298,13 @@ async def test_an_empty_object_that_is_no_tombstone_is_listed() -> None:
     assert [(each.key, each.size_bytes) for each in page.objects] == [("a", None)]
 
 
-async def test_a_project_that_allows_other_objects_is_listed_by_what_they_are() -> None:
-    dek = new_dek()
+async def test_a_project_that_allows_plaintext_is_listed_by_what_its_objects_are() -> None:
     storage = holding({"a": SEALED, "b": b"x", "gone": b""})
-    storage.plant("acme/v0", bytes(128), Headers(v0_metadata(dek, dek)))
-    for ring, sizes in (
-        (replace(RING, plaintext_allowed=True), {"a": 72, "b": 1, "v0": None}),
-        (v0_ring(RING), {"a": None, "b": None, "v0": 100}),
-    ):
-        storage.looked_at.clear()
-        page = await list_page(storage, ring)
-        assert {each.key: each.size_bytes for each in page.objects} == sizes
-        assert len(storage.looked_at) == 4
+    storage.plant("acme/odd", bytes(128), Headers({"enc-algo": "AES-256-GCM"}))
+    page = await list_page(storage, PLAINTEXT)
+    sizes = {each.key: each.size_bytes for each in page.objects}
+    assert sizes == {"a": 72, "b": 1, "odd": None}
+    assert len(storage.looked_at) == 4
 
 
 async def test_keys_that_are_no_object_keys_are_not_listed() -> None:
@@ -596,7 +582,7 @@ async def test_kinds_of_objects_are_those_of_the_keyring() -> None:
     serving = Serving(Bench(cache_s=0))
     serving.bench.plant({}, b"plain", "a")
     assert (await serving.ask(target=LIST)).document()["objects"][0]["size"] is None
-    serving.bench.allow(plaintext=True)
+    serving.bench.allow_plaintext()
     assert (await serving.ask(target=LIST)).document()["objects"][0]["size"] == 5
 
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import uuid
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.message import Message
@@ -19,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyturn.crypto import (
+    BODY_CONTEXT,
     HEADER_BYTES,
     SEALED_CHUNK_BYTES,
     ChunkReader,
     Secret,
     kek_id,
     new_api_key,
-    new_dek,
+    seal,
     user_kek,
 )
 from keyturn.errors import CodedError, StorageUnavailableError, UnauthorizedError
@@ -38,12 +38,7 @@ from keyturn_workers.gateway import objects
 from keyturn_workers.gateway.auth import Authenticator
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.metrics import GatewayMetrics
-from keyturn_workers.gateway.objects import (
-    LegacyLimits,
-    LegacyReader,
-    ObjectOpener,
-    PlaintextReader,
-)
+from keyturn_workers.gateway.objects import EncryptedReader, ObjectOpener, PlaintextReader
 from keyturn_workers.gateway.read import (
     AS_STORED,
     Delivery,
@@ -56,11 +51,11 @@ from keyturn_workers.gateway.read import (
     validator_headers,
 )
 from keyturn_workers.gateway.request import META_PREFIX, Span, format_http_date
-from keyturn_workers.gateway.shares import ConcurrencyLimit, ProjectSlots
+from keyturn_workers.gateway.shares import ConcurrencyLimit
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.keys.keyring.store import create_keyring
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
-from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET, Bench
+from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET
 from tests.unit.keyturn_workers.gateway.serving import PATH, Connection, Serving
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
@@ -136,11 +131,12 @@ def _head(metadata: dict[str, str], content_type: str | None = None, **restated:
     return ObjectHead(10, "e" * 32, AT, AT, Headers(metadata, content_type, named))
 
 
-def _whole(head: ObjectHead) -> LegacyReader:
-    # Nonce and tag in addition to the plaintext. There is no body: headers need none.
-    stored = replace(head, size_bytes=head.size_bytes + 28)
-    limits = LegacyLimits(ProjectSlots(1, 1.0, "reads", wait_s=0), 0)
-    return LegacyReader(MemoryStorage(), "acme", "acme/k", stored, b"", limits, AsyncExitStack())
+def _whole(head: ObjectHead) -> EncryptedReader:
+    # Headers need the body's beginning alone.
+    sealed = seal(bytes(32), BODY_CONTEXT, bytes(head.size_bytes))
+    chunks = ChunkReader(bytes(32), BODY_CONTEXT, sealed[:HEADER_BYTES])
+    stored = replace(head, size_bytes=len(sealed))
+    return EncryptedReader(MemoryStorage(), "acme/k", stored, sealed, chunks, head.size_bytes)
 
 
 def _plain(head: ObjectHead) -> PlaintextReader:
@@ -574,7 +570,7 @@ async def test_a_client_that_reads_nothing_is_disconnected(headers: dict[str, st
 async def test_plaintext_is_read_from_the_storage_or_streamed(*, presigned: bool) -> None:
     serving = Serving(presign_plaintext=presigned)
     bench = serving.bench
-    bench.allow(plaintext=True)
+    bench.allow_plaintext()
     bench.plant({}, PLAINTEXT, restated={"content-encoding": "gzip"})
     got = await serving.ask()
     head = await serving.ask("HEAD")
@@ -614,7 +610,7 @@ async def test_a_download_has_the_name_that_the_caller_gives_it(method: str) -> 
 async def test_a_download_with_a_name_is_never_redirected() -> None:
     """The storage would not send the name."""
     serving = Serving(presign_plaintext=True)
-    serving.bench.allow(plaintext=True)
+    serving.bench.allow_plaintext()
     serving.bench.plant({}, b"content", restated={"content-disposition": "inline"})
     got = await serving.ask(target=f"{PATH}?download=a.txt")
     assert (got.status, got.content) == (200, b"content")
@@ -643,25 +639,9 @@ async def test_plaintext_is_presigned_for_authenticated_callers_only() -> None:
     serving.bench.plant({}, PLAINTEXT)
     got = await serving.ask()  # not allowed in the project
     assert (got.status, got.document()["code"]) == (502, "corrupt_object")
-    serving.bench.allow(plaintext=True)
+    serving.bench.allow_plaintext()
     assert (await serving.ask(key=NEW_API_KEY)).status == 401
     assert serving.bench.storage.calls["presign_get"] == 0
-
-
-async def test_an_object_of_the_earlier_system() -> None:
-    serving = Serving(bench=Bench(v0_max_bytes=10**6))
-    serving.bench.allow(v0=True)
-    dek = new_dek()
-    serving.bench.plant_v0(PLAINTEXT, dek, dek)
-    got = await serving.ask()
-    assert (got.status, got.content) == (200, PLAINTEXT)
-    ranged = await serving.ask(headers={"range": "bytes=-4"})
-    assert (ranged.status, ranged.content) == (206, PLAINTEXT[-4:])
-    serving = Serving(bench=Bench(v0_max_bytes=1000))
-    serving.bench.allow(v0=True)
-    serving.bench.plant_v0(PLAINTEXT, dek, dek)
-    refused = await serving.ask()
-    assert (refused.status, refused.document()["code"]) == (413, "body_too_large")
 
 
 # Times.
@@ -752,8 +732,7 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
         cache_s=0,
         refusal_min_s=0,
     )
-    legacy = LegacyLimits(ProjectSlots(1, 1.0, "reads", wait_s=0), 1)
-    opener = ObjectOpener(storage, auth, operator_keys(_MASTER), legacy)
+    opener = ObjectOpener(storage, auth, operator_keys(_MASTER))
     limit = ConcurrencyLimit(4, 1.0, "requests")
     objects = ObjectRoutes(auth, limit, opener, {}, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]

@@ -23,10 +23,6 @@ from keyturn.crypto import (
     seal_tombstone,
     to_base64,
     user_kek,
-    v0_admin_kek,
-    v0_open,
-    v0_seal,
-    v0_user_kek,
 )
 from keyturn.errors import (
     ArchivedObjectError,
@@ -40,14 +36,11 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
-from keyturn.metadata import COBBLESTONE
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.open_dek import ReaderKeys, open_dek
 from keyturn_workers.core.storage_values import Headers
-from keyturn_workers.core.wraps import build_object_metadata, wrap
+from keyturn_workers.core.wraps import build_object_metadata
 from keyturn_workers.keys.keyring.store import create_keyring
-from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
-from keyturn_workers.offline import download
 from keyturn_workers.offline.download import OperatorAccess, open_object
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
 from tools.harness.local_keys import admin_keks, desired_state, operator_keys, parse_keyring
@@ -219,72 +212,6 @@ async def test_missing_deleted_unknown_and_archived_objects_have_errors_of_their
             await _read(storage, key)
 
 
-def _v0_ring(*, allowed: bool = True) -> Keyring:
-    return replace(keyring(), v0_allowed=allowed, v0_kek=v0_user_kek("old api key", ""))
-
-
-def _v0_metadata(dek: bytes, *, other_dek: bytes | None = None) -> dict[str, str]:
-    user = v0_seal(v0_user_kek("old api key", "").reveal(), dek)
-    admin = v0_seal(v0_admin_kek("old master").reveal(), other_dek or dek)
-    return {
-        "enc-algo": "AES-256-GCM",
-        "enc-dek-user": to_base64(user),
-        "enc-dek-admin": to_base64(admin),
-    }
-
-
-_V0_OPERATOR = OperatorAccess(
-    "acme", OperatorKeys.local(MASTER_KEYS, v0_admin_kek=v0_admin_kek("old master"))
-)
-
-
-async def test_the_earlier_systems_objects_are_opened_where_the_keyring_allows_it() -> None:
-    dek = os.urandom(32)
-    headers = Headers(_v0_metadata(dek))
-    for allowed in (True, False):
-        storage = await _bucket(_v0_ring(allowed=allowed))
-        storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
-        if allowed:
-            assert await _read(storage, "old", _V0_OPERATOR) == b"long ago"
-        else:
-            with pytest.raises(NoUsableWrapError):
-                await _read(storage, "old", _V0_OPERATOR)
-
-
-async def test_wraps_of_the_earlier_system_that_disagree_open_nothing() -> None:
-    dek, other = os.urandom(32), os.urandom(32)
-    storage = await _bucket(_v0_ring())
-    headers = Headers(_v0_metadata(dek, other_dek=other))
-    storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long ago"), headers)
-    with pytest.raises(CorruptObjectError):
-        await _read(storage, "old", _V0_OPERATOR)
-
-
-async def test_a_v0_body_under_new_wraps_needs_both_to_agree() -> None:
-    ring, dek = keyring(), os.urandom(32)
-    storage = await _bucket(ring)
-    desired = desired_state(ring, MASTER_KEYS)
-    agreed = wrap(desired, "old", dek, algorithm="AES-256-GCM")
-    metadata = build_object_metadata(agreed, upload_id=None, caller_wire={})
-    body = v0_seal(dek, b"long ago")
-    storage.plant(object_s3_key("acme", "old"), body, Headers(metadata))
-    assert await _read(storage, "old") == b"long ago"
-    other = wrap(desired, "old", os.urandom(32), algorithm="AES-256-GCM")
-    split = {**metadata, "enc-dek-user": to_base64(other.user)}
-    storage.plant(object_s3_key("acme", "old"), body, Headers(split))
-    with pytest.raises(CorruptObjectError):
-        await _read(storage, "old")
-
-
-async def test_a_v0_body_above_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    dek = os.urandom(32)
-    storage = await _bucket(_v0_ring())
-    storage.plant(object_s3_key("acme", "old"), v0_seal(dek, b"long"), Headers(_v0_metadata(dek)))
-    monkeypatch.setattr(download, "V0_MAX_BYTES", 10)
-    with pytest.raises(CodedError, match="body_too_large"):
-        await _read(storage, "old", _V0_OPERATOR)
-
-
 async def test_an_object_that_a_key_which_is_away_may_open_is_not_unusable() -> None:
     """The user wrap needs no master key; without it, nothing final is said."""
     ring = keyring()
@@ -325,9 +252,7 @@ def _reader(vector: dict[str, Any]) -> ReaderKeys:
     return ReaderKeys(
         project=vector["project"],
         user_kek=user_kek(api_key, vector["project"], keys["pepper"]),
-        admin_keks=admin_keks(vector["project"], _masters(), v0_admin_kek(keys["v0_master_key"])),
-        v0_user_kek=v0_user_kek(api_key, keys["v0_pepper"]),
-        v0_allowed=True,
+        admin_keks=admin_keks(vector["project"], _masters()),
     )
 
 
@@ -336,9 +261,13 @@ def _plaintext_of(vector: dict[str, Any], reader: ReaderKeys) -> bytes:
     envelope = object_metadata.parse(vector["metadata"])
     opened = open_dek(envelope, body[:HEADER_BYTES], vector["key"], reader)
     assert opened is not None
-    if opened.algorithm == COBBLESTONE:
-        return open_sealed(opened.dek, BODY_CONTEXT, body)
-    return v0_open(opened.dek, body)
+    return open_sealed(opened.dek, BODY_CONTEXT, body)
+
+
+def _expected(vector: dict[str, Any]) -> str:
+    """The code, or `valid`; no reader opens objects of the earlier system."""
+    is_v0 = vector["metadata"]["enc-algo"] == "AES-256-GCM"
+    return "unknown_algorithm" if is_v0 else str(vector["expect"])
 
 
 def _outcome(vector: dict[str, Any], reader: ReaderKeys) -> str:
@@ -357,7 +286,7 @@ def _outcome(vector: dict[str, Any], reader: ReaderKeys) -> str:
 @EACH_OBJECT
 def test_each_object_opens_or_fails_with_its_code(vector: dict[str, Any]) -> None:
     """Each object opens to its plaintext, or fails with its code."""
-    expected = "corrupt_object" if vector["expect"] == _BY_ADMIN else vector["expect"]
+    expected = "corrupt_object" if vector["expect"] == _BY_ADMIN else _expected(vector)
     assert _outcome(vector, _reader(vector)) == expected
 
 
@@ -365,10 +294,8 @@ def test_each_object_opens_or_fails_with_its_code(vector: dict[str, Any]) -> Non
 @EACH_OBJECT
 def test_the_operators_key_alone_gives_the_same_result(vector: dict[str, Any]) -> None:
     """Except for what only the user wrap shows."""
-    reader = replace(_reader(vector), user_kek=None, v0_user_kek=None)
-    expected = "valid" if vector["expect"] == _BY_ADMIN else vector["expect"]
-    if vector["name"] == "v0 body with v1 wraps":
-        expected = NoUsableWrapError.code  # a v0 body is opened by both keys together
+    reader = replace(_reader(vector), user_kek=None)
+    expected = "valid" if vector["expect"] == _BY_ADMIN else _expected(vector)
     assert _outcome(vector, reader) == expected
 
 
@@ -376,15 +303,8 @@ def test_the_operators_key_alone_gives_the_same_result(vector: dict[str, Any]) -
 @EACH_OBJECT
 def test_another_projects_keys_open_nothing(vector: dict[str, Any]) -> None:
     """Another project's keys never open anything."""
-    stranger = ReaderKeys(project=vector["project"], user_kek=Secret(bytes(32)), v0_allowed=True)
+    stranger = ReaderKeys(project=vector["project"], user_kek=Secret(bytes(32)))
     assert _outcome(vector, stranger) in {"no_usable_wrap", "unknown_algorithm"}
-
-
-@BY_VECTORS
-def test_v0_wraps_need_the_keyrings_permission() -> None:
-    """Nothing binds such wraps to their object."""
-    vector = next(v for v in _VECTORS["objects"] if v["name"] == "v0")
-    assert _outcome(vector, replace(_reader(vector), v0_allowed=False)) == "no_usable_wrap"
 
 
 @BY_VECTORS
@@ -397,5 +317,5 @@ def test_the_keyring_record_opens_as_the_vectors_say() -> None:
     assert keyring.current.kek_id == expected["kek_id"]
     assert keyring.current.kek == Secret(base64.b64decode(expected["kek"]))
     assert keyring.current.rotation_id == expected["rotation_id"]
-    assert (keyring.plaintext_allowed, keyring.v0_allowed) == (False, True)
+    assert not keyring.plaintext_allowed
     assert keyring.history == ()

@@ -50,8 +50,8 @@ class Finding(enum.Enum):
 
     Attributes:
         MARKED: It is the state that the highest mark names.
-        UNMARKED: It is newer than its mark, or it is the first use of a keyring of 0.10: it must
-            be marked before anything relies on it.
+        UNMARKED: It is newer than its mark, or it has no serial and no mark: it must be marked
+            before anything relies on it.
         UNKNOWN: It has a serial, and no mark: the broker was lost, or a worker died between the
             put of a first keyring and its mark.
         ROLLED_BACK: It is older than a mark that was received before the read began, or another

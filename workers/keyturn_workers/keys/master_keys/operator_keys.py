@@ -44,7 +44,6 @@ class OperatorKeys:
 
     Args:
         master_keys: By id, in the order of the settings.
-        v0_admin_kek: The admin KEK of v0; None if this process lacks it.
         limits: Cache times and the longest wait.
         calls: Limits on the calls to each master key's provider.
         seals: True if this process seals under KEKs: each is then derived twice at first.
@@ -58,7 +57,6 @@ class OperatorKeys:
         self,
         master_keys: Mapping[str, MasterKey],
         *,
-        v0_admin_kek: Secret | None = None,
         limits: KekLimits | None = None,
         calls: CallLimits | None = None,
         seals: bool = True,
@@ -67,7 +65,6 @@ class OperatorKeys:
         observe: Callable[[str], Observe] | None = None,
         clock_s: Callable[[], float] = boottime_s,
     ) -> None:
-        self.v0_admin_kek = v0_admin_kek
         self._limits = limits = limits or KekLimits()
         self._when_forgotten: list[Callable[[str], None]] = []
         self._keys: dict[str, DerivedKeks] = {}
@@ -95,12 +92,10 @@ class OperatorKeys:
             )
 
     @classmethod
-    def local(
-        cls, master_keys: Mapping[str, Secret], *, v0_admin_kek: Secret | None = None
-    ) -> "OperatorKeys":
+    def local(cls, master_keys: Mapping[str, Secret]) -> "OperatorKeys":
         """Use keys whose 32 bytes are in this process, without any check."""
         held = {name: LocalMasterKey(secret) for name, secret in master_keys.items()}
-        return cls(held, v0_admin_kek=v0_admin_kek)
+        return cls(held)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -219,7 +214,7 @@ class OperatorKeys:
         found = {name: keks.use("admin", project) for name, keks in self._keys.items()}
         keks = {name: kek for name, kek in found.items() if kek is not None}
         missing = frozenset(found.keys() - keks.keys())
-        return AdminKeks(project, keks, missing, self.v0_admin_kek)
+        return AdminKeks(project, keks, missing)
 
     async def _renew(self, project: str, stale: list[str]) -> AdminKeks:
         """Return a project's admin KEKs, the `stale` ones derived again; omit failed ones."""
@@ -242,9 +237,7 @@ class OperatorKeys:
                     wrong.add(name)
                 case _:
                     raise result
-        return AdminKeks(
-            project, keks, frozenset(unavailable), self.v0_admin_kek, wrong=frozenset(wrong)
-        )
+        return AdminKeks(project, keks, frozenset(unavailable), frozenset(wrong))
 
     def _report_forgotten(self, project: str) -> None:
         for forget in self._when_forgotten:

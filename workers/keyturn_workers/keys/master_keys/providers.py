@@ -10,9 +10,8 @@ from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from pydantic import SecretStr
 
-from keyturn.crypto.keys import Secret, v0_admin_kek
+from keyturn.crypto.keys import Secret
 from keyturn.errors import SettingsError
 from keyturn_workers.core.key_uris import AwsKmsUri, Pkcs11Uri, VaultUri
 from keyturn_workers.core.storage_port import Storage
@@ -105,7 +104,6 @@ async def open_operator_keys(
     storage: Storage,
     *,
     seals: bool,
-    v0_master_key: SecretStr | None = None,
     on_derived: OnDerived | None = None,
     metrics: KmsMetrics | None = None,
 ) -> AsyncIterator[OperatorKeys]:
@@ -116,7 +114,6 @@ async def open_operator_keys(
         storage: The bucket with the known texts.
         seals: True if the process seals under them. A reader derives each KEK once, and creates no
             known text.
-        v0_master_key: The master key of v0.
         on_derived: Called for each KEK that a provider derived.
         metrics: Count the calls to providers.
 
@@ -125,9 +122,6 @@ async def open_operator_keys(
     """
     keys = OperatorKeys(
         {name: open_master_key(source, settings) for name, source in settings.master_keys.items()},
-        v0_admin_kek=(
-            None if v0_master_key is None else v0_admin_kek(v0_master_key.get_secret_value())
-        ),
         limits=KekLimits(settings.kms_cache_s, settings.kms_cache_max_s, settings.kms_timeout_s),
         calls=CallLimits(
             settings.kms_concurrency, settings.kms_requests_per_s, settings.kms_timeout_s

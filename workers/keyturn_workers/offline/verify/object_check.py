@@ -4,9 +4,9 @@ The key is a project's user KEK, or its admin KEKs by master key id. An object i
 wrap of that role opens by its labels, and the metadata hold nothing that Keyturn does not write.
 Otherwise, and always if the key must be gone, every value is searched for a wrap that it opens.
 
-A bucket writer can hide a wrap of an old key: under another name, role, algorithm, generation or
-spelling than its labels say. So no label decides the search. Every value of Keyturn's own as long
-as a wrap is tried in both roles and in every format, at many generations. In all other values, each
+A bucket writer can hide a wrap of an old key: under another name, role, generation or spelling than
+its labels say. So no label decides the search. Every value of Keyturn's own as long
+as a wrap is tried in both roles, at many generations. In all other values, each
 part as long as a wrap is tried in the keys' role. An attempt takes about 5 microseconds.
 """
 
@@ -21,12 +21,10 @@ from keyturn.crypto.cobblestone import commits_to
 from keyturn.crypto.keys import Secret
 from keyturn.crypto.wraps import (
     BODY_CONTEXT,
-    V0_WRAP_BYTES,
     WRAP_BYTES,
     Role,
     open_tombstone,
     unwrap_dek,
-    v0_unwrap_dek,
 )
 from keyturn.errors import (
     CodedError,
@@ -38,13 +36,15 @@ from keyturn.errors import (
     SealError,
 )
 from keyturn.identifiers import is_object_key
-from keyturn.metadata import COBBLESTONE, Envelope, Plaintext, Tombstone, V0Wraps, Wraps
+from keyturn.metadata import COBBLESTONE, Envelope, Plaintext, Tombstone, Wraps
 
-Kind = Literal["encrypted", "v0", "plaintext", "tombstone", "foreign", "unreadable"]
+Kind = Literal["encrypted", "plaintext", "tombstone", "foreign", "unreadable"]
 State = Literal["opened", "closed", "failed", "unchecked"]
 
 _ROLES: Final[tuple[Role, ...]] = ("user", "admin")
-_ALGORITHMS: Final = (object_metadata.COBBLESTONE, object_metadata.V0_ALGORITHM)
+_WRAP_LETTERS: Final = 139
+# A wrap is random: of its 139 letters, about 57 are distinct. In prose, about 30 are.
+_MIN_DISTINCT: Final = 40
 _MAX_ATTEMPTS: Final = 2**18
 """How often the values of one object that a rewrap keeps are tried: a second or two."""
 _FIRST_GENERATIONS: Final = range(1, 33)
@@ -59,14 +59,12 @@ class VerificationKeys:
     """The key to check with: one user KEK, or the admin KEKs by the ids of their master keys.
 
     `role` is that of the wraps they open. `keks` has at least one; the id of a user KEK has no
-    meaning. `v0_kek` is the v0 KEK of the same API key, if known. `generations` are further ones at
-    which a wrap may have been made.
+    meaning. `generations` are further ones at which a wrap may have been made.
     """
 
     project: str
     role: Role
     keks: Mapping[str, Secret]
-    v0_kek: Secret | None = None
     generations: Collection[int] = ()
 
     def ordered(self, first: str) -> Iterator[Secret]:
@@ -93,36 +91,22 @@ def find_wrap(
     """
     generations = _generations(metadata.get(object_metadata.KEK_USER, ""), keys.generations)
     for name, wrap in _candidates(metadata):
-        if found := _opened(wrap, object_key, keys, _ROLES, generations):
+        if found := _opens_as(wrap, object_key, keys, _ROLES, generations):
             return f"{name} opens as {found}"
-    # A key of one role opens no wrap that Keyturn made for the other. Both algorithms are tried:
-    # the old key cannot tell whether the label of the body is true.
-    attempts, per_wrap = 0, len(generations) * len(_ALGORITHMS) * len(keys.keks)
+    # A key of one role opens no wrap that Keyturn made for the other.
+    attempts, per_wrap = 0, len(generations) * len(keys.keks)
     for name, wrap in _embedded(others):
-        attempts += per_wrap if len(wrap) == WRAP_BYTES else len(keys.keks) + 1
+        attempts += per_wrap
         if attempts > _MAX_ATTEMPTS:
             raise HiddenWrapError("too many long values to search: shorten or remove them")
-        if found := _opened(wrap, object_key, keys, (keys.role,), generations):
+        if found := _opens_as(wrap, object_key, keys, (keys.role,), generations):
             return f"{name} opens as {found}"
     return None
 
 
-def _opened(
-    wrap: bytes,
-    object_key: str,
-    keys: VerificationKeys,
-    roles: Collection[Role],
-    generations: Collection[int],
-) -> str | None:
-    """Return what a candidate opens as; None if it does not."""
-    if len(wrap) == V0_WRAP_BYTES:
-        return "a v0 wrap" if _opens_as_v0(wrap, keys) else None
-    return _opens_as(wrap, object_key, keys, roles, generations)
-
-
 def is_wrap_sized(value: str) -> bool:
     """Check if a value could be a wrap, in any spelling."""
-    return len(_decode(value)) in (WRAP_BYTES, V0_WRAP_BYTES)
+    return len(_decode(value)) == WRAP_BYTES
 
 
 def _candidates(metadata: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
@@ -135,13 +119,10 @@ def _embedded(values: Collection[tuple[str, str]]) -> Iterator[tuple[str, bytes]
     """Yield each part of a value that could be a wrap: a header or a text may surround it."""
     for name, value in values:
         letters = _letters(value)
-        for size_bytes, distinct in ((WRAP_BYTES, 40), (V0_WRAP_BYTES, 30)):
-            length = -(-size_bytes * 4 // 3)
-            for first in range(len(letters) - length + 1):
-                part = letters[first : first + length]
-                # A wrap is random: 57 of 139 letters differ, 46 of 80. In prose, about 30 do.
-                if len(set(part)) >= distinct:
-                    yield name, _decode(part)
+        for first in range(len(letters) - _WRAP_LETTERS + 1):
+            part = letters[first : first + _WRAP_LETTERS]
+            if len(set(part)) >= _MIN_DISTINCT:
+                yield name, _decode(part)
 
 
 def _letters(value: str) -> str:
@@ -179,32 +160,21 @@ def _opens_as(
 ) -> str | None:
     for generation in generations:
         for role in roles:
-            for algorithm in _ALGORITHMS:
-                for kek in keys.keks.values():
-                    try:
-                        unwrap_dek(
-                            kek,
-                            role,
-                            algorithm=algorithm,
-                            project=keys.project,
-                            object_key=object_key,
-                            generation=generation,
-                            wrap=wrap,
-                        )
-                    except SealError:
-                        continue
-                    return f"the {role} wrap of generation {generation}, for {algorithm}"
+            for kek in keys.keks.values():
+                try:
+                    unwrap_dek(
+                        kek,
+                        role,
+                        algorithm=COBBLESTONE,
+                        project=keys.project,
+                        object_key=object_key,
+                        generation=generation,
+                        wrap=wrap,
+                    )
+                except SealError:
+                    continue
+                return f"the {role} wrap of generation {generation}"
     return None
-
-
-def _opens_as_v0(wrap: bytes, keys: VerificationKeys) -> bool:
-    for kek in (*keys.keks.values(), *([keys.v0_kek] if keys.v0_kek else [])):
-        try:
-            v0_unwrap_dek(kek, wrap)
-        except SealError:
-            continue
-        return True
-    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +261,8 @@ def _check_envelope(
             return ObjectCheck(kind, "unchecked", detail="not encrypted")
         case Tombstone(sealed):
             return _check_tombstone(sealed, object_key, keys)
-        case V0Wraps():
-            reason = "its wraps are of the earlier system (v0) until a sweep replaces them"
-            return ObjectCheck.refused(kind, NoUsableWrapError(reason))
         case Wraps():
-            return _check_wraps(envelope, kind, header, object_key, keys)
+            return _check_wraps(envelope, header, object_key, keys)
 
 
 def _kind(envelope: Envelope) -> Kind:
@@ -304,10 +271,8 @@ def _kind(envelope: Envelope) -> Kind:
             return "plaintext"
         case Tombstone():
             return "tombstone"
-        case Wraps(algorithm=algorithm) if algorithm == COBBLESTONE:
+        case Wraps():
             return "encrypted"
-        case Wraps() | V0Wraps():
-            return "v0"
 
 
 def _unexpected(
@@ -344,13 +309,12 @@ def _check_tombstone(sealed: bytes, object_key: str, keys: VerificationKeys) -> 
 
 
 def _check_wraps(
-    wraps: Wraps, kind: Kind, header: bytes | None, object_key: str, keys: VerificationKeys
+    wraps: Wraps, header: bytes | None, object_key: str, keys: VerificationKeys
 ) -> ObjectCheck:
+    kind: Kind = "encrypted"
     dek = _unwrap(wraps, object_key, keys)
     if dek is None:
         return ObjectCheck.refused(kind, _not_opened(), "closed")
-    if kind == "v0":
-        return ObjectCheck(kind, "opened", detail="a v0 body commits to no key: not compared")
     if header is None:
         reason = "the wrap opens; the header cannot be read"
         return ObjectCheck(kind, "failed", "archived_object", reason)

@@ -67,7 +67,6 @@ class VerifyReport:
             "opened": self._count(state="opened", current=True),
             "closed": self._count(state="closed", current=True),
             "failed": self._count(state="failed", current=True),
-            "v0_bodies": self._count(kind="v0", state="opened", current=True),
             "plaintext": self._count(kind="plaintext", current=True),
             "tombstones": self._count(kind="tombstone", current=True),
             "foreign": self._count(kind="foreign", current=True),

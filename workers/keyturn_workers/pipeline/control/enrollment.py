@@ -240,16 +240,8 @@ class Enroller:
             origin=origin,
             lease_s=self._keyrings.lease_s,
             plaintext_allowed=request.plaintext == "allowed",
-            v0_allowed=request.v0 == "allowed",
-            v0_kek=self._v0_kek(request),
         )
 
     def _kek(self, request: EnrollRequested) -> Secret:
         info = kek_info("enroll", request.request_id, request.project)
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
-
-    def _v0_kek(self, request: EnrollRequested) -> Secret | None:
-        if request.sealed_v0_kek is None:
-            return None
-        info = kek_info("v0", request.request_id, request.project)
-        return Secret(open_secret(request.sealed_v0_kek, info, self._intake_keys))

@@ -9,6 +9,8 @@ stored once, however often it was found. The upload workers do the rest, deletin
 | --- | --- |
 | `notifications` | reads storage servers' notifications; pure |
 | `source_ingest` | one source: looks up an object, requests its upload, remembers the outcome |
+| `importing` | requests every object of a source once, for `keyturn import` |
+| `v0` | opens objects of the earlier system for an import; pure |
 | `poll` | lists a source, by one worker at a time |
 | `record` | the state of a source, in the bucket |
 | `role` | the role `ingest` of a worker process |

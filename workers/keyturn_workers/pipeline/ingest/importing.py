@@ -2,6 +2,9 @@
 
 An import keeps no record. The upload ids are derived from the objects, so an interrupted import is
 simply run again: a request for a stored object is answered from its target.
+
+Upload workers read the objects, with one exception: the import itself opens objects of the earlier
+system, by a key that no worker has, and uploads their plaintext (SPEC 17.6).
 """
 
 import asyncio
@@ -10,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from keyturn.crypto.keys import Kek
 from keyturn.errors import (
-    MalformedRequestError,
+    BodyTooLargeError,
     OutcomeUnknownError,
+    PermanentError,
     SourceChangedError,
     SourceMissingError,
     SourceUnavailableError,
@@ -26,6 +31,7 @@ from keyturn.publisher.client import Publisher
 from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import ObjectSummary
+from keyturn_workers.pipeline.ingest import v0
 from keyturn_workers.pipeline.ingest.source_ingest import (
     POLL_SLOTS,
     Candidate,
@@ -34,6 +40,7 @@ from keyturn_workers.pipeline.ingest.source_ingest import (
     objects_of,
 )
 from keyturn_workers.pipeline.sources.bucket import SourceBucket
+from keyturn_workers.pipeline.sources.description import content_type_of, metadata_of
 
 MAX_FAILURES: Final = 1000
 """How many failed objects the result names; it counts all of them."""
@@ -93,8 +100,9 @@ class Import:
     """One import.
 
     `bucket` is the source, `own_bucket` Keyturn's. `publisher` signs the requests; None for a dry
-    run, which requests nothing. `wait`: wait for the outcomes. `on_progress` is called whenever the
-    result has changed.
+    run, which requests nothing. `v0_kek` opens objects of the earlier system; without it they are
+    requested like any other, and refused. `wait`: wait for the outcomes. `on_progress` is called
+    whenever the result has changed.
     """
 
     def __init__(
@@ -104,6 +112,7 @@ class Import:
         deployment: str,
         publisher: Publisher | None,
         *,
+        v0_kek: Kek | None = None,
         wait: bool = True,
         on_progress: Callable[[ImportResult], None] = lambda _: None,
     ) -> None:
@@ -111,9 +120,11 @@ class Import:
         self._own_bucket = own_bucket
         self._deployment = deployment
         self._publisher = publisher
+        self._v0_kek = v0_kek
         self._wait = wait
         self._on_progress = on_progress
         self._slots = asyncio.Semaphore(POLL_SLOTS)
+        self._v0_slots = asyncio.Semaphore(v0.AT_ONCE)
         self._projects: dict[str, bool] = {}
         self.result = ImportResult()
 
@@ -123,17 +134,20 @@ class Import:
         Raises:
             ExceptionGroup: the errors of storage and broker.
         """
-        # Without waiting, a change of an object after it was listed goes unnoticed.
-        listing_suffices = self._wait and not await self._bucket.may_keep_versions()
+        # Without waiting, a change of an object after it was listed goes unnoticed. Only a HEAD
+        # shows whether an object is of the earlier system.
+        listing_suffices = (
+            self._wait and self._v0_kek is None and not await self._bucket.may_keep_versions()
+        )
         async with asyncio.TaskGroup() as group:
             async for row in objects_of(self._bucket, prefix):
                 if is_folder_marker(row):
                     continue
                 await self._slots.acquire()
-                group.create_task(self._take_in(row, listing_suffices=listing_suffices))
+                group.create_task(self._import(row, listing_suffices=listing_suffices))
         return self.result
 
-    async def _take_in(self, row: ObjectSummary, *, listing_suffices: bool) -> None:
+    async def _import(self, row: ObjectSummary, *, listing_suffices: bool) -> None:
         try:
             outcome = await self._outcome(row.key, row if listing_suffices else None)
         finally:
@@ -145,11 +159,11 @@ class Import:
         for _ in range(_ATTEMPTS):
             try:
                 found = await inspect(self._bucket, self._deployment, s3_key, row)
-            except (MalformedRequestError, SourceUnavailableError) as exc:
-                return NotImported(s3_key, exc.code, exc.detail)
-            if found is None:
-                return GONE
-            outcome = await self._request(found)
+                if found is None:
+                    return GONE
+                outcome = await self._request(found)
+            except (PermanentError, SourceUnavailableError) as exc:
+                outcome = NotImported(s3_key, exc.code, exc.detail)
             if not isinstance(outcome, NotImported) or outcome.code != SourceChangedError.code:
                 break
             row = None  # the object has changed since it was listed
@@ -159,6 +173,11 @@ class Import:
 
     async def _request(self, found: Candidate) -> str | NotImported:
         target = found.target
+        is_v0 = self._v0_kek is not None and v0.is_v0(found.metadata)
+        if is_v0 and found.object.size > v0.MAX_BYTES:
+            raise BodyTooLargeError(
+                f"an object of the earlier system is opened whole, up to {v0.MAX_BYTES} bytes"
+            )
         is_there = await self._is_there(found)
         if self._publisher is None:
             if is_there:
@@ -167,19 +186,50 @@ class Import:
                 detail = f"{target.project} is not enrolled"
                 return NotImported(found.object.key, UnknownProjectError.code, detail)
             return NOT_REQUESTED
-        for attempt in range(_ATTEMPTS):
-            try:
-                await self._publisher.upload_from_source(
-                    target.project, target.object_key, found.object
-                )
-                break
-            except OutcomeUnknownError:
-                if attempt + 1 == _ATTEMPTS:
-                    raise
+        await self._publish(self._publisher, found, is_v0=is_v0)
         if not self._wait:
             return QUEUED
         outcome = await self._answer(self._publisher, found)
+        if is_v0 and outcome == STORED:
+            await self._bucket.delete_read(found.object)
         return ALREADY_THERE if is_there and outcome == STORED else outcome
+
+    async def _publish(self, publisher: Publisher, found: Candidate, *, is_v0: bool) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                if is_v0:
+                    await self._open_and_upload(publisher, found)
+                else:
+                    await publisher.upload_from_source(
+                        found.target.project, found.target.object_key, found.object
+                    )
+            except OutcomeUnknownError:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+            else:
+                return
+
+    async def _open_and_upload(self, publisher: Publisher, found: Candidate) -> None:
+        """Upload the plaintext of an object of the earlier system.
+
+        Its id is the one that a request for the source's object has: it is stored once.
+        """
+        if self._v0_kek is None:
+            raise TypeError("an import without the key of the earlier system")
+        async with self._v0_slots:
+            async with self._bucket.stream(found.object) as stream:
+                head = stream.head
+                body = b"".join([piece async for piece in self._bucket.pieces_of(stream)])
+            plaintext = await asyncio.to_thread(v0.open_object, self._v0_kek, head.metadata, body)
+            del body
+            await publisher.upload(
+                found.target.project,
+                found.target.object_key,
+                plaintext,
+                content_type=content_type_of(head),
+                metadata=metadata_of(head),
+                upload_id=found.upload_id,
+            )
 
     async def _answer(self, publisher: Publisher, found: Candidate) -> str | NotImported:
         done = -1

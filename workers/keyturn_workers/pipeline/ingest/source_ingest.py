@@ -7,8 +7,8 @@ number at once, so that a full source never fills the queue that all publishers 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
 from functools import partial
@@ -74,11 +74,15 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An object of a source, as its storage describes it; its target; the id of its upload."""
+    """An object of a source, as its storage describes it; its target; the id of its upload.
+
+    `metadata` is empty if a listing described the object.
+    """
 
     object: SourceObject
     target: Target
     upload_id: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ async def inspect(
         )
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None
-    return Candidate(found, target, found.upload_id(deployment))
+    metadata = described.metadata if isinstance(described, ObjectHead) else {}
+    return Candidate(found, target, found.upload_id(deployment), metadata)
 
 
 async def objects_of(bucket: SourceBucket, prefix: str = "") -> AsyncIterator[ObjectSummary]:

@@ -1,9 +1,9 @@
 """Execute the action planned for one object (SPEC 7.3, 8.2, 8.4, 8.7).
 
 An object gets new wraps by a copy onto itself, a large one in parts, and keeps everything else; its
-ciphertext never passes through the worker. Only two actions read a body, in bounded memory: the
-check of a v0 body, and the encryption of plaintext in place. Every write has a lease, and the
-strongest condition that the backend supports. The caller saves tags if `tags_at_risk` is true.
+ciphertext never passes through the worker. Only the encryption of plaintext in place reads a body,
+in bounded memory. Every write has a lease, and the strongest condition that the backend supports.
+The caller saves tags if `tags_at_risk` is true.
 """
 
 from collections.abc import AsyncIterator
@@ -17,15 +17,14 @@ import structlog
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import HEADER_BYTES, seal, sealed_size
-from keyturn.crypto.keys import Secret, new_dek
-from keyturn.crypto.wraps import BODY_CONTEXT, V0Opener
+from keyturn.crypto.keys import new_dek
+from keyturn.crypto.wraps import BODY_CONTEXT
 from keyturn.errors import (
     ArchivedObjectError,
     BodyTooLargeError,
     CorruptObjectError,
     DeletedKeyError,
     LockedObjectError,
-    SealError,
     StorageUnavailableError,
 )
 from keyturn.identifiers import object_s3_key
@@ -33,7 +32,6 @@ from keyturn.metadata import (
     OWN_PREFIX,
     UPLOAD,
     UPLOAD_TAG,
-    V0_ALGORITHM,
     Tombstone,
     Wraps,
     stored_at,
@@ -193,23 +191,6 @@ async def _copy_parts(
     return await send_parts(spans(), copy, at_once=1 if is_resent else _PARTS_IN_FLIGHT)
 
 
-async def check_v0_body(storage: Storage, s3_key: str, head: ObjectHead, dek: Secret) -> None:
-    """Open a whole v0 body under its DEK, and discard it: a v0 body does not commit to its key.
-
-    Raises:
-        CorruptObjectError: the body does not open.
-        PreconditionError, MissingError: the body was replaced or removed.
-    """
-    async with storage.stream(s3_key, if_match=head.etag) as source:
-        try:
-            opener = V0Opener(dek.reveal())
-            async for piece in source.chunks(_PIECE_BYTES):
-                opener.feed(piece)
-            opener.finish()
-        except SealError as exc:
-            raise CorruptObjectError("the body does not open under the DEK of its wraps") from exc
-
-
 def check_fits_one_put(head: ObjectHead) -> int:
     """Return the size in bytes that a plaintext object will have once it is sealed.
 
@@ -322,7 +303,6 @@ class ActionExecutor:
             RefusedError: the write came after the end of its lease: read the keyring and plan
                 again.
             LockedObjectError, ArchivedObjectError: the object's lock or archive refuses it.
-            CorruptObjectError: a v0 body does not open under the DEK of its wraps.
             BodyTooLargeError: the plaintext is too large for one put once it is sealed.
             StorageUnavailableError: the outcome is unknown: read the object again.
         """
@@ -343,10 +323,6 @@ class ActionExecutor:
     async def _rewrap(
         self, s3_key: str, head: ObjectHead, action: Rewrap, snapshot: KeyringSnapshot
     ) -> None:
-        if action.body_dek is not None:
-            await check_v0_body(self._storage, s3_key, head, action.body_dek)
-            # Reading a large body may outlast the lease: the copy needs a new one.
-            snapshot = await recheck_state(self._keyrings, snapshot)
         headers = _headers_with_wraps(head, action.wraps)
         if head.size_bytes > self._copy_limit_bytes:
             if head.locked:
@@ -411,8 +387,6 @@ def _headers_with_wraps(head: ObjectHead, wraps: Wraps) -> Headers:
     """
     caller = {n: v for n, v in head.metadata.items() if not n.startswith(OWN_PREFIX)}
     left_out = set(unknown_names(head.metadata))
-    if wraps.algorithm == V0_ALGORITHM and UPLOAD_TAG not in head.metadata:
-        left_out.add(UPLOAD)  # only an object ingested from a source has both (SPEC 4.6)
     own = {n: v for n, v in head.metadata.items() if n not in left_out}
     metadata = build_object_metadata(
         wraps,

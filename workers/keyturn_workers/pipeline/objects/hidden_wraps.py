@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from keyturn.crypto.keys import Secret
-from keyturn.crypto.wraps import Role, unwrap_dek, v0_unwrap_dek
+from keyturn.crypto.wraps import Role, unwrap_dek
 from keyturn.errors import HiddenWrapError, SealError
-from keyturn.metadata import ALGO, COBBLESTONE, OWN_NAMES, V0_ALGORITHM, unknown_names
+from keyturn.metadata import ALGO, COBBLESTONE, OWN_NAMES, unknown_names
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import DesiredState, Keyring
@@ -24,29 +24,19 @@ from keyturn_workers.core.storage_values import ObjectHead
 from keyturn_workers.core.wraps import past_generations
 
 _WRAP_LETTERS: Final = 139
-_V0_WRAP_LETTERS: Final = 80
 """The number of base64 letters in a wrap, without padding."""
-# Of 139 random letters, about 57 are distinct; of 80, about 46. Fewer than the numbers below are
-# less likely than one in 10^8. Text in a natural language has about 30, so it costs nothing.
-_MIN_DISTINCT: Final = {_WRAP_LETTERS: 40, _V0_WRAP_LETTERS: 30}
-_ALGORITHMS: Final = (COBBLESTONE, V0_ALGORITHM)
+# Of 139 random letters, about 57 are distinct. Fewer than this are less likely than one in 10^8.
+# Text in a natural language has about 30, so it costs nothing.
+_MIN_DISTINCT: Final = 40
 _MAX_ATTEMPTS: Final = 2**16
 """The attempts at one object's values: half a second of CPU."""
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9+/]")
 
 
-@dataclass(frozen=True, slots=True)
-class RetiredKeys:
-    """A project's KEKs that the next clean end retires, or that a change of master key retired.
-
-    Attributes:
-        wraps: Role, generation and KEK of the wraps that they open.
-        v0: The KEKs of v0.
-    """
-
-    wraps: Sequence[tuple[Role, int, Secret]]
-    v0: Sequence[Secret]
+RetiredKeys: TypeAlias = Sequence[tuple[Role, int, Secret]]
+"""A project's KEKs that the next clean end retires, or that a change of master key retired: the
+role, the generation and the KEK of the wraps that each opens."""
 
 
 def retired_keys(keyring: Keyring, desired: DesiredState, admin_keks: AdminKeks) -> RetiredKeys:
@@ -63,33 +53,23 @@ def retired_keys(keyring: Keyring, desired: DesiredState, admin_keks: AdminKeks)
         if master_key != desired.master_key:
             generations = (desired.generation, *past_generations(keyring))
             wraps += [("admin", generation, kek) for generation in generations]
-    v0 = (keyring.v0_kek, admin_keks.v0_admin_kek)
-    return RetiredKeys(wraps, [kek for kek in v0 if kek is not None])
+    return wraps
 
 
 def may_retire(keyring: Keyring, desired: DesiredState, keys: KekDeriver) -> bool:
     """Return whether `retired_keys` may find any. Asks no provider."""
-    return (
-        keyring.v0_kek is not None
-        or keys.v0_admin_kek is not None
-        or any(entry.kek is not None for entry in keyring.history)
-        or any(master_key != desired.master_key for master_key in keys.ids)
-    )
+    return keyring.has_old_keks or any(master_key != desired.master_key for master_key in keys.ids)
 
 
 def long_values(head: ObjectHead, tags: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the values that a rewrap keeps and that are as long as a wrap, with their places."""
     tagged = [(f"the tag {key!a}", text) for key, value in tags.items() for text in (key, value)]
     values = (*_values(head), *tagged)
-    return [(place, value) for place, value in values if len(value) >= _V0_WRAP_LETTERS]
+    return [(place, value) for place, value in values if len(value) >= _WRAP_LETTERS]
 
 
 def check_nothing_hidden(
-    values: Sequence[tuple[str, str]],
-    metadata: Mapping[str, str],
-    project: str,
-    object_key: str,
-    keys: RetiredKeys,
+    values: Sequence[tuple[str, str]], project: str, object_key: str, keys: RetiredKeys
 ) -> None:
     """Check that no retired key opens a wrap of this object in its `long_values`.
 
@@ -98,11 +78,7 @@ def check_nothing_hidden(
     Raises:
         HiddenWrapError: a value contains such a wrap, or there is too much to try.
     """
-    named = metadata.get(ALGO)
-    # Wraps that opened authenticate a body's algorithm; plaintext and tombstones have none.
-    algorithms = tuple(each for each in _ALGORITHMS if each == named) or _ALGORITHMS
-    wraps = [(each, *key) for each in algorithms for key in keys.wraps]
-    search = _Search(project, object_key, wraps, keys.v0)
+    search = _Search(project, object_key, keys)
     for place, value in values:
         if search.opens(value):
             raise HiddenWrapError(
@@ -127,20 +103,15 @@ class _Search:
 
     project: str
     object_key: str
-    wraps: Sequence[tuple[str, Role, int, Secret]]
-    v0: Sequence[Secret]
+    keys: RetiredKeys
     attempts: int = 0
 
     def opens(self, value: str) -> bool:
         """Return whether a retired key opens any part of a value."""
         letters = _FOREIGN.sub("", value.translate(_URL_SAFE))
-        for part in _parts(letters, _WRAP_LETTERS) if self.wraps else ():
-            self._count(len(self.wraps))
-            if any(self._is_wrap(part, *key) for key in self.wraps):
-                return True
-        for part in _parts(letters, _V0_WRAP_LETTERS) if self.v0 else ():
-            self._count(len(self.v0))
-            if any(_is_v0_wrap(part, kek) for kek in self.v0):
+        for part in _parts(letters) if self.keys else ():
+            self._count(len(self.keys))
+            if any(self._is_wrap(part, *key) for key in self.keys):
                 return True
         return False
 
@@ -149,14 +120,12 @@ class _Search:
         if self.attempts > _MAX_ATTEMPTS:
             raise HiddenWrapError("too many long values to search: shorten or remove them")
 
-    def _is_wrap(
-        self, part: bytes, algorithm: str, role: Role, generation: int, kek: Secret
-    ) -> bool:
+    def _is_wrap(self, part: bytes, role: Role, generation: int, kek: Secret) -> bool:
         with suppress(SealError):
             unwrap_dek(
                 kek,
                 role,
-                algorithm=algorithm,
+                algorithm=COBBLESTONE,
                 project=self.project,
                 object_key=self.object_key,
                 generation=generation,
@@ -166,16 +135,9 @@ class _Search:
         return False
 
 
-def _parts(letters: str, length: int) -> Iterator[bytes]:
-    """The bytes of each run of `length` letters, if they could be a wrap's."""
-    for first in range(len(letters) - length + 1):
-        part = letters[first : first + length]
-        if len(set(part)) >= _MIN_DISTINCT[length]:
-            yield binascii.a2b_base64(part + "=" * (-length % 4))
-
-
-def _is_v0_wrap(part: bytes, kek: Secret) -> bool:
-    with suppress(SealError):
-        v0_unwrap_dek(kek, part)
-        return True
-    return False
+def _parts(letters: str) -> Iterator[bytes]:
+    """The bytes of each run of letters that could be a wrap."""
+    for first in range(len(letters) - _WRAP_LETTERS + 1):
+        part = letters[first : first + _WRAP_LETTERS]
+        if len(set(part)) >= _MIN_DISTINCT:
+            yield binascii.a2b_base64(part + "=")

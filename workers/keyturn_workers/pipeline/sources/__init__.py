@@ -4,4 +4,5 @@
 | --- | --- |
 | `port` | the sources as an upload uses them; checks that a request may name an object |
 | `bucket` | reads and deletes a source's objects |
+| `description` | the content type and metadata that come along with an object |
 """

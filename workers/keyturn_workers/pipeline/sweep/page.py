@@ -311,9 +311,7 @@ class PageAttempt:
             return  # before requesting any key: an object must not wait for a provider
         retired = await keys.open_with(self._project, partial(retired_keys, keyring, desired))
         # In a thread: a bucket writer's long values must not stall the page beyond its lease.
-        await asyncio.to_thread(
-            check_nothing_hidden, values, head.metadata, self._project, key, retired
-        )
+        await asyncio.to_thread(check_nothing_hidden, values, self._project, key, retired)
 
     async def _plan_action(
         self, key: str, view: ObjectView

@@ -17,7 +17,7 @@ from keyturn.messages.requests import (
     StagedBody,
     UploadRequested,
 )
-from keyturn.metadata import COBBLESTONE, UPLOAD, encode_caller_metadata, format_upload_tag
+from keyturn.metadata import UPLOAD, encode_caller_metadata, format_upload_tag
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.storage_port import Storage
@@ -136,9 +136,7 @@ class Attempt:
         condition: the condition of the put.
         snapshot: the keyring read that the wraps and the lease come from.
         is_encrypted: False to store plaintext.
-        dek: 32 bytes for this attempt alone: if its response is lost, the next has another. A v0
-            body keeps its own.
-        algorithm: the body's.
+        dek: 32 bytes for this attempt alone: if its response is lost, the next has another.
     """
 
     upload: Upload
@@ -147,7 +145,6 @@ class Attempt:
     snapshot: KeyringSnapshot
     is_encrypted: bool
     dek: bytes = field(repr=False)
-    algorithm: str = COBBLESTONE
 
     @classmethod
     def begin(
@@ -188,7 +185,7 @@ class Attempt:
             size_bytes=size_bytes,
         )
         return build_object_metadata(
-            wrap(self.snapshot.desired, request.key, self.dek, algorithm=self.algorithm),
+            wrap(self.snapshot.desired, request.key, self.dek),
             upload_id=request.upload_id,
             tag=format_upload_tag(tag),
             caller_wire=caller_wire,

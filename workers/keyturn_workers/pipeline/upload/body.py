@@ -19,12 +19,11 @@ from keyturn.crypto.cobblestone import (
     sealed_size,
 )
 from keyturn.crypto.intake import upload_info
-from keyturn.crypto.wraps import V0Opener, transport_context
+from keyturn.crypto.wraps import transport_context
 from keyturn.errors import (
     BadSealError,
     BodyTooLargeError,
     ChunkError,
-    CorruptObjectError,
     MalformedRequestError,
     SealError,
     SourceChangedError,
@@ -32,23 +31,13 @@ from keyturn.errors import (
     StagedBodyMissingError,
 )
 from keyturn.messages.requests import INLINE_MAX_BYTES, InlineBody, StagedBody
-from keyturn.metadata import (
-    ALGO,
-    DEK_ADMIN,
-    DEK_USER,
-    KEK_USER,
-    OWN_PREFIX,
-    V0_ALGORITHM,
-    check_content_type,
-    decode_caller_metadata,
-    encode_caller_metadata,
-)
+from keyturn.metadata import OWN_PREFIX
 from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.storage_values import ObjectHead
+from keyturn_workers.pipeline.sources.description import content_type_of, metadata_of
 from keyturn_workers.pipeline.upload.attempt import Upload, UploadContext
 
 PIECE_BYTES: Final = 1024 * 1024
-_V0_NAMES: Final = frozenset({ALGO, DEK_USER, DEK_ADMIN})
 _INLINE_MAX_SEALED_BYTES: Final = sealed_size(INLINE_MAX_BYTES)
 BODY_GONE: Final = (StagedBodyMissingError, SourceMissingError, SourceChangedError)
 """Errors of a body that is not where the request says; its upload may be stored by now."""
@@ -181,32 +170,6 @@ async def open_source(context: UploadContext, upload: Upload) -> AsyncIterator[F
         yield FoundObject(stream.head, bucket.pieces_of(stream))
 
 
-def is_v0(head: ObjectHead) -> bool:
-    """Check if v0 encrypted this object (SPEC 4.6)."""
-    return head.metadata.get(ALGO) == V0_ALGORITHM and KEK_USER not in head.metadata
-
-
-async def authentic_v0(sealed: AsyncIterator[bytes], dek: bytes) -> AsyncIterator[bytes]:
-    """The same bytes; the last piece only if all of them are one v0 body under this DEK.
-
-    Raises:
-        CorruptObjectError: the bytes are no such body.
-    """
-    held: bytes | None = None
-    try:
-        opener = V0Opener(dek)
-        async for piece in sealed:
-            opener.feed(piece)
-            if held is not None:
-                yield held
-            held = piece
-        opener.finish()
-    except SealError as exc:
-        raise CorruptObjectError("the body does not open under the DEK of its wraps") from exc
-    if held is not None:
-        yield held
-
-
 def with_description_of(upload: Upload, head: ObjectHead) -> Upload:
     """The upload with the content type and metadata of the source's object.
 
@@ -215,23 +178,14 @@ def with_description_of(upload: Upload, head: ObjectHead) -> Upload:
     Raises:
         MalformedRequestError: SPEC 4.3 does not allow them, or the object is encrypted already.
     """
-    own = {name for name in head.metadata if name.startswith(OWN_PREFIX)}
-    if own - (_V0_NAMES if is_v0(head) else set()):
-        raise MalformedRequestError("the source's object has enc- metadata: Keyturn encrypted it")
+    if any(name.startswith(OWN_PREFIX) for name in head.metadata):
+        raise MalformedRequestError("the source's object has enc- metadata: it is encrypted")
     request = upload.request
     changes: dict[str, object] = {}
-    if request.content_type is None and head.headers.content_type is not None:
-        changes["content_type"] = check_content_type(head.headers.content_type)
+    if request.content_type is None:
+        changes["content_type"] = content_type_of(head)
     if request.metadata is None:
-        # Keyturn's metadata names have `-`; other programs write `_`, rare in HTTP headers.
-        metadata = {
-            name.replace("_", "-"): value
-            for name, value in decode_caller_metadata(head.metadata).items()
-        }
-        encode_caller_metadata(metadata)
-        if len(metadata) != len(head.metadata) - len(own):
-            raise MalformedRequestError("two metadata names differ only in - and _")
-        changes["metadata"] = metadata
+        changes["metadata"] = metadata_of(head)
     return replace(upload, request=request.model_copy(update=changes))
 
 

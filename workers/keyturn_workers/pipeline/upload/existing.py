@@ -28,10 +28,9 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import object_s3_key
 from keyturn.messages.requests import UploadRequested
-from keyturn.metadata import DELETED, UPLOAD, V0_ALGORITHM, Plaintext, Wraps
+from keyturn.metadata import DELETED, UPLOAD, Plaintext, Wraps
 from keyturn_workers.core.errors import ArchivedError, MissingError, StorageResponseError
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
-from keyturn_workers.core.plan_action import V0_MIN_BYTES
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import ObjectHead
 from keyturn_workers.core.wraps import verify_upload
@@ -162,18 +161,15 @@ async def _check_wrapped(
         upload.request.project,
         lambda keks: verify_upload(wraps, header, object_key, snapshot.keyring, keks),
     )
-    is_v0 = wraps.algorithm == V0_ALGORITHM
-    size_bytes = head.size_bytes - V0_MIN_BYTES if is_v0 else _plaintext_size(head)
+    size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)
-    if is_v0 and tag is None:
-        raise AlreadyExistsError(f"{object_key} holds an object of the earlier system")
     if tag is None:
         # For example plaintext that a sweep encrypted in place has no tag.
         if not await _has_body_of(context, upload, head, verified.dek):
             raise AlreadyExistsError(f"{object_key} holds another object")
     elif not hmac.compare_digest(tag, _tag(upload, verified.dek)):
         raise AlreadyExistsError(f"{object_key} holds another upload's object")
-    elif upload.size_bytes() != (head.size_bytes if is_v0 else size_bytes):
+    elif upload.size_bytes() != size_bytes:
         raise CorruptObjectError("it carries this upload's tag, but has another length")
     return ExistingUpload(size_bytes, head.etag, snapshot, verified.current)
 

@@ -20,21 +20,15 @@ from keyturn.crypto.cobblestone import seal, sealed_size
 from keyturn.crypto.wraps import BODY_CONTEXT, transport_context
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
 from keyturn.messages.requests import InlineBody, StagedBody
-from keyturn.metadata import parse
 from keyturn.parts import part_size, send_parts, split_into_parts
 from keyturn_workers.core.body_stream import seal_stream
 from keyturn_workers.core.errors import StorageResponseError
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
-from keyturn_workers.core.open_dek import ReaderKeys, open_dek
-from keyturn_workers.core.plan_action import V0_MIN_BYTES
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import IfAbsent, IfMatch, WriteResult
 from keyturn_workers.pipeline.upload.attempt import Attempt, UploadContext
 from keyturn_workers.pipeline.upload.body import (
-    FoundObject,
-    authentic_v0,
     decrypt_stream,
-    is_v0,
     open_inline,
     open_source,
     open_staged,
@@ -74,8 +68,6 @@ async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
         BadSealError, BodyTooLargeError, StagedBodyMissingError: the body cannot be stored.
         SourceMissingError, SourceChangedError, SourceUnavailableError: the source does not give it.
         MalformedRequestError: nor can its content type or its metadata, or it is encrypted already.
-        CorruptObjectError, NoUsableWrapError: a v0 object does not open, or the project does not
-            allow it.
         PreconditionError: the key is taken, or the object to replace has changed.
         RefusedError: the put came after its lease.
         StateMovedError: the wraps are outdated; nothing was stored.
@@ -108,33 +100,10 @@ async def _put_from_source(context: UploadContext, attempt: Attempt) -> PutResul
         )
     async with open_source(context, attempt.upload) as found:
         attempt = replace(attempt, upload=with_description_of(attempt.upload, found.head))
-        if is_v0(found.head):
-            return await _put_v0(context, attempt, found)
         if attempt.upload.is_streamed:
             return await _put_stream(context, attempt, found.pieces, size_bytes)
         plaintext = b"".join([piece async for piece in found.pieces])
     return await _put_at_once(context, attempt, plaintext)
-
-
-async def _put_v0(context: UploadContext, attempt: Attempt, found: FoundObject) -> PutResult:
-    """Put a v0 body as it is, under wraps of the keyring (SPEC 17.2).
-
-    Such a body does not commit to its key, so all of it must open before its last byte is sent.
-    """
-    request, size_bytes = attempt.upload.request, attempt.upload.size_bytes()
-    keyring, envelope = attempt.snapshot.keyring, parse(found.head.metadata)
-    opened = await context.operator_keys.open_with(
-        request.project,
-        lambda keks: open_dek(
-            envelope, b"", request.key, ReaderKeys.of(keyring, keks, envelope, user_kek=None)
-        ),
-    )
-    if opened is None:
-        raise TypeError("not an object of the earlier system")
-    attempt = replace(attempt, dek=opened.dek, algorithm=opened.algorithm, is_encrypted=True)
-    pieces = authentic_v0(found.pieces, opened.dek)
-    stored = await _put_pieces(context, attempt, pieces, size_bytes, size_bytes)
-    return replace(stored, size_bytes=size_bytes - V0_MIN_BYTES)
 
 
 async def _put_at_once(context: UploadContext, attempt: Attempt, plaintext: bytes) -> PutResult:

@@ -67,7 +67,6 @@ _SAFE_FIELDS: Final = frozenset(
         "content_type",
         "expected_generation",
         "plaintext",
-        "v0",
         "adopt",
         "master_key",
         "encrypt_plaintext",
@@ -84,7 +83,6 @@ _SAFE_FIELDS: Final = frozenset(
 _SAFE_NESTED_FIELDS: Final = {
     "sealed_key": ("intake_key",),
     "sealed_kek": ("intake_key",),
-    "sealed_v0_kek": ("intake_key",),
     "body": ("staged", "source", "sha256", "bytes"),
 }
 

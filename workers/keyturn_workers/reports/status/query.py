@@ -108,7 +108,7 @@ _PROJECT_STATES: Final[dict[str, Callable[[ProjectStatus, str], bool]]] = {
     "never_proven": lambda row, _: row.last_proof_at is None,
     "earlier_keks": lambda row, _: bool(row.earlier_keks),
     "old_key": lambda row, oldest: row.key_since is not None and row.key_since < oldest,
-    "plaintext": lambda row, _: bool(row.plaintext or row.v0),
+    "plaintext": lambda row, _: bool(row.plaintext),
 }
 
 

@@ -25,7 +25,6 @@ def project_status(keyring: Keyring) -> ProjectStatus:
         kek_id=current.kek_id,
         master_key=keyring.master_key,
         plaintext=keyring.plaintext_allowed,
-        v0=keyring.v0_allowed,
         earlier_keks=sum(entry.kek is not None for entry in keyring.history),
         enrolled_at=keyring.enrollment.at,
         rotated_at=current.at if keyring.history else None,

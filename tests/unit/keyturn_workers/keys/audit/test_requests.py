@@ -26,7 +26,6 @@ _SECRETS = (
     "upload_sealed_key",
     "inline",
     "enroll_sealed_kek",
-    "enroll_sealed_v0_kek",
     "rotation_sealed_kek",
 )
 REQUESTS = {name: next(iter(titles.values())) for name, titles in requests().items()}

@@ -93,7 +93,7 @@ async def test_a_marked_keyring_is_read_once_and_not_marked_again() -> None:
     assert (on.reads(), on.witness.published) == (1, [])
 
 
-async def test_a_keyring_of_0_10_is_marked_and_read_again() -> None:
+async def test_a_keyring_without_a_serial_is_marked_and_read_again() -> None:
     """It is trusted once; from then on its mark decides."""
     on = On()
     old = on.put(keyring())

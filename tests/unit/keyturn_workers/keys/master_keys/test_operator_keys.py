@@ -21,7 +21,7 @@ from keyturn_workers.keys.master_keys.known_text import RESERVED_PROJECT
 from keyturn_workers.keys.master_keys.local import LocalMasterKey
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.keys.master_keys.port import KekDerived, KmsRefusedError
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_ADMIN_KEK
+from tests.unit.keyturn_workers.factories import MASTER_KEYS
 from tests.unit.keyturn_workers.keys.master_keys.fakes import MASTER, Clock, FakeProvider
 
 LIMITS = KekLimits(cache_s=100, cache_max_s=1000, wait_s=60)
@@ -343,9 +343,9 @@ async def test_closing_forgets_everything_and_closes_the_providers() -> None:
 
 
 async def test_it_prints_no_key() -> None:
-    keys = OperatorKeys.local(MASTER_KEYS, v0_admin_kek=V0_ADMIN_KEK)
+    keys = OperatorKeys.local(MASTER_KEYS)
     derived = await keys.admin_kek("m1", "acme")
-    for secret in (*MASTER_KEYS.values(), V0_ADMIN_KEK, derived):
+    for secret in (*MASTER_KEYS.values(), derived):
         assert repr(secret.reveal())[2:-1] not in repr(keys)
         assert secret.reveal().hex() not in repr(keys)
 

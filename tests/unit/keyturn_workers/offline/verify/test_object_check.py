@@ -18,11 +18,8 @@ from keyturn.crypto import (
     from_base64,
     new_dek,
     to_base64,
-    v0_seal,
     wrap_dek,
 )
-from keyturn.metadata import V0_ALGORITHM
-from keyturn_workers.core.wraps import wrap
 from keyturn_workers.offline.verify.object_check import (
     ObjectCheck,
     VerificationKeys,
@@ -32,13 +29,11 @@ from keyturn_workers.offline.verify.object_check import (
 )
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
-    V0_USER_KEK,
     deleted,
     enc,
     keyring,
     rotated,
     sealed_object,
-    v0_metadata,
 )
 from tests.unit.keyturn_workers.hiding import SPELLINGS
 from tools.harness.local_keys import desired_state
@@ -153,20 +148,6 @@ def test_an_archived_body_leaves_the_header_unchecked() -> None:
     assert check_object(metadata, None, "k", _user(FIRST)).state == "closed"
 
 
-def test_a_v0_body_under_current_wraps_opens_and_is_not_compared() -> None:
-    wraps = wrap(desired_state(SECOND, MASTER_KEYS), "k", new_dek(), algorithm=V0_ALGORITHM)
-    check = check_object(enc(wraps), bytes(HEADER_BYTES), "k", _user(SECOND))
-    assert _state(check) == ("v0", "opened", None)
-    assert "not compared" in check.detail
-
-
-def test_v0_wraps_are_never_called_closed() -> None:
-    """They are under keys of the earlier system, which this command does not have."""
-    metadata = v0_metadata(new_dek(), new_dek())
-    check = check_object(metadata, bytes(HEADER_BYTES), "k", _user(SECOND))
-    assert _state(check) == ("v0", "failed", "no_usable_wrap")
-
-
 # What Keyturn does not write, and a wrap can hide in.
 
 
@@ -176,7 +157,7 @@ def _hidden(place: str) -> tuple[dict[str, str], bytes]:
     current, _ = _object(SECOND)
     match place:
         case "relabeled as AES-256-GCM":
-            metadata["enc-algo"] = V0_ALGORITHM
+            metadata["enc-algo"] = "AES-256-GCM"
         case "relabeled as deleted":
             metadata["enc-algo"] = "deleted"
         case "relabeled to another generation":
@@ -230,15 +211,11 @@ def test_metadata_of_the_caller_are_not_keyturns() -> None:
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("version", ["v1", "v0"])
-def test_a_wrap_in_what_a_rewrap_keeps_shows_that_the_old_key_is_not_gone(
-    spelling: str, version: str
-) -> None:
+def test_a_wrap_in_what_a_rewrap_keeps_shows_that_the_old_key_is_not_gone(spelling: str) -> None:
     metadata, header = _object(SECOND)
-    keys = replace(_user(FIRST), v0_kek=KEK)
+    keys = _user(FIRST)
     old = _object(FIRST)[0]["enc-dek-user"]
-    wrap_text = old if version == "v1" else to_base64(v0_seal(KEK.reveal(), new_dek()))
-    hidden = [("content-disposition", SPELLINGS[spelling](wrap_text))]
+    hidden = [("content-disposition", SPELLINGS[spelling](old))]
     check = check_object(metadata, header, "k", keys, must_be_gone=True, others=hidden)
     assert (check.state, check.detail.split()[0]) == ("opened", "content-disposition")
     new = [("note", SPELLINGS[spelling](metadata["enc-dek-user"]))]
@@ -306,15 +283,6 @@ def test_a_tombstone_has_neither_user_wrap_nor_body(
     metadata = deleted(desired_state(SECOND, MASTER_KEYS), "k") | added
     check = check_object(metadata, header, "k", keys, must_be_gone=must_be_gone)
     assert _state(check) == ("tombstone", "failed", "corrupt_object")
-
-
-def test_v0_wraps_that_the_key_opens_show_that_it_is_not_gone() -> None:
-    keys = replace(_user(FIRST), v0_kek=V0_USER_KEK)
-    metadata = v0_metadata(new_dek(), new_dek())
-    check = check_object(metadata, b"", "k", keys, must_be_gone=True)
-    assert (check.kind, check.state, check.detail) == (
-        "v0", "opened", "enc-dek-user opens as a v0 wrap")  # fmt: skip
-    assert check_object(metadata, b"", "k", keys).state == "failed"
 
 
 def test_a_tombstone_opens_under_the_operators_key_alone() -> None:
@@ -412,13 +380,6 @@ def test_the_generations_are_the_labeled_its_neighbors_the_first_and_those_given
 ) -> None:
     keys = replace(KEYS, generations=given)
     assert (_find(_wrap(generation=generation), keys, label) is not None) is found
-
-
-def test_v0_wraps_are_tried_under_each_key_that_is_known() -> None:
-    wrap = v0_seal(OTHER_KEK.reveal(), new_dek())
-    assert _find(wrap) is None
-    assert _find(wrap, replace(KEYS, v0_kek=OTHER_KEK)) == "enc-x opens as a v0 wrap"
-    assert _find(wrap, replace(KEYS, keks={"": OTHER_KEK})) == "enc-x opens as a v0 wrap"
 
 
 def test_a_wrap_of_another_place_is_no_finding() -> None:

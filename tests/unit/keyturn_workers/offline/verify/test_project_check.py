@@ -35,7 +35,6 @@ CORRUPT = ObjectCheck("encrypted", "failed", "corrupt_object", "bad")
 PLAINTEXT = ObjectCheck("plaintext", "unchecked")
 TOMBSTONE = ObjectCheck("tombstone", "unchecked")
 FOREIGN = ObjectCheck("foreign", "unchecked")
-V0 = ObjectCheck("v0", "opened")
 SUSPICIOUS = ObjectCheck("plaintext", "failed", "corrupt_object", "an unknown name")
 
 
@@ -223,7 +222,7 @@ def _report(
 @pytest.mark.parametrize(
     ("checks", "verdict"),
     [
-        ((OPENED, OPENED, TOMBSTONE, FOREIGN, V0), "the key opens all of 3 wraps"),
+        ((OPENED, OPENED, TOMBSTONE, FOREIGN), "the key opens all of 2 wraps"),
         ((OPENED,), "the key opens all of 1 wrap"),
     ],
 )
@@ -260,7 +259,7 @@ def test_a_key_that_opens_none_is_gone() -> None:
     assert (report.verified, report.verdict) == (True, "the key opens none of 2 wraps")
 
 
-@pytest.mark.parametrize("last", [OPENED, V0, CORRUPT, ObjectCheck("unreadable", "failed")])
+@pytest.mark.parametrize("last", [OPENED, CORRUPT, ObjectCheck("unreadable", "failed")])
 def test_a_key_that_opens_one_or_may_is_not_gone(last: ObjectCheck) -> None:
     report = _report("gone", CLOSED, last)
     assert not report.verified
@@ -308,15 +307,14 @@ def test_noncurrent_versions_count_for_the_verdict(
 
 
 def test_the_counts_keep_noncurrent_versions_apart() -> None:
-    report = _report("opens", OPENED, V0, CLOSED, CORRUPT, PLAINTEXT, TOMBSTONE, FOREIGN)
+    report = _report("opens", OPENED, CLOSED, CORRUPT, PLAINTEXT, TOMBSTONE, FOREIGN)
     for check in (OPENED, CLOSED, CORRUPT, PLAINTEXT):
         report.add("acme/0", "v1", check)
     assert report.counts == {
-        "objects": 7,
-        "opened": 2,
+        "objects": 6,
+        "opened": 1,
         "closed": 1,
         "failed": 1,
-        "v0_bodies": 1,
         "plaintext": 1,
         "tombstones": 1,
         "foreign": 1,

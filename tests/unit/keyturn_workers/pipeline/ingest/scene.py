@@ -42,6 +42,7 @@ class Outcomes:
 
     def __init__(self) -> None:
         self.requested: list[SourceObject] = []
+        self.uploaded: list[dict[str, Any]] = []
         self.codes: dict[str, str | None] = {}
         self.failure: Exception | None = None
         self.hold = asyncio.Event()
@@ -69,6 +70,17 @@ class Outcomes:
         self._more.set()
         upload_id = source_object.upload_id(DEPLOYMENT)
         self._keys[upload_id] = (project, object_key)
+        return upload_id
+
+    async def upload(
+        self, project: str, object_key: str, body: bytes, *, upload_id: str, **described: Any
+    ) -> str:
+        await asyncio.sleep(0)
+        if self.failure is not None:
+            raise self.failure
+        self._keys[upload_id] = (project, object_key)
+        upload = {"key": object_key, "body": body, "upload_id": upload_id, **described}
+        self.uploaded.append(upload)
         return upload_id
 
     async def wait(self, upload_id: str, **how: Any) -> Event:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from keyturn.crypto import Secret, new_dek
 from keyturn.errors import (
     NotDeliveredError,
     OutcomeUnknownError,
@@ -15,21 +17,28 @@ from keyturn.errors import (
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.storage_values import Headers, ObjectSummary
-from keyturn_workers.pipeline.ingest import importing
+from keyturn_workers.pipeline.ingest import importing, v0
 from keyturn_workers.pipeline.ingest.importing import Import, ImportResult, NotImported
 from keyturn_workers.pipeline.sources.bucket import SourceBucket
 from tests.unit.keyturn_workers.pipeline.ingest.scene import DEPLOYMENT, Outcomes, Scene
+from tests.unit.keyturn_workers.pipeline.ingest.v0_objects import V0_KEK, v0_metadata, v0_seal
 
 if TYPE_CHECKING:
     from keyturn.publisher import Publisher
 
 
 async def run(
-    scene: Scene, prefix: str = "", *, wait: bool = True, dry_run: bool = False
+    scene: Scene,
+    prefix: str = "",
+    *,
+    v0_kek: Secret | None = None,
+    wait: bool = True,
+    dry_run: bool = False,
 ) -> ImportResult:
     bucket = SourceBucket("drop", scene.source, scene.bucket, scene.own)
     publisher = None if dry_run else cast("Publisher", scene.outcomes)
-    return await Import(bucket, scene.own, DEPLOYMENT, publisher, wait=wait).run(prefix)
+    work = Import(bucket, scene.own, DEPLOYMENT, publisher, v0_kek=v0_kek, wait=wait)
+    return await work.run(prefix)
 
 
 def put_target(scene: Scene, key: str, upload_id: str) -> None:
@@ -155,3 +164,131 @@ def test_the_result_names_a_bounded_number_of_objects() -> None:
         result.add(row, NotImported(str(number), "body_too_large", ""))
     assert len(result.not_imported) == importing.MAX_FAILURES
     assert result.refused.total() == importing.MAX_FAILURES + 5
+
+
+# Objects of the earlier system.
+
+DEK = new_dek()
+
+
+def put_v0(scene: Scene, key: str, plaintext: bytes, **more: str) -> bytes:
+    """Put such an object; return its body."""
+    body = v0_seal(DEK, plaintext)
+    scene.bucket.plant(f"in/{key}", body, Headers({**v0_metadata(user=DEK), **more}, "text/csv"))
+    return body
+
+
+async def test_objects_of_the_earlier_system_are_opened_and_uploaded_beside_others() -> None:
+    """Their ids are those of the source's objects, so that a second import stores nothing."""
+    scene = Scene()
+    large = os.urandom(300_000)
+    put_v0(scene, "old", large, file_name="a.txt")
+    scene.put("new")
+    result = await run(scene, v0_kek=V0_KEK)
+    assert result.statuses == {"stored": 2}
+    assert scene.outcomes.keys == ["in/new"]
+    (uploaded,) = scene.outcomes.uploaded
+    upload_id = uploaded.pop("upload_id")
+    assert uploaded == {
+        "key": "old",
+        "body": large,
+        "content_type": "text/csv",
+        "metadata": {"file-name": "a.txt"},
+    }
+    put_target(scene, "old", upload_id)
+    scene.outcomes.uploaded.clear()
+    again = await run(scene, v0_kek=V0_KEK)
+    assert again.statuses == {"already there": 1, "stored": 1}
+    assert [each["upload_id"] for each in scene.outcomes.uploaded] == [upload_id]
+
+
+async def test_without_the_key_such_an_object_is_requested_like_any_other() -> None:
+    """A worker refuses it: it is encrypted already."""
+    scene = Scene()
+    put_v0(scene, "old", b"x")
+    scene.outcomes.codes["old"] = "malformed_request"
+    result = await run(scene)
+    assert result.refused == {"malformed_request": 1}
+    assert (scene.outcomes.keys, scene.outcomes.uploaded) == (["in/old"], [])
+
+
+async def test_an_object_that_does_not_open_is_not_uploaded() -> None:
+    scene = Scene()
+    headers = {
+        "other-key": Headers(v0_metadata(user=DEK)),
+        "corrupt": Headers(v0_metadata(user=new_dek())),
+        "names": Headers({**v0_metadata(user=DEK), "a-b": "c", "a_b": "d"}),
+    }
+    for key in ("corrupt", "names"):
+        scene.bucket.plant(f"in/{key}", v0_seal(DEK, b"x"), headers[key])
+    result = await run(scene, v0_kek=V0_KEK)
+    assert result.refused == {"corrupt_object": 1, "malformed_request": 1}
+    put_v0(scene, "other-key", b"x")
+    result = await run(scene, "other", v0_kek=Secret(bytes(32)))
+    assert result.refused == {"no_usable_wrap": 1}
+    assert scene.outcomes.uploaded == []
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_an_object_that_is_too_large_for_memory_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, *, dry_run: bool
+) -> None:
+    scene = Scene()
+    body = put_v0(scene, "fits", bytes(1000))
+    put_v0(scene, "too-large", bytes(1001))
+    monkeypatch.setattr(v0, "MAX_BYTES", len(body))
+    result = await run(scene, "too", v0_kek=V0_KEK, dry_run=dry_run)
+    assert result.refused == {"body_too_large": 1}
+    assert scene.bucket.calls["stream"] == 0
+    if not dry_run:
+        assert (await run(scene, "fits", v0_kek=V0_KEK)).statuses == {"stored": 1}
+
+
+async def test_at_most_a_few_bodies_are_in_memory_at_once() -> None:
+    scene = Scene()
+    for number in range(12):
+        put_v0(scene, str(number), b"x")
+    most = now = 0
+    upload = scene.outcomes.upload
+
+    async def counting(*args: object, **named: object) -> str:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        uploaded = await upload(*args, **named)  # type: ignore[arg-type]
+        now -= 1
+        return uploaded
+
+    scene.outcomes.upload = counting  # type: ignore[method-assign]
+    assert (await run(scene, v0_kek=V0_KEK)).statuses == {"stored": 12}
+    assert most <= v0.AT_ONCE
+
+
+async def test_a_source_that_is_to_be_emptied_loses_what_was_stored() -> None:
+    """By the import: no worker reads these objects."""
+    scene = Scene(delete=True)
+    put_v0(scene, "stored", b"x")
+    put_v0(scene, "refused", b"x")
+    scene.outcomes.codes["refused"] = "already_exists"
+    result = await run(scene, v0_kek=V0_KEK)
+    assert (result.statuses, result.refused) == ({"stored": 1}, {"already_exists": 1})
+    assert list(scene.bucket.stored_keys()) == ["in/refused"]
+
+
+async def test_without_waiting_the_source_keeps_its_objects() -> None:
+    scene = Scene(delete=True)
+    put_v0(scene, "old", b"x")
+    assert (await run(scene, v0_kek=V0_KEK, wait=False)).statuses == {"queued": 1}
+    assert list(scene.bucket.stored_keys()) == ["in/old"]
+
+
+async def test_an_object_that_changes_while_it_is_opened_is_looked_up_again() -> None:
+    scene = Scene()
+    put_v0(scene, "old", b"before")
+
+    async def changed() -> None:
+        put_v0(scene, "old", b"after")
+
+    scene.bucket.before_next("stream", changed)
+    assert (await run(scene, v0_kek=V0_KEK)).statuses == {"stored": 1}
+    assert [each["body"] for each in scene.outcomes.uploaded] == [b"after"]

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import BODY_CONTEXT, Secret, new_dek, open_sealed, open_tombstone, sealed_size
+from keyturn.crypto import BODY_CONTEXT, new_dek, open_sealed, open_tombstone, sealed_size
 from keyturn.errors import (
     ArchivedObjectError,
     BodyTooLargeError,
-    CorruptObjectError,
     LockedObjectError,
     StorageUnavailableError,
 )
@@ -28,7 +27,6 @@ from keyturn_workers.pipeline.objects.apply import (
     ObjectWrite,
     check_fits_one_put,
     check_unchanged,
-    check_v0_body,
     encrypt_plaintext,
     is_lock_refusal,
     recheck_state,
@@ -116,51 +114,6 @@ async def test_a_rewrap_costs_one_read_and_one_copy() -> None:
     assert on.storage.calls - before == {"read_start": 1, "read": 1, "copy_onto_itself": 1}
 
 
-# Objects of the earlier system.
-
-
-async def test_a_v0_body_is_opened_before_it_gets_wraps() -> None:
-    """It keeps its body and algorithm; an upload id, which it cannot have had, is removed."""
-    on = Scene()
-    body = on.plant_v0(new_dek(), size=3_000_000)
-    await on.reconcile()
-    assert on.storage.calls["stream"] == 1
-    assert await on.body() == body
-    assert (await on.wraps()).algorithm == "AES-256-GCM"
-    assert await on.is_current()
-    await on.check_the_rest(upload_id=None)
-
-
-async def test_a_v0_body_that_takes_longer_than_a_lease_is_copied_under_a_new_one() -> None:
-    """The copy uses a keyring read after the check, not the one before it."""
-    on = Scene()
-    on.plant_v0(new_dek())
-    on.storage.before_next("stream", on.late)
-    await on.reconcile()
-    assert await on.is_current()
-
-
-async def test_a_rotation_while_a_v0_body_is_checked_refuses_the_copy() -> None:
-    on = Scene()
-    on.plant_v0(new_dek())
-    on.storage.before_next("stream", on.rotate)
-    with pytest.raises(PreconditionError):
-        await on.reconcile()
-    assert on.storage.calls["copy_onto_itself"] == 0
-    await on.reconcile()
-    assert await on.is_current()
-
-
-async def test_a_v0_body_with_v1_wraps_is_not_read_again() -> None:
-    on = Scene()
-    on.plant_v0(new_dek())
-    await on.reconcile()
-    await on.rotate()
-    await on.reconcile()
-    assert on.storage.calls["stream"] == 1
-    assert await on.is_current()
-
-
 # Plaintext.
 
 
@@ -224,10 +177,9 @@ async def test_a_tombstone_keeps_its_time_when_it_is_resealed() -> None:
 
 # What refuses a write.
 
-KINDS = ["rewrap", "v0", "encrypt", "reseal"]
+KINDS = ["rewrap", "encrypt", "reseal"]
 WRITES = {
     "rewrap": "copy_onto_itself",
-    "v0": "copy_onto_itself",
     "encrypt": "put_stream",
     "reseal": "put",
 }
@@ -240,11 +192,6 @@ async def due(kind: str, storage: MemoryStorage | None = None, **more: Any) -> S
         case "rewrap":
             on.plant_sealed(**more)
             await on.rotate()
-        case "v0":
-            on.plant_v0(new_dek())
-            if more:
-                head, body = await on.storage.read(TARGET)
-                on.storage.plant(TARGET, body, head.headers, **more)
         case "encrypt":
             on.plant({}, b"hello", **more)
         case "reseal":
@@ -314,7 +261,7 @@ async def test_a_missing_object_is_reported(kind: str) -> None:
         await on.reconcile(ENCRYPT)
 
 
-@pytest.mark.parametrize("kind", ["rewrap", "v0", "encrypt"])
+@pytest.mark.parametrize("kind", ["rewrap", "encrypt"])
 async def test_an_object_deleted_before_the_write_stays_deleted(kind: str) -> None:
     on = await due(kind)
     on.storage.before_next(WRITES[kind], on.delete)
@@ -342,8 +289,6 @@ async def test_a_write_with_a_lost_response_is_current(kind: str) -> None:
         ("rewrap", Capabilities(), 10**9, True),
         ("rewrap", KEEPS_TAGS, 10**9, False),
         ("rewrap", KEEPS_TAGS, 1, True),
-        ("v0", KEEPS_TAGS, 10**9, False),
-        ("v0", KEEPS_TAGS, 1, True),
         ("encrypt", KEEPS_TAGS, 10**9, True),
         ("reseal", KEEPS_TAGS, 10**9, True),
     ],
@@ -463,15 +408,6 @@ async def test_plaintext_that_is_encrypted_keeps_its_time_and_no_tag() -> None:
     assert (await on.storage.head(TARGET)).metadata["enc-upload"] == UPLOAD_ID
 
 
-async def test_an_object_of_the_earlier_system_keeps_its_time() -> None:
-    on = Scene()
-    on.plant_v0(new_dek())
-    before = (await on.storage.head(TARGET)).last_modified
-    on.storage.advance(60)
-    await on.reconcile()
-    assert await stored(on) == (format_time(before), None)
-
-
 async def test_an_unchanged_state_gives_a_new_lease() -> None:
     on = Scene()
     before = await on.keyrings.read_fresh("acme")
@@ -558,32 +494,6 @@ async def test_a_refusal_within_the_lease_is_by_the_lock(
     assert await is_lock_refusal(on.storage, TARGET, head, lease) is by_the_lock
 
 
-# A v0 body.
-
-
-async def _check(on: Scene, dek: bytes) -> None:
-    await check_v0_body(on.storage, TARGET, (await on.read_view()).head, Secret(dek))
-
-
-@pytest.mark.parametrize("size", [0, 5, 3_000_000])
-async def test_a_v0_body_opens_under_its_own_dek_alone(size: int) -> None:
-    on = Scene()
-    on.plant_v0(DEK, size=size)
-    await _check(on, DEK)
-    with pytest.raises(CorruptObjectError):
-        await _check(on, new_dek())
-
-
-@pytest.mark.parametrize("cut", [1, 16, 10_000])
-async def test_a_v0_body_that_was_cut_does_not_open(cut: int) -> None:
-    on = Scene()
-    body = on.plant_v0(DEK, size=20_000)
-    head = await on.storage.head(TARGET)
-    on.storage.plant(TARGET, body[:-cut], head.headers)
-    with pytest.raises(CorruptObjectError):
-        await _check(on, DEK)
-
-
 # Plaintext.
 
 
@@ -655,25 +565,6 @@ async def test_one_put_holds_so_much_and_no_more() -> None:
 
 
 # As actions of a sweep.
-
-
-async def test_a_v0_body_that_does_not_open_gets_no_wraps() -> None:
-    """The body does not commit to its key: the wraps alone prove nothing."""
-    on = Scene()
-    on.plant_v0(new_dek(), body_dek=new_dek())
-    before = await on.storage.head(TARGET)
-    with pytest.raises(CorruptObjectError):
-        await on.reconcile()
-    assert (await on.storage.head(TARGET)).metadata == before.metadata
-    assert on.storage.calls["copy_onto_itself"] == 0
-
-
-async def test_a_v0_body_replaced_before_it_is_checked_is_left_alone() -> None:
-    on = Scene()
-    on.plant_v0(new_dek())
-    on.storage.before_next("stream", on.delete)
-    with pytest.raises(PreconditionError):
-        await on.reconcile()
 
 
 @pytest.mark.parametrize("body", [b"hello", bytes(2_500_000)], ids=["small", "large"])

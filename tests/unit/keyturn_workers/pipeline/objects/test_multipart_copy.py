@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keyturn.crypto import new_dek
 from keyturn.errors import LockedObjectError, StorageUnavailableError
 from keyturn.metadata import Tombstone, parse
 from keyturn_workers.core.errors import MissingError, PreconditionError, RefusedError
@@ -57,16 +56,6 @@ async def test_an_object_at_the_limit_is_one_copy() -> None:
     on = Scene(on.storage, on.ring, copy_limit_bytes=len(await on.body()))
     await on.reconcile()
     assert (on.storage.calls["create_multipart"], on.storage.calls["copy_onto_itself"]) == (0, 1)
-    assert await on.is_current()
-
-
-async def test_a_large_v0_body_is_opened_and_copied_in_parts() -> None:
-    """It is opened first, whatever its size, and then copied in parts."""
-    on = Scene(copy_limit_bytes=6 * MIB)
-    body = on.plant_v0(new_dek(), size=7 * MIB)
-    await on.reconcile()
-    assert await on.body() == body
-    assert (on.storage.calls["stream"], on.storage.calls["copy_part"]) == (1, 2)
     assert await on.is_current()
 
 

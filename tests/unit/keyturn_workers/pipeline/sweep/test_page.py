@@ -20,7 +20,7 @@ from typing import Any, Final
 import pytest
 from structlog.testing import capture_logs
 
-from keyturn.crypto import HEADER_BYTES, SealError, new_dek, to_base64, v0_seal
+from keyturn.crypto import HEADER_BYTES, SealError, new_dek, to_base64
 from keyturn.errors import (
     CorruptObjectError,
     KeyringRolledBackError,
@@ -30,7 +30,6 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn.identifiers import object_s3_key
-from keyturn.metadata import COBBLESTONE, V0_ALGORITHM
 from keyturn_workers.core.errors import ArchivedError, MissingError, RefusedError
 from keyturn_workers.core.keyring import with_master_key
 from keyturn_workers.core.plan_action import ObjectView, Rewrap, plan_action
@@ -43,12 +42,10 @@ from keyturn_workers.pipeline.sweep.page_object_keys import Row, list_batches
 from tests.unit.keyturn_workers.factories import (
     ADMIN_KEKS,
     MASTER_KEYS,
-    V0_USER_KEK,
     enc,
     keyring,
     rotated,
     sealed_object,
-    v0_ring,
 )
 from tests.unit.keyturn_workers.hiding import PLACES, SPELLINGS, hide
 from tests.unit.keyturn_workers.pipeline.sweep.records import OTHER_ID, ROUND_ID
@@ -322,29 +319,24 @@ async def test_an_object_with_a_hidden_wrap_of_an_earlier_key_has_failed(
     assert "remove that value" in logged["detail"]
 
 
-@pytest.mark.parametrize("of", ["another master key", "v0"])
-async def test_an_object_with_a_hidden_wrap_of_another_operators_key_has_failed(of: str) -> None:
-    page = Page(ring=v0_ring(keyring()) if of == "v0" else keyring())
+async def test_an_object_with_a_hidden_wrap_of_another_master_key_has_failed() -> None:
+    page = Page()
     page.plant("a")
     head = await page.storage.head("acme/a")
-    wrap = head.metadata["enc-dek-admin"]
-    if of == "v0":
-        wrap = to_base64(v0_seal(V0_USER_KEK.reveal(), new_dek()))
-    await _hide(page, "metadata", wrap)
+    await _hide(page, "metadata", head.metadata["enc-dek-admin"])
     page.write_keyring(with_master_key(page.ring, "m2"))
     await page.process()
     assert (await page.process()).failures == (Failure("a", "hidden_wrap"),)
 
 
 @pytest.mark.parametrize("name", ["note", "enc-upload"])
-@pytest.mark.parametrize("algorithm", [COBBLESTONE, V0_ALGORITHM])
 async def test_a_wrap_in_any_metadata_of_an_object_that_says_to_be_plaintext_is_found(
-    name: str, algorithm: str
+    name: str,
 ) -> None:
     """Nothing vouches for what such an object says: its body may be one that the wrap opens."""
     page = Page(ring=keyring(plaintext=True))
     page.plant_plain("a")
-    old = wrap(desired_state(page.ring, MASTER_KEYS), "a", new_dek(), algorithm=algorithm)
+    old = wrap(desired_state(page.ring, MASTER_KEYS), "a", new_dek())
     await page.relabel("a", {name: to_base64(old.user)})
     page.write_keyring(rotated(page.ring))
     assert (await page.process()).failures == (Failure("a", "hidden_wrap"),)

@@ -415,7 +415,7 @@ async def test_a_keyring_that_says_nothing_here_adds_nothing(how: str) -> None:
     assert on.added == []
 
 
-async def test_a_rotation_in_the_history_of_a_keyring_of_0_10_has_no_request_to_add() -> None:
+async def test_a_rotation_in_a_history_that_names_no_request_has_none_to_add() -> None:
     on = Scans()
     before = _rotated()
     after = _rotated(before)

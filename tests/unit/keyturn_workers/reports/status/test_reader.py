@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,7 +22,7 @@ from keyturn_workers.reports.status import reader as reader_module
 from keyturn_workers.reports.status.reader import READ_AT_ONCE, read_master_keys
 from keyturn_workers.reports.status.records import Pace
 from tests.unit.keyturn.evidence.shared import statement
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, V0_USER_KEK, keyring, rotated
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
 from tests.unit.keyturn_workers.reports.status.bucket import (
     DEPLOYMENT,
     EVENT_KEY,
@@ -41,7 +40,7 @@ from tools.harness.memory_storage import MemoryStorage
 if TYPE_CHECKING:
     from keyturn.crypto import Secret
 
-_RING = replace(rotated(rotated(keyring())), v0_kek=V0_USER_KEK, v0_allowed=True)
+_RING = rotated(rotated(keyring()))
 
 
 @pytest.fixture
@@ -256,7 +255,6 @@ async def _secrets(bucket: Bucket) -> dict[str, bytes]:
     entries = (*_RING.history, _RING.current)
     found = {f"KEK {each.generation}": each.kek.reveal() for each in entries if each.kek}
     found |= {name: key.reveal() for name, key in MASTER_KEYS.items()}
-    found["v0 KEK"] = V0_USER_KEK.reveal()
     for name, key in MASTER_KEYS.items():
         found[f"admin KEK {name}"] = admin_kek(key.reveal(), "acme").reveal()
         found[f"record KEK {name}"] = record_kek(key.reveal(), "acme").reveal()

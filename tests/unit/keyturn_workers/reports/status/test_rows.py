@@ -33,7 +33,7 @@ from keyturn_workers.reports.status.rows import (
     unreadable_project,
     unreadable_sweep,
 )
-from tests.unit.keyturn_workers.factories import V0_USER_KEK, keyring, rotated
+from tests.unit.keyturn_workers.factories import keyring, rotated
 from tests.unit.keyturn_workers.reports.status.bucket import (
     BEGIN,
     ROUND_ID,
@@ -52,13 +52,13 @@ _OLD, _NEW = "2025-01-01T00:00:00.000000Z", "2026-11-01T00:00:00.000000Z"
 
 
 def test_a_keyring_is_a_row_without_its_keks() -> None:
-    ring = replace(rotated(rotated(keyring())), v0_kek=V0_USER_KEK, v0_allowed=True)
+    ring = rotated(rotated(keyring()))
     row = project_status(ring)
     assert (row.generation, row.earlier_keks, row.master_key) == (3, 2, "m1")
-    assert (row.plaintext, row.v0, row.kek_id) == (False, True, ring.current.kek_id)
+    assert (row.plaintext, row.kek_id) == (False, ring.current.kek_id)
     shown = row.model_dump_json()
     keks = [entry.kek for entry in (*ring.history, ring.current)]
-    for kek in [*keks, V0_USER_KEK]:
+    for kek in keks:
         assert kek is not None
         assert to_base64(kek.reveal()) not in shown
         assert kek.reveal().hex() not in shown
@@ -207,7 +207,7 @@ _PROJECTS = [
     _project("bob", code="corrupt_object"),
     _project("carol", generation=9, mark="rolled_back", earlier_keks=2, last_proof_at=_OLD),
     _project("dave", generation=1, plaintext=True, running_sweeps=(sweep_id(1),)),
-    _project("eve", generation=2, v0=True, mark="removed"),
+    _project("eve", generation=2, plaintext=True, mark="removed"),
 ]
 
 
