@@ -62,8 +62,8 @@ from keyturn.gateway.transport import (
     IDLE_TIMEOUT_S,
     MAX_CONNECTIONS,
     AuthorizedRequests,
-    RequestBody,
     Transport,
+    Write,
     is_unencrypted,
     next_piece,
 )
@@ -73,7 +73,6 @@ from keyturn.gateway.uploads import (
     UploadReceipt,
     receipt_of,
     required_id,
-    wait_preference,
 )
 from keyturn.identifiers import check_object_key, is_project, is_uuid
 from keyturn.messages.fields import DELETED_KEYS
@@ -88,6 +87,7 @@ _CALLER: Final = 3  # frames up to the caller of `connect`: its own, and context
 DELETES_MAX_BYTES: Final = 4 * 1024 * 1024
 _WHOLE: Final = ByteRange(0, None)
 _UNRESERVED: Final = "/-_.~"
+_JSON: Final = {"Content-Type": "application/json"}
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT = 200, 201, 202, 204
 
 
@@ -394,20 +394,18 @@ class Client:
             ResponseLostError: the object may be stored; check with `stat`.
             UnexpectedResponseError: the same, if its status is 500 or more.
         """
-        headers = wait_preference(wait_s if wait else None)
-        if content_type:
-            headers["Content-Type"] = check_content_type(content_type)
+        headers = {"Content-Type": check_content_type(content_type)} if content_type else {}
         for name, value in encode_caller_metadata(metadata or {}).items():
             headers[META_PREFIX + name] = value
-        status, fields = await self._requests.send(
+        write = Write(
             "PUT",
             _object_path(project, object_key),
-            headers,
-            RequestBody(body),
             UPLOADED,
-            wait_s=wait_s if wait else 0,
+            body,
+            headers,
+            wait_s=wait_s if wait else None,
         )
-        return receipt_of(status, fields, wait=wait)
+        return receipt_of(*await self._requests.send(write), wait=wait)
 
     async def delete(
         self, project: str, object_key: str, *, wait_s: int | None = None
@@ -436,14 +434,9 @@ class Client:
             ResponseLostError: the object may be deleted; delete it again.
             UnexpectedResponseError: the same, if its status is 500 or more.
         """
-        status, fields = await self._requests.send(
-            "DELETE",
-            _object_path(project, object_key),
-            wait_preference(wait_s),
-            None,
-            (_ACCEPTED, _NO_CONTENT),
-            wait_s=wait_s or 0,
-        )
+        path = _object_path(project, object_key)
+        write = Write("DELETE", path, (_ACCEPTED, _NO_CONTENT), wait_s=wait_s)
+        status, fields = await self._requests.send(write)
         if status == _NO_CONTENT:
             return DeleteReceipt(None, deleted=True)
         return DeleteReceipt(required_id(status, fields, "request_id"), deleted=False)
@@ -475,15 +468,16 @@ class Client:
             raise MalformedRequestError(f"a delete names 1 to {DELETED_KEYS} keys, each once")
         for key in object_keys:
             _object_path(project, key)
-        status, fields = await self._requests.send(
+        write = Write(
             "POST",
             path,
-            {"Content-Type": "application/json", **wait_preference(wait_s)},
-            RequestBody(orjson.dumps({"keys": list(object_keys)})),
             (_OK, _ACCEPTED),
-            wait_s=wait_s or 0,
+            orjson.dumps({"keys": list(object_keys)}),
+            _JSON,
+            wait_s=wait_s,
             max_bytes=DELETES_MAX_BYTES,
         )
+        status, fields = await self._requests.send(write)
         return DeleteManyReceipt(
             required_id(status, fields, "request_id"),
             status == _OK,
@@ -601,15 +595,15 @@ class Client:
             UnexpectedResponseError: the same, if its status is 500 or more.
         """
         secret = _checked_api_key(new_api_key, "new_api_key")
-        status, fields = await self._requests.send(
+        write = Write(
             "POST",
             _project_path(project, "rotations"),
-            {"Content-Type": "application/json"},
-            RequestBody(orjson.dumps({"api_key": secret.get_secret_value()})),
             (_ACCEPTED,),
-            secret=secret,
+            orjson.dumps({"api_key": secret.get_secret_value()}),
+            _JSON,
+            secrets=(secret,),
         )
-        return required_id(status, fields, "rotation_id")
+        return required_id(*await self._requests.send(write), "rotation_id")
 
     async def rotation(self, project: str, rotation_id: str) -> dict[str, Any]:
         """Return the state of a rotation (SPEC 9): a JSON object with `state`, `counts` and more.

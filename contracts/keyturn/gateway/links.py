@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
@@ -139,9 +139,9 @@ def is_upload_link(url: str) -> bool:
     return {"expires", "max_bytes", "token"} <= names and "#" not in url
 
 
-def content_type_of(url: str) -> str | None:
-    """Return the content type that an upload link accepts; None for any."""
-    return dict(parse_qsl(urlsplit(url).query)).get("content_type")
+def link_parameter(url: str, name: Literal["content_type", "token"]) -> str:
+    """Return a parameter of an upload link; "" if it has none of this name."""
+    return dict(parse_qsl(urlsplit(url).query)).get(name, "")
 
 
 def _requested_url(

@@ -1,7 +1,8 @@
 """Requests to the gateway over one pool of connections, each sent once (SPEC 9, 12).
 
-`AuthorizedRequests` sends them with one API key, `send_by_link` with a link alone. A response with
-an unexpected status is raised as its error, without the secrets of the request.
+`AuthorizedRequests` sends them with one API key. A `Write` changes something; with a link, it needs
+no API key. A response with an unexpected status is raised as its error, without the secrets of the
+request.
 
 No redirect is followed and nothing is sent again automatically, except that aiohttp repeats a GET
 or a HEAD if a kept-alive connection was dropped. aiohttp is imported only when a pool is opened: it
@@ -20,16 +21,17 @@ import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from keyturn.errors import (
     GatewayUnavailableError,
     IncompleteBodyError,
+    MalformedRequestError,
     ResponseLostError,
     SettingsError,
     StorageUnavailableError,
@@ -75,12 +77,37 @@ class _Failure:
     unsent: bool = False
 
 
-class RequestBody:
-    """A body that is sent once.
+@dataclass(frozen=True, slots=True, repr=False)
+class Write:
+    """A request that changes something, so it is sent once.
 
-    Args:
-        body: In any form that a publisher accepts.
+    It has no repr: its address and its body may be secrets, and reporters of errors show the
+    variables of each frame.
+
+    Attributes:
+        method: Its method.
+        address: Its encoded path below the gateway's address; the URL if it is a link.
+        done: The statuses of success.
+        body: Its body, in any form that a publisher accepts.
+        headers: Its headers, except those that the body and the wait add.
+        wait_s: Seconds, 1 or more, that the gateway is asked to wait for the outcome; None for no
+            wait.
+        secrets: The parts of address and body that no error may repeat.
+        max_bytes: The longest document in the response; a longer one counts as empty.
     """
+
+    method: str
+    address: str
+    done: tuple[int, ...]
+    body: Body | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    wait_s: int | None = None
+    secrets: tuple[SecretStr, ...] = ()
+    max_bytes: int = RESPONSE_MAX_BYTES
+
+
+class _SentBody:
+    """The body of one request, and the failure of its source."""
 
     def __init__(self, body: Body) -> None:
         self._body = body
@@ -130,7 +157,7 @@ class Transport:
         idle_timeout_s: float,
     ) -> None:
         self._session = session
-        self.base_url = base_url
+        self._base_url = base_url
         self._connect_s = connect_timeout_s
         self._idle_s = idle_timeout_s
 
@@ -148,7 +175,7 @@ class Transport:
         """Yield a pool, which connects to nothing yet.
 
         Args:
-            url: The gateway's address; None for `read_presigned` alone.
+            url: The gateway's address; None for `read_presigned`, and writes by a link.
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
@@ -193,7 +220,7 @@ class Transport:
         Raises:
             GatewayUnavailableError: there is no response.
         """
-        response = await self._get(method, self.base_url + path, headers, api_key, body)
+        response = await self._get(method, self._base_url + path, headers, api_key, body)
         if isinstance(response, _Failure):
             raise GatewayUnavailableError(f"the gateway did not respond ({response.reason})")
         return response
@@ -212,36 +239,44 @@ class Transport:
         return response
 
     async def send(
-        self,
-        method: str,
-        url: SecretStr,
-        headers: Mapping[str, str],
-        api_key: SecretStr | None,
-        request_body: RequestBody | None,
-        *,
-        wait_s: float = 0,
-    ) -> "aiohttp.ClientResponse":
-        """Send a request once, and return its response; its owner closes it.
+        self, write: Write, api_key: SecretStr | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """Send a write once; return status and document of a successful response.
 
         A body is sent only when the gateway asks for it (100 Continue), so that a rejected one is
         not sent.
 
         Raises:
-            GatewayUnavailableError: not even a connection was made.
-            ResponseLostError: there is no response.
+            MalformedRequestError: the wait is not 1 or more seconds.
+            GatewayUnavailableError: not even a connection was made; nothing was sent.
+            ResponseLostError: there is no complete response.
+            CodedError, UnexpectedResponseError: the response has another status.
             Exception: an error of the body's source, unchanged; nothing was stored.
         """
-        response = await self._send_once(method, url, headers, api_key, request_body, wait_s)
-        if request_body is not None and request_body.failure is not None:
-            if not isinstance(response, _Failure):
-                response.close()
-            del response  # its repr shows the URL, which may be a link
-            raise request_body.failure
-        if not isinstance(response, _Failure):
+        if write.wait_s is not None and write.wait_s < 1:
+            # Not in `Write`: the address is a variable of its constructor's frame.
+            raise MalformedRequestError("wait_s must be 1 or more")
+        answer = await self._answer(write, api_key)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _answer(
+        self, write: Write, api_key: SecretStr | None
+    ) -> tuple[int, dict[str, Any]] | Exception:
+        # Raises nothing itself: the response's repr shows the URL, which may be a link.
+        response = await self._send_once(write, api_key)
+        if isinstance(response, Exception):
             return response
-        if response.unsent:
-            raise GatewayUnavailableError(f"the gateway cannot be reached ({response.reason})")
-        raise ResponseLostError(f"the request received no response ({response.reason})")
+        try:
+            received = await self.body_of(response, max_bytes=write.max_bytes)
+            if received is None:
+                return ResponseLostError("the gateway's response was cut short")
+            if response.status not in write.done:
+                return _error(response, received, (api_key, *write.secrets))
+            return response.status, json_object(received)
+        finally:
+            response.close()
 
     async def body_of(
         self, response: "aiohttp.ClientResponse", *, max_bytes: int = RESPONSE_MAX_BYTES
@@ -286,38 +321,43 @@ class Transport:
         return await _outcome(ask(), GATEWAY if api_key is not None else _PRESIGNED)
 
     async def _send_once(
-        self,
-        method: str,
-        url: SecretStr,
-        headers: Mapping[str, str],
-        api_key: SecretStr | None,
-        request_body: RequestBody | None,
-        wait_s: float,
-    ) -> "aiohttp.ClientResponse | _Failure":
+        self, write: Write, api_key: SecretStr | None
+    ) -> "aiohttp.ClientResponse | Exception":
         import aiohttp  # noqa: PLC0415  # an optional extra
         from yarl import URL  # noqa: PLC0415  # comes with it
 
         # aiohttp's own clock would run while the body's source is read.
         limits = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s)
-        of_body = {} if request_body is None else request_body.headers
-        after_headers_s = self._idle_s + (wait_s if request_body is None else 0)
+        wait_s = write.wait_s or 0
+        preference = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+        body = None if write.body is None else _SentBody(write.body)
+        of_body = {} if body is None else body.headers
+        after_headers_s = self._idle_s + (wait_s if body is None else 0)
 
         async def ask() -> aiohttp.ClientResponse:
             async with asyncio.timeout(None) as idle:
                 return await self._session.request(
-                    method,
-                    URL(url.get_secret_value(), encoded=True),
-                    headers=_authorized({**headers, **of_body}, api_key),
-                    data=request_body
-                    and request_body.blocks_with_timeout(idle, self._idle_s, wait_s),
+                    write.method,
+                    URL(self._base_url + write.address, encoded=True),
+                    headers=_authorized({**write.headers, **preference, **of_body}, api_key),
+                    data=body and body.blocks_with_timeout(idle, self._idle_s, wait_s),
                     allow_redirects=False,
-                    expect100=request_body is not None,
+                    expect100=body is not None,
                     timeout=limits,
                     middlewares=(_raise_loss,),
                     trace_request_ctx=lambda: reset(idle, after_headers_s),
                 )
 
-        return await _outcome(ask(), GATEWAY if api_key is not None else _LINK)
+        response = await _outcome(ask(), GATEWAY if api_key is not None else _LINK)
+        if body is not None and body.failure is not None:
+            if not isinstance(response, _Failure):
+                response.close()
+            return body.failure
+        if not isinstance(response, _Failure):
+            return response
+        if response.unsent:
+            return GatewayUnavailableError(f"the gateway cannot be reached ({response.reason})")
+        return ResponseLostError(f"the request received no response ({response.reason})")
 
 
 class AuthorizedRequests:
@@ -369,45 +409,9 @@ class AuthorizedRequests:
         finally:
             response.close()
 
-    async def send(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        request_body: RequestBody | None,
-        done: tuple[int, ...],
-        *,
-        wait_s: int = 0,
-        secret: SecretStr | None = None,
-        max_bytes: int = RESPONSE_MAX_BYTES,
-    ) -> tuple[int, dict[str, Any]]:
-        """Send a request once; return status and document of a successful response.
-
-        Args:
-            method: Its method.
-            path: Its path, encoded.
-            headers: Its headers.
-            request_body: Its body, or None.
-            done: The statuses of success.
-            wait_s: Seconds that the gateway was asked to wait.
-            secret: The part of the body that no error may repeat.
-            max_bytes: The longest document; a longer one counts as empty.
-
-        Raises:
-            GatewayUnavailableError: nothing was sent.
-            ResponseLostError: there is no complete response.
-            CodedError, UnexpectedResponseError: the response has another status.
-        """
-        url = SecretStr(self._transport.base_url + path)
-        response = await self._transport.send(
-            method, url, headers, self._api_key, request_body, wait_s=wait_s
-        )
-        written = await _written(
-            self._transport, response, done, (self._api_key, secret), max_bytes
-        )
-        if isinstance(written, Exception):
-            raise written
-        return written
+    async def send(self, write: Write) -> tuple[int, dict[str, Any]]:
+        """Send a write once with the API key; result and errors as for `Transport.send`."""
+        return await self._transport.send(write, self._api_key)
 
     @asynccontextmanager
     async def object(
@@ -438,44 +442,6 @@ class AuthorizedRequests:
         if body is None:
             return GatewayUnavailableError("the gateway's response was cut short")
         return _error(response, body, (self._api_key,))
-
-
-async def send_by_link(
-    transport: Transport,
-    url: SecretStr,
-    headers: Mapping[str, str],
-    request_body: RequestBody,
-    done: tuple[int, ...],
-    *,
-    wait_s: int = 0,
-) -> tuple[int, dict[str, Any]]:
-    """Send a body once to an upload link; result and errors as for `AuthorizedRequests.send`."""
-    token = SecretStr(dict(parse_qsl(urlsplit(url.get_secret_value()).query)).get("token", ""))
-    sending = transport.send("PUT", url, headers, None, request_body, wait_s=wait_s)
-    # No variable for the response: its repr shows the link.
-    written = await _written(transport, await sending, done, (token,))
-    if isinstance(written, Exception):
-        raise written
-    return written
-
-
-async def _written(
-    transport: Transport,
-    response: "aiohttp.ClientResponse",
-    done: tuple[int, ...],
-    held: Sequence[SecretStr | None],
-    max_bytes: int = RESPONSE_MAX_BYTES,
-) -> tuple[int, dict[str, Any]] | Exception:
-    """Return status and document of the response to a write, which this closes; or its error."""
-    try:
-        received = await transport.body_of(response, max_bytes=max_bytes)
-        if received is None:
-            return ResponseLostError("the gateway's response was cut short")
-        if response.status not in done:
-            return _error(response, received, held)
-        return response.status, json_object(received)
-    finally:
-        response.close()
 
 
 def _error(

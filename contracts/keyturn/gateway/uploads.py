@@ -11,14 +11,8 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from keyturn.errors import MalformedRequestError, UnexpectedResponseError, UploadPendingError
-from keyturn.gateway.links import UploadLink, content_type_of, is_upload_link
-from keyturn.gateway.transport import (
-    CONNECT_TIMEOUT_S,
-    IDLE_TIMEOUT_S,
-    RequestBody,
-    Transport,
-    send_by_link,
-)
+from keyturn.gateway.links import UploadLink, is_upload_link, link_parameter
+from keyturn.gateway.transport import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, Transport, Write
 from keyturn.identifiers import is_uuid
 from keyturn.metadata import check_content_type
 from keyturn.publisher.staging import Body
@@ -82,9 +76,16 @@ async def upload_to(
     del link  # reporters of errors show the variables of each frame
     if not is_upload_link(url.get_secret_value()):
         raise MalformedRequestError("this is not an upload link")
-    headers = wait_preference(wait_s if wait else None)
-    if of_body := content_type or content_type_of(url.get_secret_value()):
-        headers["Content-Type"] = check_content_type(of_body)
+    content_type = content_type or link_parameter(url.get_secret_value(), "content_type")
+    write = Write(
+        "PUT",
+        url.get_secret_value(),
+        UPLOADED,
+        body,
+        {"Content-Type": check_content_type(content_type)} if content_type else {},
+        wait_s=wait_s if wait else None,
+        secrets=(SecretStr(link_parameter(url.get_secret_value(), "token")),),
+    )
     async with Transport.open(
         None,
         connect_timeout_s=connect_timeout_s,
@@ -92,10 +93,7 @@ async def upload_to(
         max_connections=1,
         tls=tls,
     ) as transport:
-        status, fields = await send_by_link(
-            transport, url, headers, RequestBody(body), UPLOADED, wait_s=wait_s if wait else 0
-        )
-    return receipt_of(status, fields, wait=wait)
+        return receipt_of(*await transport.send(write), wait=wait)
 
 
 def receipt_of(status: int, fields: Mapping[str, Any], *, wait: bool) -> UploadReceipt:
@@ -109,19 +107,6 @@ def receipt_of(status: int, fields: Mapping[str, Any], *, wait: bool) -> UploadR
     if wait and not stored:
         raise UploadPendingError(upload_id)
     return UploadReceipt(upload_id, stored)
-
-
-def wait_preference(wait_s: int | None) -> dict[str, str]:
-    """Return the headers that ask the gateway to wait for the outcome.
-
-    Raises:
-        MalformedRequestError: the time is not 1 or more seconds.
-    """
-    if wait_s is None:
-        return {}
-    if wait_s < 1:
-        raise MalformedRequestError("wait_s must be 1 or more")
-    return {"Prefer": f"wait={wait_s}"}
 
 
 def required_id(status: int, fields: Mapping[str, Any], name: str) -> str:

@@ -314,6 +314,7 @@ def own_frames(error: BaseException) -> Iterator[str]:
     """The variables of every frame of ours that an error passed: reporters of errors show them."""
     trace = error.__traceback__
     while trace is not None:
-        if "contracts/keyturn/" in trace.tb_frame.f_code.co_filename:
+        # By the module, not the file: the constructor of a dataclass has none.
+        if trace.tb_frame.f_globals["__name__"].startswith("keyturn."):
             yield repr(trace.tb_frame.f_locals)
         trace = trace.tb_next

@@ -298,6 +298,16 @@ async def test_no_error_shows_the_link(
     ]
 
 
+@pytest.mark.parametrize("more", [{"wait_s": 0}, {"content_type": "a\r\nX-Evil: 1"}])
+async def test_no_refusal_of_an_argument_shows_the_link(more: dict[str, Any]) -> None:
+    async with serving(always(500)) as gateway:
+        url = upload_document("k", base=gateway.url)["url"]
+        with pytest.raises(MalformedRequestError) as raised:
+            await upload_to(url, b"x", **more)
+    assert not [text for text in own_frames(raised.value) if TOKEN in text]
+    assert gateway.seen == []
+
+
 async def test_a_gateway_that_is_not_there_is_unavailable() -> None:
     url = upload_document("k", base="http://127.0.0.1:1")["url"]
     with pytest.raises(GatewayUnavailableError, match="the host and port in the link") as raised:
