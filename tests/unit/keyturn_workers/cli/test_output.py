@@ -116,7 +116,7 @@ _USUAL = {
     "to": "acme/{name}",
 }
 """What columns usually hold; the others hold a short word."""
-_STATUS = ("project", "generation", "kek_id", "master_key", "plaintext", "v0", "earlier_keks")
+_STATUS = ("project", "generation", "kek_id", "master_key", "plaintext", "earlier_keks")
 _SWEEPS = ("sweep_id", "kind", "project", "status", "clean", "objects", "rewrapped", "failed")
 _TABLES = {
     "audit verify": audit._PROCESS_COLUMNS,

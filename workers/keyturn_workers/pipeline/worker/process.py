@@ -318,7 +318,6 @@ async def _serve(
             settings,
             storage,
             seals=True,
-            v0_master_key=settings.v0_master_key,
             on_derived=audit.kek_derived,
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
