@@ -21,7 +21,6 @@ from rich.filesize import decimal
 from keyturn.errors import CodedError, GatewayError, SettingsError, TransientError
 from keyturn.gateway.listing import ListedObject
 from keyturn.identifiers import has_control_characters, object_s3_key
-from keyturn.metadata import COBBLESTONE
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, GatewayUrl, Project, Reason
 from keyturn_workers.cli.audit import command_audit
@@ -185,7 +184,7 @@ def _bucket_source(storage: Storage, access: OperatorAccess) -> Source:
     async def listing(after: str) -> AsyncGenerator[ListedObject, None]:
         prefix = object_s3_key(access.project, "")
         async for row in storage.list(prefix, after=f"{prefix}{after}" if after else ""):
-            size_bytes = plaintext_bytes(COBBLESTONE, row.size_bytes)
+            size_bytes = plaintext_bytes(row.size_bytes)
             yield ListedObject(row.key.removeprefix(prefix), size_bytes, row.last_modified)
 
     return Source(listing, lambda key: open_object(storage, key, access))
