@@ -38,6 +38,8 @@
      │         ├── StorageUnavailableError  storage_unavailable
      │         ├── SourceUnavailableError   source_unavailable
      │         ├── KmsUnavailableError      kms_unavailable
+     │         ├── CustomerKeyRefusedError  customer_key_refused
+     │         ├── CustomerKeyUnavailableError customer_key_unavailable
      │         ├── MarksUnavailableError    marks_unavailable
      │         ├── LeaseMismatchError       lease_mismatch
      │         └── TooManyRequestsError     too_many_requests; a worker refuses at once
@@ -305,6 +307,18 @@ class KmsUnavailableError(TransientError):
     """The provider of a master key did not respond, refused, or contradicted itself (SPEC 2.2)."""
 
     code = "kms_unavailable"
+
+
+class CustomerKeyRefusedError(TransientError):
+    """The customer's key answers, and opens nothing: denied, disabled or gone (SPEC 2.6)."""
+
+    code = "customer_key_refused"
+
+
+class CustomerKeyUnavailableError(TransientError):
+    """The customer's key does not answer: cut off, throttled or failing (SPEC 2.6)."""
+
+    code = "customer_key_unavailable"
 
 
 class MarksUnavailableError(TransientError):

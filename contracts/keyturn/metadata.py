@@ -49,7 +49,7 @@ CONTENT_TYPE_MAX_BYTES: Final = 1024
 _DECODED_MAX_CHARACTERS: Final = 4 * CALLER_MAX_BYTES
 
 _CALLER_NAME = re.compile(r"[a-z0-9-]+")
-_KEK_USER = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{16})")
+_KEK_USER = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{16})(?::([0-9a-f]{16}))?")
 _PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]*")
 
 
@@ -57,6 +57,7 @@ _PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]*")
 class Wraps:
     """The two wraps of a DEK and their labels, as an object's metadata carries them.
 
+    `secret_id` names the customer secret that they also need; None if they need none.
     `unknown_names` are the result of `unknown_names`, and are never written.
     """
 
@@ -66,6 +67,7 @@ class Wraps:
     generation: int
     kek_id: str
     master_key: str
+    secret_id: str | None = None
     unknown_names: tuple[str, ...] = ()
 
 
@@ -115,6 +117,7 @@ def _wraps(algorithm: str, metadata: Mapping[str, str]) -> Wraps:
         generation=int(label[1]),
         kek_id=label[2],
         master_key=metadata.get(KEK_ADMIN, ""),
+        secret_id=label[3],
         unknown_names=tuple(unknown_names(metadata)),
     )
 
@@ -167,11 +170,12 @@ def build(
     """
     if not is_short_name(wraps.master_key):
         raise ValueError("a master key's id has 1 to 32 characters of a-z, 0-9 and -")
+    secret = "" if wraps.secret_id is None else f":{wraps.secret_id}"
     built = {
         ALGO: wraps.algorithm,
         DEK_USER: to_base64(wraps.user),
         DEK_ADMIN: to_base64(wraps.admin),
-        KEK_USER: f"{wraps.generation}:{wraps.kek_id}",
+        KEK_USER: f"{wraps.generation}:{wraps.kek_id}{secret}",
         KEK_ADMIN: wraps.master_key,
     }
     if upload_id is not None:

@@ -8,7 +8,7 @@ from keyturn.crypto import Secret, admin_kek, record_kek
 from keyturn.errors import UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.core.admin_keks import AdminKeks
-from keyturn_workers.core.keyring import keyring_from_json, keyring_to_json
+from keyturn_workers.core.keyring import keyring_from_json, keyring_to_json, record_version
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.keys.master_keys.record_format import open_sealed_part, read_outer, seal
 
@@ -43,10 +43,12 @@ def build_record(
     master_key: str,
     rest: Mapping[str, Any],
     master_keys: Mapping[str, Any],
+    *,
+    version: int = 1,
 ) -> bytes:
     """The bytes of a sealed record."""
     kek = record_kek(_require(master_keys, master_key).reveal(), project)
-    return seal(s3_key, project, master_key, rest, kek)
+    return seal(s3_key, project, master_key, rest, kek, version=version)
 
 
 def parse_record(
@@ -61,7 +63,10 @@ def parse_record(
 def build_keyring(keyring: Keyring, master_keys: Mapping[str, Any]) -> bytes:
     """The bytes of a keyring's record."""
     s3_key, rest = keyring_s3_key(keyring.project), keyring_to_json(keyring)
-    return build_record(s3_key, keyring.project, keyring.master_key, rest, master_keys)
+    version = record_version(keyring)
+    return build_record(
+        s3_key, keyring.project, keyring.master_key, rest, master_keys, version=version
+    )
 
 
 def parse_keyring(body: bytes, project: str, master_keys: Mapping[str, Any]) -> Keyring:

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import string
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, Literal, NoReturn, TypeAlias
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
@@ -19,6 +19,7 @@ from keyturn.crypto.labels import label
 KEK_BYTES: Final = 32
 DEK_BYTES: Final = 32
 MASTER_KEY_BYTES: Final = 32
+CUSTOMER_SECRET_BYTES: Final = 32
 
 _KEK_ID_BYTES: Final = 8
 _API_KEY: Final = re.compile(r"[A-Za-z0-9._~+/=-]{32,512}")
@@ -141,6 +142,38 @@ def kek_id(kek: Kek) -> str:
     """Return a KEK's id, 16 hex digits: a hint that authorizes nothing (SPEC 2.3)."""
     expand = HKDFExpand(SHA256(), _KEK_ID_BYTES, b"keyturn/v1/kek-id")
     return expand.derive(kek.reveal()).hex()
+
+
+def new_customer_secret() -> Secret:
+    """Return a fresh customer secret, for one generation of a project (SPEC 2.6)."""
+    return Secret(os.urandom(CUSTOMER_SECRET_BYTES))
+
+
+def customer_secret_id(secret: Secret) -> str:
+    """Return a customer secret's id, 16 hex digits: a hint that authorizes nothing (SPEC 2.6)."""
+    expand = HKDFExpand(SHA256(), _KEK_ID_BYTES, b"keyturn/v1/customer-secret-id")
+    return expand.derive(secret.reveal()).hex()
+
+
+def composite_kek(
+    kek: Kek, secret: Secret, role: Literal["user", "admin"], project: str, secret_id: str
+) -> Kek:
+    """Return the KEK of a project with a customer key: it needs both of its inputs (SPEC 2.6).
+
+    Args:
+        kek: the user KEK or the admin KEK, by `role`.
+        secret: the customer secret, 32 bytes.
+        role: the owner of the wraps that are made under it.
+        project: the project's id.
+        secret_id: the id of the customer secret.
+
+    Raises:
+        ValueError: the secret is not 32 bytes long.
+    """
+    if len(secret.reveal()) != CUSTOMER_SECRET_BYTES:
+        raise ValueError("a customer secret is 32 bytes long")
+    info = label("keyturn/v1/composite-kek", role, project, secret_id)
+    return _kek(kek.reveal() + secret.reveal(), b"", info)
 
 
 def new_api_key() -> str:

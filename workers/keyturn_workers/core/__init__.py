@@ -2,7 +2,7 @@
 
 | topic | modules |
 | --- | --- |
-| changes of an object | `plan_action`, `wraps`, `keyring`, `admin_keks` |
+| changes of an object | `plan_action`, `wraps`, `keyring`, `admin_keks`, `customer_keys` |
 | opening an object | `open_dek`, `wraps` |
 | proof of a rotation | `sweep_record`, `sweep_transitions`, `sweep_proof`, `sweep_progress` |
 | permissions | `authorization`, `grants` |

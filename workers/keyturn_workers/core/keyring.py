@@ -20,6 +20,7 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import is_short_name, is_uuid, parse_time
 from keyturn.request_origin import RequestOrigin
+from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
 
 _KEK_BYTES: Final = 32
 _KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -32,11 +33,12 @@ _PERMISSIONS: Final = ("allowed", "forbidden")
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One user KEK of a project: the current one, or one of the history.
+    """The keys of a project from one rotation to the next: the current ones, or in the history.
 
-    `kek` is kept until a clean sweep, and is None after it. `rotation_id` is the id of the
-    rotation, or enrollment, that created the generation. `origin` describes that request; the
-    current generation's is in the keyring, and another implementation may record none.
+    `kek` is the user KEK. It is kept until a clean sweep, and is None after it; so is what
+    `customer_key` has of the secret. `rotation_id` is the id of the rotation, or enrollment, that
+    created the generation. `origin` describes that request; the current generation's is in the
+    keyring, and another implementation may record none.
     """
 
     generation: int
@@ -46,11 +48,20 @@ class Generation:
     requested_at: str
     at: str
     origin: RequestOrigin | None = None
+    customer_key: CustomerKey | None = None
+
+    @property
+    def secret_id(self) -> str | None:
+        """The id of the customer secret that wraps at this generation need; None if none."""
+        return None if self.customer_key is None else self.customer_key.secret_id
 
 
 @dataclass(frozen=True)
 class DesiredState:
-    """The keys that a project's objects must be wrapped under (SPEC 5.2)."""
+    """The keys that a project's objects must be wrapped under (SPEC 5.2).
+
+    With a `secret_id` the wraps need that customer secret, too.
+    """
 
     project: str
     generation: int
@@ -59,6 +70,7 @@ class DesiredState:
     master_key: str
     admin_kek: Secret
     plaintext_allowed: bool
+    secret_id: str | None = None
 
     def same_state(self, other: "DesiredState") -> bool:
         """Return True if an object made for one state matches the other."""
@@ -67,6 +79,7 @@ class DesiredState:
             and self.user_kek == other.user_kek
             and self.master_key == other.master_key
             and self.plaintext_allowed == other.plaintext_allowed
+            and self.secret_id == other.secret_id
         )
 
 
@@ -112,6 +125,21 @@ class Keyring:
         entries = (*self.history, self.current)
         return {entry.generation: entry.kek for entry in entries if entry.kek is not None}
 
+    @cached_property
+    def customer_keys(self) -> dict[int, CustomerKey]:
+        """The customer keys whose secrets the record still has, by generation."""
+        entries = (*self.history, self.current)
+        return {
+            entry.generation: entry.customer_key
+            for entry in entries
+            if entry.customer_key is not None and not entry.customer_key.is_cleared
+        }
+
+    @property
+    def secrets(self) -> CustomerSecrets:
+        """The record's customer keys, before any secret was asked for."""
+        return CustomerSecrets(self.customer_keys)
+
     def desired(self, admin_kek: Secret) -> DesiredState:
         """The desired state, given the project's admin KEK under the record's master key."""
         if self.current.kek is None:
@@ -124,7 +152,14 @@ class Keyring:
             master_key=self.master_key,
             admin_kek=admin_kek,
             plaintext_allowed=self.plaintext_allowed,
+            secret_id=self.current.secret_id,
         )
+
+
+def record_version(keyring: Keyring) -> int:
+    """The version of the record: 2 if it has what a reader of version 1 must not overlook."""
+    entries = (*keyring.history, keyring.current)
+    return 2 if any(entry.customer_key is not None for entry in entries) else 1
 
 
 def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
@@ -149,6 +184,7 @@ def _entry_json(entry: Generation) -> dict[str, Any]:
         "rotation_id": entry.rotation_id,
         "requested_at": entry.requested_at,
         "at": entry.at,
+        **({} if entry.customer_key is None else {"customer_key": entry.customer_key.to_json()}),
     }
 
 
@@ -191,6 +227,10 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
     generations = [entry.generation for entry in (*history, current)]
     if current.kek is None or generations != sorted(set(generations)):
         raise ValueError("generations")
+    if current.customer_key is not None and (
+        current.customer_key.is_cleared or rest["plaintext"] == "allowed"
+    ):
+        raise ValueError("customer key")
     return Keyring(
         project=project,
         master_key=master_key,
@@ -255,8 +295,15 @@ def _entry(fields: Mapping[str, Any]) -> Generation:
         raise ValueError("rotation id")
     parse_time(fields["requested_at"])
     parse_time(fields["at"])
+    customer_key = fields.get("customer_key")
     return Generation(
-        generation, label, kek, fields["rotation_id"], fields["requested_at"], fields["at"]
+        generation,
+        label,
+        kek,
+        fields["rotation_id"],
+        fields["requested_at"],
+        fields["at"],
+        customer_key=None if customer_key is None else CustomerKey.from_json(customer_key),
     )
 
 
@@ -288,27 +335,36 @@ def check_rotation(keyring: Keyring, *, requested_at: str, expected_generation: 
 def rotate(
     keyring: Keyring,
     *,
-    kek: Secret,
+    kek: Secret | None = None,
+    customer_key: CustomerKey | None = None,
     rotation_id: str,
     requested_at: str,
     at: str,
     origin: RequestOrigin,
 ) -> Keyring:
-    """Apply a user rotation: a new current generation; the previous one joins the history.
+    """Apply a rotation: a new current generation; the previous one joins the history.
+
+    The new generation has this user KEK and this customer key, and keeps what is not given.
 
     Raises:
         KekReusedError: the KEK is the current one or in the history.
+        GenerationMismatchError: a customer key, while the project allows plaintext.
     """
-    label = kek_id(kek)
-    if label in {entry.kek_id for entry in (*keyring.history, keyring.current)}:
-        raise KekReusedError("the project has or had this key")
+    if kek is not None:
+        check_new_kek(keyring, kek)
+    if customer_key is not None and keyring.plaintext_allowed:
+        raise GenerationMismatchError(
+            "the project allows plaintext: end that by a sweep that encrypts it, and then ask for "
+            "the customer key again"
+        )
     current = Generation(
         generation=keyring.current.generation + 1,
-        kek_id=label,
-        kek=kek,
+        kek_id=keyring.current.kek_id if kek is None else kek_id(kek),
+        kek=keyring.current.kek if kek is None else kek,
         rotation_id=rotation_id,
         requested_at=requested_at,
         at=at,
+        customer_key=customer_key or keyring.current.customer_key,
     )
     return replace(
         keyring,
@@ -316,6 +372,16 @@ def rotate(
         history=(*keyring.history, replace(keyring.current, origin=keyring.origin)),
         origin=origin,
     )
+
+
+def check_new_kek(keyring: Keyring, kek: Secret) -> None:
+    """Check that a project never had this user KEK.
+
+    Raises:
+        KekReusedError: it is the current one or in the history.
+    """
+    if kek_id(kek) in {entry.kek_id for entry in (*keyring.history, keyring.current)}:
+        raise KekReusedError("the project has or had this key")
 
 
 def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
@@ -333,18 +399,29 @@ def find_generation(keyring: Keyring, rotation_id: str) -> Generation | None:
 
 
 def is_same_request(
-    keyring: Keyring, entry: Generation, *, kek: Secret, origin: RequestOrigin
+    keyring: Keyring,
+    entry: Generation,
+    *,
+    kek: Secret | None,
+    customer_key: KeyName | None = None,
+    origin: RequestOrigin,
 ) -> bool:
     """Check that a request with this generation's id is the one that created it (SPEC 8.1).
 
-    Another publisher of the project may send a known id with its own KEK: the answer must not
-    make it believe that its KEK was accepted. If the history names no publisher, only the KEK is
-    compared.
+    Another publisher of the project may send a known id with its own keys: the answer must not
+    make it believe that they were accepted. If the history names no publisher, only the keys are
+    compared. `kek` and `customer_key` are None where the request asks for no new one.
     """
     created_by = keyring.origin_of(entry)
     if created_by is not None and created_by.publisher != origin.publisher:
         return False
-    return entry.kek_id == kek_id(kek)
+    entries = (*keyring.history, keyring.current)
+    before = next((e for e in reversed(entries) if e.generation < entry.generation), None)
+    new_kek_id = None if before and entry.kek_id == before.kek_id else entry.kek_id
+    own = entry.customer_key
+    is_new = own is not None and (before is None or own.secret_id != before.secret_id)
+    new_key = own.name if own is not None and is_new else None
+    return (new_kek_id, new_key) == (None if kek is None else kek_id(kek), customer_key)
 
 
 def has_origin(keyring: Keyring, entry: Generation, origin: RequestOrigin) -> bool:
@@ -392,8 +469,18 @@ def forbid_plaintext(keyring: Keyring) -> Keyring:
 
 
 def retire_old_keys(keyring: Keyring) -> Keyring:
-    """Clear earlier KEKs after a clean sweep: no wrap needs them."""
-    history = tuple(replace(entry, kek=None) for entry in keyring.history)
+    """Clear earlier KEKs and customer secrets after a clean sweep: no wrap needs them.
+
+    A secret that the current generation kept from an earlier one stays there.
+    """
+    history = tuple(
+        replace(
+            entry,
+            kek=None,
+            customer_key=None if entry.customer_key is None else entry.customer_key.cleared(),
+        )
+        for entry in keyring.history
+    )
     return replace(keyring, history=history)
 
 

@@ -21,7 +21,7 @@ from keyturn.errors import (
 from keyturn.metadata import Envelope, Plaintext, Tombstone, Wraps
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.keyring import Keyring
-from keyturn_workers.core.wraps import check_header, try_wrap
+from keyturn_workers.core.wraps import OpenedWrap, check_header, try_wrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class ReaderKeys:
 
         `user_kek` opens the user wrap; without it, the admin wrap opens.
         """
+        admin_keks.secrets.check_keys(keyring.customer_keys)
         return cls(
             keyring.project,
             user_kek=user_kek,
@@ -75,6 +76,8 @@ def open_dek(
         WrapsDisagreeError: the two wraps were made under different keyrings.
         NotFoundError: the object is a tombstone.
         KmsUnavailableError: no wrap opens, and a master key is unreachable.
+        SecretNeededError, CustomerKeyRefusedError, CustomerKeyUnavailableError: likewise, of a
+            customer key.
     """
     match envelope:
         case Plaintext():
@@ -127,7 +130,7 @@ def _check_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys, dek: byt
     kek = reader.user_keks.get(wraps.generation)
     if kek is None:
         return
-    user = try_wrap(wraps, "user", object_key, reader.project, kek, (wraps.generation,))
+    user = _try(wraps, "user", object_key, kek, reader)
     if user is None or user.dek != dek:
         raise WrapsDisagreeError("the wraps of this object come from different keyrings")
 
@@ -135,16 +138,21 @@ def _check_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys, dek: byt
 def _open_user_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes | None:
     if reader.user_kek is None:
         return None
-    opened = try_wrap(
-        wraps, "user", object_key, reader.project, reader.user_kek, (wraps.generation,)
-    )
+    opened = _try(wraps, "user", object_key, reader.user_kek, reader)
     return None if opened is None else opened.dek
 
 
 def _open_admin_wrap(wraps: Wraps, object_key: str, reader: ReaderKeys) -> bytes | None:
     for _, kek in reader.admin_keks.in_order(first=wraps.master_key):
-        opened = try_wrap(wraps, "admin", object_key, reader.project, kek, (wraps.generation,))
+        opened = _try(wraps, "admin", object_key, kek, reader)
         if opened is not None:
             return opened.dek
-    reader.admin_keks.check_complete()
+    reader.admin_keks.check_complete(wraps.generation)
     return None
+
+
+def _try(
+    wraps: Wraps, role: Role, object_key: str, kek: Secret, reader: ReaderKeys
+) -> OpenedWrap | None:
+    at, secrets = (wraps.generation,), reader.admin_keks.secrets
+    return try_wrap(wraps, role, object_key, reader.project, kek, at, secrets)

@@ -122,6 +122,8 @@ def plan_action(
         KeyringRolledBackError: the admin wrap opens at a higher generation than the keyring's.
             Meaningless if the keyring was read before the object.
         KmsUnavailableError: a wrap opens under no key, and a master key is unreachable.
+        SecretNeededError, CustomerKeyRefusedError, CustomerKeyUnavailableError: a customer secret
+            is missing.
     """
     envelope = object_metadata.parse(view.head.metadata)
     target = _Target(object_key, keyring, desired, admin_keks, options)
@@ -140,7 +142,8 @@ def _plan_wrapped(wraps: Wraps, view: ObjectView, target: _Target) -> NoOp | Rew
     opened = open_wraps(wraps, object_key, keyring, desired, target.admin_keks)
     admin, user = opened.admin, opened.user
     if admin is None and user is None and target.options.repair:
-        user = open_user_wrap_with_earlier_kek(wraps, object_key, keyring)
+        secrets = target.admin_keks.secrets
+        user = open_user_wrap_with_earlier_kek(wraps, object_key, keyring, secrets)
     dek = select_dek(admin, user)
     check_header(dek, view.header)
     if opened.disagree and not target.options.repair:
@@ -149,7 +152,7 @@ def _plan_wrapped(wraps: Wraps, view: ObjectView, target: _Target) -> NoOp | Rew
         )
     if is_current(wraps, admin, user, desired):
         return NoOp("current")
-    return Rewrap(wrap(desired, object_key, dek))
+    return Rewrap(wrap(desired, object_key, dek, target.admin_keks.secrets))
 
 
 def _check_length(head: ObjectHead) -> None:

@@ -26,18 +26,46 @@ from keyturn.crypto.wraps import (
 from keyturn.errors import CorruptObjectError, KeyringRolledBackError, NoUsableWrapError, SealError
 from keyturn.metadata import COBBLESTONE, DELETED, Plaintext, Tombstone, Wraps
 from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.customer_keys import NO_SECRETS, CustomerSecrets
 from keyturn_workers.core.keyring import DesiredState, Keyring
 
 
-def wrap(desired: DesiredState, object_key: str, dek: bytes) -> Wraps:
-    """Wrap a 32-byte DEK under both KEKs, bound to algorithm, project, key and generation."""
-    user = _wrap(desired, "user", desired.user_kek, object_key, dek)
-    admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek)
-    generation = desired.generation
-    return Wraps(COBBLESTONE, user, admin, generation, desired.kek_id, desired.master_key)
+def wrap(
+    desired: DesiredState, object_key: str, dek: bytes, secrets: CustomerSecrets = NO_SECRETS
+) -> Wraps:
+    """Wrap a 32-byte DEK under both KEKs, bound to algorithm, project, key and generation.
+
+    Raises:
+        SecretNeededError: the desired state's customer secret was not asked for yet.
+        CustomerKeyRefusedError, CustomerKeyUnavailableError: it was not given.
+    """
+    user = _wrap(desired, "user", desired.user_kek, object_key, dek, secrets)
+    admin = _wrap(desired, "admin", desired.admin_kek, object_key, dek, secrets)
+    return Wraps(
+        COBBLESTONE,
+        user,
+        admin,
+        desired.generation,
+        desired.kek_id,
+        desired.master_key,
+        desired.secret_id,
+    )
 
 
-def _wrap(desired: DesiredState, role: Role, kek: Secret, object_key: str, dek: bytes) -> bytes:
+def _wrap(
+    desired: DesiredState,
+    role: Role,
+    plain: Secret,
+    object_key: str,
+    dek: bytes,
+    secrets: CustomerSecrets,
+) -> bytes:
+    secrets.require(desired.generation)
+    kek = secrets.kek_at(desired.generation, role, desired.project, plain)
+    customer_key = secrets.keys.get(desired.generation)
+    if kek is None or desired.secret_id != (customer_key and customer_key.secret_id):
+        # A wrap without the secret would open without the customer.
+        raise ValueError("these are not the customer secrets of the desired state")
     return wrap_dek(
         kek,
         role,
@@ -110,19 +138,22 @@ def open_wraps(
     is not the user wrap's, an old keyring was restored and rotated again, or an attacker changed
     the object: the admin wrap must not vouch for it.
     """
-    past = past_generations(keyring)
+    past, secrets = past_generations(keyring), admin_keks.secrets
+    secrets.check_keys(keyring.customer_keys)
     admin = open_admin_wrap(wraps, object_key, desired, admin_keks, past)
     if admin is None:
-        return OpenedWraps(None, open_user_wrap(wraps, object_key, desired, past), disagree=False)
+        user = open_user_wrap(wraps, object_key, desired, past, secrets)
+        return OpenedWraps(None, user, disagree=False)
     # None once a clean sweep cleared it: then no keyring can check the user wrap.
     kek = keyring.user_keks.get(admin.generation)
     if kek is not None:
-        user = try_wrap(wraps, "user", object_key, keyring.project, kek, (admin.generation,))
+        at = (admin.generation,)
+        user = try_wrap(wraps, "user", object_key, keyring.project, kek, at, secrets)
         if user is not None and user.dek == admin.dek:
             return OpenedWraps(admin, user, disagree=False)
     # A user wrap at a generation that neither the label nor the admin wrap names serves no
     # reader: do not search a long history for it, for each object.
-    user = open_user_wrap(wraps, object_key, desired, (admin.generation,))
+    user = open_user_wrap(wraps, object_key, desired, (admin.generation,), secrets)
     return OpenedWraps(admin, user, disagree=kek is not None)
 
 
@@ -139,10 +170,12 @@ def open_admin_wrap(
         KeyringRolledBackError: it opens at a higher generation than the keyring's. This is
             meaningful only if the keyring was read after the object.
         KmsUnavailableError: it opens under no available key, and a provider is unreachable.
+        SecretNeededError, CustomerKeyRefusedError, CustomerKeyUnavailableError: likewise, of a
+            customer key.
     """
     opened = _open_admin_wrap(wraps, object_key, desired, admin_keks, past)
     if opened is None:
-        admin_keks.check_complete()
+        admin_keks.check_complete(wraps.generation)
     if opened is not None and opened.generation > desired.generation:
         raise KeyringRolledBackError(
             f"an object is at generation {opened.generation}, the keyring at {desired.generation}"
@@ -161,7 +194,9 @@ def _open_admin_wrap(
     # only one rotation behind must not cost one attempt per earlier rotation.
     for generations in ((desired.generation, wraps.generation), past):
         for master_key, kek in _admin_keks(wraps, desired, admin_keks):
-            opened = try_wrap(wraps, "admin", object_key, desired.project, kek, generations)
+            opened = try_wrap(
+                wraps, "admin", object_key, desired.project, kek, generations, admin_keks.secrets
+            )
             if opened is not None:
                 return OpenedWrap(opened.dek, opened.generation, master_key)
     return None
@@ -177,15 +212,20 @@ def _admin_keks(
 
 
 def open_user_wrap(
-    wraps: Wraps, object_key: str, desired: DesiredState, past: Sequence[int]
+    wraps: Wraps,
+    object_key: str,
+    desired: DesiredState,
+    past: Sequence[int],
+    secrets: CustomerSecrets,
 ) -> OpenedWrap | None:
     """Open the user wrap under the desired KEK only: earlier ones may have leaked (SPEC 8.2)."""
     generations = (desired.generation, wraps.generation, *past)
-    return try_wrap(wraps, "user", object_key, desired.project, desired.user_kek, generations)
+    kek = desired.user_kek
+    return try_wrap(wraps, "user", object_key, desired.project, kek, generations, secrets)
 
 
 def open_user_wrap_with_earlier_kek(
-    wraps: Wraps, object_key: str, keyring: Keyring
+    wraps: Wraps, object_key: str, keyring: Keyring, secrets: CustomerSecrets
 ) -> OpenedWrap | None:
     """Open the user wrap under any earlier KEK still in the keyring; for repairs only."""
     past = past_generations(keyring)
@@ -193,20 +233,35 @@ def open_user_wrap_with_earlier_kek(
         if entry.kek is None:
             continue
         generations = (entry.generation, wraps.generation, *past)
-        opened = try_wrap(wraps, "user", object_key, keyring.project, entry.kek, generations)
+        opened = try_wrap(
+            wraps, "user", object_key, keyring.project, entry.kek, generations, secrets
+        )
         if opened is not None:
             return opened
     return None
 
 
 def try_wrap(
-    wraps: Wraps, role: Role, object_key: str, project: str, kek: Secret, generations: Sequence[int]
+    wraps: Wraps,
+    role: Role,
+    object_key: str,
+    project: str,
+    kek: Secret,
+    generations: Sequence[int],
+    secrets: CustomerSecrets,
 ) -> OpenedWrap | None:
-    """Open one of the two wraps under one KEK, at the first matching generation."""
+    """Open one of the two wraps under one KEK, at the first matching generation.
+
+    Where a generation has a customer key, the KEK is the composite one. Without its secret the wrap
+    is not tried there.
+    """
     for generation in dict.fromkeys(generations):
+        kek_there = secrets.kek_at(generation, role, project, kek)
+        if kek_there is None:
+            continue
         try:
             dek = unwrap_dek(
-                kek,
+                kek_there,
                 role,
                 algorithm=wraps.algorithm,
                 project=project,
@@ -250,11 +305,12 @@ def is_current(
     if admin is None or user is None or wraps.unknown_names:
         return False
     opened = (admin.generation, user.generation, admin.master_key)
-    labels = (wraps.generation, wraps.kek_id, wraps.master_key)
+    labels = (wraps.generation, wraps.kek_id, wraps.master_key, wraps.secret_id)
     return opened == (desired.generation, desired.generation, desired.master_key) and labels == (
         desired.generation,
         desired.kek_id,
         desired.master_key,
+        desired.secret_id,
     )
 
 
@@ -349,7 +405,9 @@ def find_key_usage(
             # Every master key at the label's generation first: one of them nearly always fits.
             for candidates in ((wraps.generation,), generations):
                 for master_key, kek in admin_keks.in_order(first=wraps.master_key):
-                    opened = try_wrap(wraps, "admin", object_key, project, kek, candidates)
+                    opened = try_wrap(
+                        wraps, "admin", object_key, project, kek, candidates, admin_keks.secrets
+                    )
                     if opened is not None:
                         return KeyUsage("encrypted", opened.generation, master_key)
     admin_keks.check_complete()

@@ -27,6 +27,7 @@ from keyturn.errors import (
     UnknownAlgorithmError,
 )
 from keyturn.metadata import COBBLESTONE, Tombstone, parse
+from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.wraps import (
     KeyUsage,
     OpenedWrap,
@@ -136,9 +137,9 @@ def test_without_its_label_only_the_keyrings_generations_are_tried() -> None:
 
 def test_the_user_wrap_opens_under_the_desired_kek_alone() -> None:
     """Earlier ones may have leaked."""
-    assert open_user_wrap(WRAPS, KEY, DESIRED, ()) == OpenedWrap(DEK, 1)
+    assert open_user_wrap(WRAPS, KEY, DESIRED, (), NO_SECRETS) == OpenedWrap(DEK, 1)
     second = desired_state(SECOND, MASTER_KEYS)
-    assert open_user_wrap(WRAPS, KEY, second, past_generations(SECOND)) is None
+    assert open_user_wrap(WRAPS, KEY, second, past_generations(SECOND), NO_SECRETS) is None
 
 
 @pytest.mark.parametrize("generation", [1, 5])
@@ -146,31 +147,33 @@ def test_the_user_wrap_opens_at_a_past_generation_of_the_desired_kek(generation:
     same_kek = replace(SECOND.current, kek=FIRST.current.kek, kek_id=FIRST.current.kek_id)
     desired = desired_state(replace(SECOND, current=same_kek), MASTER_KEYS)
     labeled = replace(WRAPS, generation=generation)
-    assert open_user_wrap(labeled, KEY, desired, past_generations(SECOND)) == OpenedWrap(DEK, 1)
+    assert open_user_wrap(
+        labeled, KEY, desired, past_generations(SECOND), NO_SECRETS
+    ) == OpenedWrap(DEK, 1)
 
 
 def test_a_repair_tries_the_earlier_keks_that_the_keyring_still_holds() -> None:
-    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, THIRD) == OpenedWrap(DEK, 1)
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, THIRD, NO_SECRETS) == OpenedWrap(DEK, 1)
     first, second = THIRD.history
     partly = replace(THIRD, history=(first, replace(second, kek=None)))
-    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, partly) == OpenedWrap(DEK, 1)
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, partly, NO_SECRETS) == OpenedWrap(DEK, 1)
     cleared = replace(THIRD, history=tuple(replace(e, kek=None) for e in THIRD.history))
-    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, cleared) is None
-    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, keyring()) is None
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, cleared, NO_SECRETS) is None
+    assert open_user_wrap_with_earlier_kek(WRAPS, KEY, keyring(), NO_SECRETS) is None
 
 
 def test_a_wrap_of_one_role_does_not_open_as_the_other() -> None:
     swapped = replace(WRAPS, user=WRAPS.admin, admin=WRAPS.user)
     for wraps, opens in ((WRAPS, True), (swapped, False)):
-        user = try_wrap(wraps, "user", KEY, "acme", DESIRED.user_kek, (1,))
-        admin = try_wrap(wraps, "admin", KEY, "acme", DESIRED.admin_kek, (1,))
+        user = try_wrap(wraps, "user", KEY, "acme", DESIRED.user_kek, (1,), NO_SECRETS)
+        admin = try_wrap(wraps, "admin", KEY, "acme", DESIRED.admin_kek, (1,), NO_SECRETS)
         assert [user is not None, admin is not None] == [opens, opens]
 
 
 def test_the_first_generation_that_fits_is_the_one() -> None:
-    opened = try_wrap(WRAPS, "user", KEY, "acme", DESIRED.user_kek, (3, 3, 2, 1))
+    opened = try_wrap(WRAPS, "user", KEY, "acme", DESIRED.user_kek, (3, 3, 2, 1), NO_SECRETS)
     assert opened == OpenedWrap(DEK, 1)
-    assert try_wrap(WRAPS, "user", KEY, "acme", DESIRED.user_kek, ()) is None
+    assert try_wrap(WRAPS, "user", KEY, "acme", DESIRED.user_kek, (), NO_SECRETS) is None
 
 
 # Tombstones.

@@ -27,6 +27,8 @@ async def build(
     master_key: str,
     rest: Mapping[str, Any],
     keys: KekDeriver,
+    *,
+    version: int = 1,
 ) -> bytes:
     """Build a record for this S3 key, sealed under the named master key.
 
@@ -34,7 +36,8 @@ async def build(
         UnknownMasterKeyError: this process lacks the master key.
         KmsUnavailableError: its provider is away.
     """
-    return seal(s3_key, project, master_key, rest, await keys.record_kek(master_key, project))
+    kek = await keys.record_kek(master_key, project)
+    return seal(s3_key, project, master_key, rest, kek, version=version)
 
 
 async def parse(

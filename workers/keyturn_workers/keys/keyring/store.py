@@ -10,6 +10,7 @@ from keyturn_workers.core.keyring import (
     keyring_from_json,
     keyring_to_json,
     next_serial,
+    record_version,
     with_lease,
 )
 from keyturn_workers.core.storage_port import Storage
@@ -50,6 +51,7 @@ async def build_keyring(keyring: Keyring, keys: KekDeriver) -> bytes:
         keyring.master_key,
         keyring_to_json(keyring),
         keys,
+        version=record_version(keyring),
     )
     if (
         len(body) > KEYRING_MAX_BYTES

@@ -10,20 +10,37 @@ from typing import Any, Final
 from keyturn.crypto.base64 import from_base64, to_base64
 from keyturn.crypto.keys import Secret
 from keyturn.crypto.wraps import open_record, seal_record
-from keyturn.errors import CorruptObjectError, MalformedRequestError, SealError
+from keyturn.errors import (
+    CorruptObjectError,
+    MalformedRequestError,
+    SealError,
+    StorageUnavailableError,
+)
 from keyturn.identifiers import is_short_name
 from keyturn.messages.json_text import load_json
 from keyturn_workers.core.storage_values import Headers
 
 RECORD_HEADERS: Final = Headers(metadata={}, content_type="application/json")
-_VERSION: Final = 1
+_VERSIONS: Final = (1, 2)
 
 
-def seal(s3_key: str, project: str, master_key: str, rest: Mapping[str, Any], kek: Secret) -> bytes:
+class UnknownRecordError(StorageUnavailableError):
+    """A later release wrote the record: this process must neither read nor change it."""
+
+
+def seal(
+    s3_key: str,
+    project: str,
+    master_key: str,
+    rest: Mapping[str, Any],
+    kek: Secret,
+    *,
+    version: int = 1,
+) -> bytes:
     """Build a record for this S3 key, sealed under the project's record KEK."""
     sealed = seal_record(kek, s3_key, json.dumps(rest).encode())
     record = {
-        "v": _VERSION,
+        "v": version,
         "project": project,
         "master_key": master_key,
         "sealed": to_base64(sealed),
@@ -36,9 +53,18 @@ def read_outer(body: bytes, project: str) -> tuple[str, bytes]:
 
     Raises:
         CorruptObjectError: it is not a record of this project.
+        UnknownRecordError: a later release wrote it.
     """
     try:
-        return _outer(load_json(body), project)
+        record = load_json(body)
+        version = record["v"]
+        if type(version) is int and version > max(_VERSIONS):
+            raise UnknownRecordError(
+                f"a record of version {version}: a later release wrote it, so upgrade this process"
+            )
+        return _outer(record, project)
+    except KeyError as exc:
+        raise CorruptObjectError("not a record of this project") from exc
     except (MalformedRequestError, ValueError, TypeError) as exc:
         raise CorruptObjectError("not a record of this project") from exc
 
@@ -47,8 +73,10 @@ def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
     """The master key's id and the sealed part of a record."""
     if record.keys() != {"v", "project", "master_key", "sealed"}:
         raise ValueError("fields")
-    if (type(record["v"]), record["v"], record["project"]) != (int, _VERSION, project):
-        raise ValueError("version or project")
+    if type(record["v"]) is not int or record["v"] not in _VERSIONS:
+        raise ValueError("version")
+    if record["project"] != project:
+        raise ValueError("project")
     if not is_short_name(record["master_key"]):
         raise ValueError("master key")
     return record["master_key"], from_base64(record["sealed"])

@@ -1,0 +1,207 @@
+"""Customer keys as values, and the KEKs that need a customer secret (SPEC 2.6). Pure.
+
+A project's generation may have a customer key: a key in a KMS that the customer controls. It
+encrypts a secret, and every wrap at that generation is made under a KEK that needs both the plain
+KEK and this secret. Wraps of a generation with a customer key must never be made under a plain KEK:
+such a wrap would open without the customer.
+"""
+
+import hmac
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any, Final, Self
+
+from keyturn.crypto.base64 import validate_base64
+from keyturn.crypto.keys import Secret, composite_kek, customer_secret_id
+from keyturn.crypto.wraps import Role
+from keyturn.errors import CodedError, CustomerKeyUnavailableError
+from keyturn.identifiers import is_short_name
+
+KEY_MAX_CHARACTERS: Final = 2048
+"""The longest name of a key in a store: AWS allows ARNs of 2,048 characters."""
+WRAPPED_MAX_CHARACTERS: Final = 8192
+"""AWS's ciphertext of 32 bytes has about 200 bytes, Vault's text about 90 characters."""
+
+_ID: Final = re.compile(r"[0-9a-f]{16}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyName:
+    """A key in a store: the store's name in the settings, and the store's own name of the key."""
+
+    store: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.store}/{self.key}"
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Self:
+        """Read `store` and `key` of a record or a request.
+
+        Raises:
+            ValueError: they are malformed.
+        """
+        store, key = fields["store"], fields["key"]
+        if not isinstance(store, str) or not is_short_name(store):
+            raise ValueError("store")
+        if not isinstance(key, str) or not 1 <= len(key) <= KEY_MAX_CHARACTERS:
+            raise ValueError("key")
+        if not key.isascii() or not key.isprintable():
+            raise ValueError("key")
+        return cls(store, key)
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerKey:
+    """The customer key of a generation.
+
+    `wrapped` is the secret as the store encrypted it, and `secret_sha256` the secret's SHA-256 in
+    hex; a clean end of a sweep clears both from the history.
+    """
+
+    name: KeyName
+    secret_id: str
+    secret_sha256: str | None
+    wrapped: str | None
+
+    @classmethod
+    def of(cls, name: KeyName, secret: Secret, wrapped: str) -> Self:
+        """The customer key of a new secret."""
+        digest = sha256(secret.reveal()).hexdigest()
+        return cls(name, customer_secret_id(secret), digest, wrapped)
+
+    @property
+    def is_cleared(self) -> bool:
+        """True if the secret cannot be asked for any longer: no wrap needs it."""
+        return self.wrapped is None
+
+    def cleared(self) -> "CustomerKey":
+        """A copy that only names the key and the secret."""
+        return replace(self, secret_sha256=None, wrapped=None)
+
+    def is_secret(self, secret: Secret) -> bool:
+        """Return True if this is the generation's secret, and not another one."""
+        digest = sha256(secret.reveal()).hexdigest()
+        return hmac.compare_digest(digest, self.secret_sha256 or "")
+
+    def to_json(self) -> dict[str, str]:
+        """The fields of a keyring or a mark."""
+        fields = {
+            "store": self.name.store,
+            "key": self.name.key,
+            "secret_id": self.secret_id,
+            "secret_sha256": self.secret_sha256,
+            "wrapped": self.wrapped,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the fields of a keyring or a mark.
+
+        Raises:
+            ValueError, TypeError, KeyError: they are malformed.
+        """
+        name, secret_id = KeyName.parse(fields), fields["secret_id"]
+        digest, wrapped = fields.get("secret_sha256"), fields.get("wrapped")
+        if _ID.fullmatch(secret_id) is None or (digest is None) != (wrapped is None):
+            raise ValueError("secret")
+        if digest is not None and _DIGEST.fullmatch(digest) is None:
+            raise ValueError("digest")
+        if wrapped is not None and not is_wrapped(wrapped):
+            raise ValueError("wrapped")
+        return cls(name, secret_id, digest, wrapped)
+
+
+def is_wrapped(text: str) -> bool:
+    """Return True if a store can have written this: base64, or `vault:v1:` and base64."""
+    head, _, encoded = text.rpartition(":")
+    if not 1 <= len(text) <= WRAPPED_MAX_CHARACTERS or not re.fullmatch(r"(vault:v\d+)?", head):
+        return False
+    try:
+        validate_base64(encoded)
+    except ValueError:
+        return False
+    return bool(encoded)
+
+
+class SecretNeededError(CustomerKeyUnavailableError):
+    """A customer secret is not in memory: ask its store for it, and try again.
+
+    Attributes:
+        customer_key: The key to ask.
+    """
+
+    def __init__(self, customer_key: CustomerKey) -> None:
+        super().__init__(f"the secret of {customer_key.name} is not in memory")
+        self.customer_key = customer_key
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerSecrets:
+    """The customer keys of a project's generations, and the secrets that are in memory.
+
+    `keys` are by generation, without those that were cleared. `held` and `failed` are by secret id;
+    `failed` says why a secret that was asked for is not held.
+    """
+
+    keys: Mapping[int, CustomerKey] = field(default_factory=dict)
+    held: Mapping[str, Secret] = field(default_factory=dict)
+    failed: Mapping[str, CodedError] = field(default_factory=dict)
+
+    def kek_at(self, generation: int, role: Role, project: str, kek: Secret) -> Secret | None:
+        """The KEK of wraps at a generation, given the plain one; None if its secret is not held."""
+        customer_key = self.keys.get(generation)
+        if customer_key is None:
+            return kek
+        secret = self.held.get(customer_key.secret_id)
+        if secret is None:
+            return None
+        return composite_kek(kek, secret, role, project, customer_key.secret_id)
+
+    def check_keys(self, keys: Mapping[int, CustomerKey]) -> None:
+        """Refuse to judge objects of a keyring by the secrets of another one.
+
+        Raises:
+            ValueError: the keyring has other customer keys.
+        """
+        if self.keys.keys() != keys.keys():
+            raise ValueError("these are not the customer secrets of the keyring")
+
+    def require(self, generation: int) -> None:
+        """Check that wraps can be made at a generation.
+
+        Raises:
+            SecretNeededError: its secret was not asked for yet.
+            CustomerKeyRefusedError, CustomerKeyUnavailableError: it was not given.
+        """
+        customer_key = self.keys.get(generation)
+        if customer_key is not None and customer_key.secret_id not in self.held:
+            self._raise(customer_key)
+
+    def check_complete(self, likely: int | None = None) -> None:
+        """Check that every secret was available, before a failure to open is called final.
+
+        `likely` is the generation whose secret is asked for first. Raises as `require`.
+        """
+        missing = {g: key for g, key in self.keys.items() if key.secret_id not in self.held}
+        asked = [key for key in missing.values() if key.secret_id in self.failed]
+        rest = {g: key for g, key in missing.items() if key.secret_id not in self.failed}
+        if rest:
+            self._raise(rest.get(likely or 0) or rest[max(rest)])
+        if asked:
+            self._raise(asked[-1])
+
+    def _raise(self, customer_key: CustomerKey) -> None:
+        failure = self.failed.get(customer_key.secret_id)
+        if failure is None:
+            raise SecretNeededError(customer_key)
+        raise type(failure)(failure.detail)
+
+
+NO_SECRETS: Final = CustomerSecrets()
+"""Those of a project without customer keys."""
