@@ -218,11 +218,6 @@ _METADATA: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], int, str]
         502,
         "no_usable_wrap",
     ),
-    "the earlier system's algorithm": (
-        lambda m: _without(m, "enc-kek-user") | {"enc-algo": "AES-256-GCM"},
-        502,
-        "unknown_algorithm",
-    ),
     "another algorithm": (lambda m: m | {"enc-algo": "ROT13"}, 502, "unknown_algorithm"),
     "an algorithm in lower case": (
         lambda m: m | {"enc-algo": "cobblestone-256"},

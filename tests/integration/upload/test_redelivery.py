@@ -142,7 +142,6 @@ CHANGED: dict[str, Callable[[Metadata], Metadata]] = {
     "label gone": lambda m: without(m, "enc-kek-user"),
     "algorithm gone": lambda m: without(m, "enc-algo"),
     "algorithm unknown": lambda m: m | {"enc-algo": "ROT13"},
-    "algorithm of the earlier system": lambda m: m | {"enc-algo": "AES-256-GCM"},
     "all but the id gone": lambda m: {"enc-upload": m["enc-upload"]},
 }
 

@@ -267,7 +267,6 @@ OCCUPIED: dict[str, tuple[Callable[[WorkerUnderTest, str], dict[str, str]], str]
     "a tombstone": (tombstone, "deleted_key"),
     "plaintext": (lambda _s, _key: {}, "already_exists"),
     "an unknown algorithm": (lambda _s, _key: {"enc-algo": "ROT13"}, "already_exists"),
-    "the earlier system's": (lambda _s, _key: {"enc-algo": "AES-256-GCM"}, "already_exists"),
 }
 
 

@@ -29,8 +29,8 @@ def test_intake_round_trip() -> None:
 
 def test_infos_are_for_one_purpose_each() -> None:
     infos = [INFO, kek_info("enroll", "id", "acme"), kek_info("rotation", "id", "acme")]
-    infos += [kek_info("rotation", "id", "acme"), kek_info("enroll", "id2", "acme")]
-    infos += [kek_info("enroll", "id", "acme2"), upload_info("id", "acme", "a")]
+    infos += [kek_info("enroll", "id2", "acme"), kek_info("enroll", "id", "acme2")]
+    infos += [upload_info("id", "acme", "a")]
     assert len(set(infos)) == len(infos)
     sealed = INTAKE.public_key.seal(b"kek", infos[1])
     for other in (*infos[:1], *infos[2:], b""):

@@ -197,7 +197,6 @@ def test_another_key_pepper_project_or_object_opens_no_wrap(
         ({"enc-kek-user": "0:0"}, CorruptObjectError),
         ({"enc-dek-user": OTHER.metadata["enc-dek-user"]}, NoUsableWrapError),
         ({"enc-kek-user": "2" + EMPTY.metadata["enc-kek-user"][1:]}, NoUsableWrapError),
-        ({"enc-algo": "AES-256-GCM"}, UnknownAlgorithmError),
         ({"enc-algo": "ROT13"}, UnknownAlgorithmError),
         ({"enc-algo": "deleted"}, NotFoundError),
         (dict.fromkeys(EMPTY.metadata), CorruptObjectError),

@@ -137,7 +137,6 @@ def test_an_object_that_is_not_there_is_not_found() -> None:
         ({}, 7, {"kind": "plaintext", "plaintext_bytes": 7}),
         ({"enc-upload": "of no wrap"}, 7, {"kind": "plaintext"}),
         ({"enc-algo": "deleted", "enc-dek-admin": "AAAA"}, 0, {"kind": "tombstone"}),
-        ({"enc-algo": "AES-256-GCM", "enc-dek-user": "AAAA"}, 40, {"kind": "unknown"}),
         ({"enc-dek-user": "AAAA"}, 40, {"kind": "corrupt"}),
         (enc(_WRAPS), 10, {"kind": "encrypted", "plaintext_bytes": None}),
         (

@@ -238,8 +238,6 @@ SEALED = [
     Case("enc-algo stripped", {n: v for n, v in enc(NOW).items() if n != "enc-algo"},
          "corrupt_object"),
     Case("all stripped", {}, "corrupt_object"),
-    Case("said to be of the earlier system", {**enc(NOW), "enc-algo": "AES-256-GCM"},
-         "unknown_algorithm"),
     Case("of the earlier system", {"enc-algo": "AES-256-GCM", "enc-dek-user": "A" * 80},
          "unknown_algorithm"),
     Case("said to be deleted", {**enc(NOW), "enc-algo": "deleted"}, "no_usable_wrap"),

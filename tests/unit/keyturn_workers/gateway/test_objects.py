@@ -153,9 +153,8 @@ async def test_stripped_or_unknown_metadata_is_refused() -> None:
         del metadata[name]
         bench.plant(metadata, body)
         await bench.open_fails(CorruptObjectError)
-    for algorithm in ("ROT13", "AES-256-GCM"):
-        bench.plant({**enc(wraps), "enc-algo": algorithm}, body)
-        assert await bench.open_fails(UnknownAlgorithmError) == algorithm
+    bench.plant({**enc(wraps), "enc-algo": "ROT13"}, body)
+    assert await bench.open_fails(UnknownAlgorithmError) == "ROT13"
 
 
 async def test_a_tombstone_is_not_found_whatever_its_body() -> None:

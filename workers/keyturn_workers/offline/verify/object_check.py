@@ -5,9 +5,9 @@ wrap of that role opens by its labels, and the metadata hold nothing that Keytur
 Otherwise, and always if the key must be gone, every value is searched for a wrap that it opens.
 
 A bucket writer can hide a wrap of an old key: under another name, role, generation or spelling than
-its labels say. So no label decides the search. Every value of Keyturn's own as long
-as a wrap is tried in both roles, at many generations. In all other values, each
-part as long as a wrap is tried in the keys' role. An attempt takes about 5 microseconds.
+its labels say. So no label decides the search. Every value of Keyturn's own as long as a wrap is
+tried in both roles, at many generations. In all other values, each part as long as a wrap is tried
+in the keys' role. An attempt takes about 5 microseconds.
 """
 
 import binascii

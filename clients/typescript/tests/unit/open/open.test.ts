@@ -165,7 +165,6 @@ test("what does not open under the key has its code", async () => {
     ["no_usable_wrap", { project: "other" }],
     ["no_usable_wrap", { key: "other.pdf" }],
     ["no_usable_wrap", { metadata: { ...metadata, "enc-kek-user": `2:${"0".repeat(16)}` } }],
-    ["unknown_algorithm", { metadata: { ...metadata, "enc-algo": "AES-256-GCM" } }],
     ["no_usable_wrap", { metadata: { ...metadata, "enc-dek-user": "AAAA" } }],
     ["no_usable_wrap", { metadata: await metadataOf(random(16)) }],
     ["corrupt_object", { metadata: {} }],

@@ -173,7 +173,7 @@ async def test_an_object_that_cannot_be_opened_is_left_alone() -> None:
     broken = replace(wraps, user=b"", admin=b"")
     cases: list[tuple[dict[str, str], type[CodedError]]] = [
         ({}, CorruptObjectError),
-        ({"enc-algo": "AES-256-GCM"}, CorruptObjectError),
+        ({"enc-algo": "Cobblestone-256"}, CorruptObjectError),
         (enc(replace(wraps, user=other.user)), CorruptObjectError),
         (enc(replace(wraps, user=b"")), WrapsDisagreeError),
         (enc(other), CorruptObjectError),
