@@ -26,6 +26,7 @@ from keyturn_workers.core.keyring import (
     with_lease,
     with_master_key,
 )
+from keyturn_workers.keys.master_keys.record_format import UnknownRecordError
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, generation, keyring, rotated
 from tools.harness.local_keys import build_keyring, parse_keyring, parse_record
 
@@ -201,7 +202,7 @@ def test_any_flipped_bit_of_the_sealed_part_is_refused(data: st.DataObject) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 2},
+        {"v": 0},
         {"v": "1"},
         {"v": True},
         {"project": 5},
@@ -216,6 +217,12 @@ def test_any_flipped_bit_of_the_sealed_part_is_refused(data: st.DataObject) -> N
 def test_a_malformed_record_is_refused(change: dict[str, object]) -> None:
     record = json.loads(build_keyring(keyring(), MASTER_KEYS)) | change
     with pytest.raises(CorruptObjectError):
+        parse_keyring(json.dumps(record).encode(), "acme", MASTER_KEYS)
+
+
+def test_a_record_of_a_later_release_is_neither_read_nor_called_corrupt() -> None:
+    record = json.loads(build_keyring(keyring(), MASTER_KEYS)) | {"v": 3, "more": 1}
+    with pytest.raises(UnknownRecordError, match="upgrade this process"):
         parse_keyring(json.dumps(record).encode(), "acme", MASTER_KEYS)
 
 
