@@ -16,7 +16,8 @@ from typing import Final
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto.keys import new_api_key, user_kek
+from keyturn.crypto.base64 import from_base64
+from keyturn.crypto.keys import CUSTOMER_SECRET_BYTES, Secret, new_api_key, user_kek
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_line
 from keyturn_workers.cli.settings import ApiKeySettings
@@ -40,6 +41,31 @@ def read_secret(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
         raise typer.BadParameter(f"{path}: {reason}") from None
+
+
+def read_customer_secrets(path: Path | None) -> tuple[Secret, ...]:
+    """Return the customer secrets in a file, one a line; none without a file.
+
+    Raises:
+        typer.BadParameter: a line is not the base64 of 32 bytes. It repeats nothing of the line.
+    """
+    secrets = []
+    lines = [] if path is None else read_secret(path).splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            secret = from_base64(line.strip())
+        except ValueError:
+            secret = b""
+        if len(secret) != CUSTOMER_SECRET_BYTES:
+            raise typer.BadParameter(
+                f"{path}, line {number}: not the base64 of {CUSTOMER_SECRET_BYTES} bytes"
+            )
+        secrets.append(Secret(secret))
+    if path is not None and not secrets:
+        raise typer.BadParameter(f"{path}: it has no customer secret")
+    return tuple(secrets)
 
 
 def write_secret(

@@ -1,12 +1,14 @@
 """The port to customer keys, wherever their stores are (SPEC 2.6)."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from keyturn.crypto.keys import Secret, customer_secret_id
 from keyturn.errors import CustomerKeyUnavailableError
+from keyturn.metadata import Envelope, Wraps
 from keyturn_workers.core.customer_keys import (
+    NO_SECRETS,
     CustomerKey,
     CustomerSecrets,
     KeyName,
@@ -73,6 +75,29 @@ class GivenSecrets:
             return await opening(self._secrets(keyring))
         except SecretNeededError as exc:
             raise _not_given(exc) from exc
+
+    def require_all(self, keyring: Keyring) -> Mapping[str, Secret]:
+        """Return the secret of each generation that needs one and is not cleared, by its id.
+
+        Raises:
+            CustomerKeyUnavailableError: one was not given.
+        """
+        secrets = self._secrets(keyring)
+        try:
+            secrets.check_complete()
+        except SecretNeededError as exc:
+            raise _not_given(exc) from exc
+        return secrets.held
+
+    def by_label(self, envelope: Envelope) -> CustomerSecrets:
+        """The secrets for an object whose keyring is lost: only its label names what it needs."""
+        if not isinstance(envelope, Wraps) or envelope.secret_id is None:
+            return NO_SECRETS
+        secret_id = envelope.secret_id
+        if secret_id not in self._held:
+            raise CustomerKeyUnavailableError(f"the secret {secret_id} was not given")
+        labeled = CustomerKey(KeyName("", ""), secret_id, secret_sha256=None, wrapped=None)
+        return CustomerSecrets({envelope.generation: labeled}, self._held)
 
     async def create(self, project: str, name: KeyName) -> CustomerKey:
         """See `CustomerKeys.create`."""
