@@ -67,15 +67,15 @@ def parse_keys(document: Mapping[str, Any]) -> ProjectKeys:
     Raises:
         UnexpectedResponseError: it does not describe a project's keys.
     """
+    floor, generations = 0, tuple[GenerationKeys, ...]()
     try:
+        floor = _number(document["dek_floor"])
         generations = tuple(_generation(entry) for entry in document["generations"])
-        if not generations:
-            raise ValueError("generations")
-        return ProjectKeys(_number(document["dek_floor"]), generations)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise UnexpectedResponseError(
-            "the response does not describe the keys", status=200
-        ) from None
+        generations = ()
+    if not generations:
+        raise UnexpectedResponseError("the response does not describe the keys", status=200)
+    return ProjectKeys(floor, generations)
 
 
 def _generation(entry: Mapping[str, Any]) -> GenerationKeys:

@@ -47,14 +47,14 @@ from keyturn.metadata import COBBLESTONE, Wraps, stored_at
 from keyturn.tasks import gather_all
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.body_stream import read_first_bytes
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.errors import (
     ArchivedError,
     MissingError,
     PreconditionError,
     StorageResponseError,
 )
-from keyturn_workers.core.customer_key_port import CustomerKeys
-from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek
 from keyturn_workers.core.storable_key import check_storable, is_alias

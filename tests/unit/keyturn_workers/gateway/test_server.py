@@ -19,8 +19,8 @@ from keyturn_workers.process.background import background
 from keyturn_workers.process.settings import GatewaySettings
 from tests.unit.keyturn_workers.gateway.serving import ask
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsLate
-from tools.harness.deployment import Deployment
 from tools.harness.customer_keys import HeldCustomerKeys
+from tools.harness.deployment import Deployment
 from tools.harness.memory_storage import MemoryStorage
 from tools.servers import S3Server
 from tools.servers.process import free_port
