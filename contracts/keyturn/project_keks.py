@@ -107,7 +107,7 @@ def _admin_kek(entry: Any) -> tuple[tuple[str, str | None], Secret]:
         case _:
             raise ValueError("each entry of admin_keks needs id and kek")
     if rest:
-        raise ValueError("an entry of admin_keks has id, kek and perhaps customer_secret_id")
+        raise ValueError("each entry of admin_keks has id, kek and perhaps customer_secret_id")
     if secret_id is not None and not (
         isinstance(secret_id, str) and _SECRET_ID.fullmatch(secret_id)
     ):
