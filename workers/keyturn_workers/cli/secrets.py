@@ -24,9 +24,11 @@ from keyturn_workers.cli.settings import ApiKeySettings
 
 _OWNER_ONLY: Final = 0o600
 _MAX_BYTES: Final = 4096
+MANY_MAX_BYTES: Final = 256 * 1024
+"""Room for more than a thousand KEKs or customer secrets."""
 
 
-def read_secret(path: Path) -> str:
+def read_secret(path: Path, max_bytes: int = _MAX_BYTES) -> str:
     """Return the text of a small file with a secret.
 
     Raises:
@@ -34,9 +36,9 @@ def read_secret(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise typer.BadParameter(f"{path}: longer than {_MAX_BYTES} bytes")
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise typer.BadParameter(f"{path}: longer than {max_bytes} bytes")
         return data.decode()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
@@ -50,7 +52,7 @@ def read_customer_secrets(path: Path | None) -> tuple[Secret, ...]:
         typer.BadParameter: a line is not the base64 of 32 bytes. It repeats nothing of the line.
     """
     secrets = []
-    lines = [] if path is None else read_secret(path).splitlines()
+    lines = [] if path is None else read_secret(path, MANY_MAX_BYTES).splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

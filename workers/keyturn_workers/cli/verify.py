@@ -22,7 +22,12 @@ from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, CustomerSecretFile
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_line, print_rows, progress_display
-from keyturn_workers.cli.secrets import read_api_key, read_customer_secrets, read_secret
+from keyturn_workers.cli.secrets import (
+    MANY_MAX_BYTES,
+    read_api_key,
+    read_customer_secrets,
+    read_secret,
+)
 from keyturn_workers.cli.settings import ProjectKekSettings, ReaderSettings
 from keyturn_workers.offline.verify.object_check import VerificationKeys
 from keyturn_workers.offline.verify.project_check import check_project, find_secret_ids
@@ -148,7 +153,7 @@ def _read_keys(
     keks: ProjectKeks | None = None
     if admin_kek_file is not None:
         try:
-            keks = parse_project_keks(read_secret(admin_kek_file))
+            keks = parse_project_keks(read_secret(admin_kek_file, MANY_MAX_BYTES))
         except ValueError as exc:  # its text names the rule, never the key
             raise typer.BadParameter(f"{admin_kek_file}: {exc}") from None
     elif api_key_file is None:
