@@ -21,9 +21,7 @@ from keyturn.open import open_object
 def decrypt(secret: WrappedSecret) -> bytes:
     kms: Any = boto3.client("kms", region_name=secret.key.split(":")[3])
     wrapped = base64.b64decode(secret.wrapped)
-    answer = kms.decrypt(
-        KeyId=secret.key, CiphertextBlob=wrapped, EncryptionContext=secret.context
-    )
+    answer = kms.decrypt(KeyId=secret.key, CiphertextBlob=wrapped, EncryptionContext=secret.context)
     return bytes(answer["Plaintext"])
 
 

@@ -1,4 +1,4 @@
-"""`examples/open_with_customer_key.py`, run against a fake gateway, a fake storage and a fake KMS."""
+"""`examples/open_with_customer_key.py`, run against a fake gateway, storage and KMS."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from aiohttp import web
 
 from keyturn.crypto import (
     Secret,
@@ -21,6 +21,9 @@ from keyturn.crypto import (
 )
 from tests.unit.keyturn.gateway.gateway import json_answer, object_of, serving
 from tests.unit.keyturn.open.storage import API_KEY, HEADERS, KEK, KEY, PATH, PEPPER, PROJECT, made
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 _EXAMPLE = Path(__file__).parents[4] / "examples" / "open_with_customer_key.py"
 _ARN = "arn:aws:kms:eu-central-1:111122223333:key/a"
