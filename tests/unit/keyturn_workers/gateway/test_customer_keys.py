@@ -1,4 +1,4 @@
-"""A project with a customer key at the gateway: what needs its store, and who waits (SPEC 2.6, 9.1)."""
+"""A project with a customer key at the gateway: what needs its store, and when (SPEC 2.6)."""
 
 from __future__ import annotations
 
