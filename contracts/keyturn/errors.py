@@ -155,6 +155,17 @@ class UnknownProjectError(PermanentError):
         return cls(f"{project} is not enrolled; to enroll it: keyturn enroll {project}")
 
 
+class ProjectErasedError(PermanentError):
+    """The project was erased: nothing of it opens, and its name is taken for ever (SPEC 8.8)."""
+
+    code = "project_erased"
+
+    @classmethod
+    def of(cls, project: str) -> Self:
+        """Return the error about this project."""
+        return cls(f"{project} was erased: its name is not used again")
+
+
 class AlreadyEnrolledError(PermanentError):
     """The project already has a keyring, or objects."""
 

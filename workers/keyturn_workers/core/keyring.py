@@ -5,8 +5,9 @@ belongs to another project, was forged or moved: no object may be wrapped by it.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
@@ -21,6 +22,7 @@ from keyturn.errors import (
 from keyturn.identifiers import is_short_name, is_uuid, parse_time
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
+from keyturn_workers.core.erasure import Erasure, KeyState
 
 _KEK_BYTES: Final = 32
 _KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
@@ -29,6 +31,8 @@ _MAX_LEASE_S: Final = 10**6
 _MAX_GENERATION: Final = 10**18
 _MAX_SERIAL: Final = 2**63
 _PERMISSIONS: Final = ("allowed", "forbidden")
+_ERASING: Final = "erasing"
+_ERASED: Final = "erased"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Keyring:
     implementation's record they may be None and 0. `evidence` is the digest of the newest
     evidence. `serial` counts the changes of the record (0 if another implementation recorded none).
     `recovery` is the id of the request that accepted a restored record, if any (SPEC 5.5).
+    With an `erasure` the project is being erased, or is erased: then no generation has a user KEK.
     """
 
     project: str
@@ -104,6 +109,12 @@ class Keyring:
     evidence: str | None = None
     serial: int = 0
     recovery: str | None = None
+    erasure: Erasure | None = None
+
+    @property
+    def is_erased(self) -> bool:
+        """True if the project was erased: nothing opens, and nothing is stored, ever again."""
+        return self.erasure is not None and self.erasure.is_done
 
     def origin_of(self, entry: Generation) -> RequestOrigin | None:
         """The request that created a generation; None if it is not recorded."""
@@ -128,12 +139,7 @@ class Keyring:
     @cached_property
     def customer_keys(self) -> dict[int, CustomerKey]:
         """The customer keys whose secrets the record still has, by generation."""
-        entries = (*self.history, self.current)
-        return {
-            entry.generation: entry.customer_key
-            for entry in entries
-            if entry.customer_key is not None and not entry.customer_key.is_cleared
-        }
+        return _uncleared((*self.history, self.current))
 
     @property
     def secrets(self) -> CustomerSecrets:
@@ -154,6 +160,14 @@ class Keyring:
             plaintext_allowed=self.plaintext_allowed,
             secret_id=self.current.secret_id,
         )
+
+
+def _uncleared(entries: Iterable[Generation]) -> dict[int, CustomerKey]:
+    return {
+        entry.generation: entry.customer_key
+        for entry in entries
+        if entry.customer_key is not None and not entry.customer_key.is_cleared
+    }
 
 
 def record_version(keyring: Keyring) -> int:
@@ -192,9 +206,11 @@ def _origin_json(origin: RequestOrigin | None) -> dict[str, str]:
     return {} if origin is None else {"publisher": origin.publisher, "request": origin.request}
 
 
-def _set_json(keyring: Keyring) -> dict[str, str]:
+def _set_json(keyring: Keyring) -> dict[str, Any]:
     """Optional fields, omitted if unset."""
-    fields = {"evidence": keyring.evidence, "recovery": keyring.recovery}
+    fields: dict[str, Any] = {"evidence": keyring.evidence, "recovery": keyring.recovery}
+    if keyring.erasure is not None:
+        fields[_ERASED if keyring.is_erased else _ERASING] = keyring.erasure.to_json()
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -225,8 +241,11 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
     current = _entry(rest)
     history = tuple(replace(_entry(entry), origin=_origin(entry)) for entry in rest["history"])
     generations = [entry.generation for entry in (*history, current)]
-    if current.kek is None or generations != sorted(set(generations)):
+    if generations != sorted(set(generations)):
         raise ValueError("generations")
+    erasure = _erasure(rest, [*history, current])
+    if current.kek is None and (erasure is None or not erasure.is_done):
+        raise ValueError("current KEK")
     if current.customer_key is not None and (
         current.customer_key.is_cleared or rest["plaintext"] == "allowed"
     ):
@@ -242,7 +261,23 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         evidence=_evidence(rest.get("evidence")),
         serial=_serial(rest.get("serial", 0)),
         recovery=_recovery(rest.get("recovery")),
+        erasure=erasure,
     )
+
+
+def _erasure(fields: Mapping[str, Any], entries: Sequence[Generation]) -> Erasure | None:
+    if _ERASED not in fields and _ERASING not in fields:
+        return None
+    name = _ERASED if _ERASED in fields else _ERASING
+    erasure = Erasure.from_json(fields[name])
+    if erasure.is_done is not (name == _ERASED):
+        raise ValueError("answers")
+    if erasure.is_done and (
+        any(entry.kek is not None for entry in entries)
+        or erasure.answers.keys() != {key.secret_id for key in _uncleared(entries).values()}
+    ):
+        raise ValueError("erased")
+    return erasure
 
 
 def _origin(fields: Mapping[str, Any]) -> RequestOrigin | None:
@@ -371,6 +406,7 @@ def rotate(
         current=current,
         history=(*keyring.history, replace(keyring.current, origin=keyring.origin)),
         origin=origin,
+        erasure=None,
     )
 
 
@@ -487,3 +523,77 @@ def retire_old_keys(keyring: Keyring) -> Keyring:
 def with_evidence(keyring: Keyring, digest: str) -> Keyring:
     """The keyring with the digest of the project's newest evidence (SPEC 15.1)."""
     return replace(keyring, evidence=digest)
+
+
+def check_erasable(keyring: Keyring) -> None:
+    """Check that every wrap of the project needs a customer secret, as far as is proven (SPEC 8.8).
+
+    Raises:
+        GenerationMismatchError: not so; the text says what to do.
+    """
+    if not keyring.customer_keys:
+        raise GenerationMismatchError(
+            "the project has no customer key, so nothing shows that it no longer opens: delete its "
+            "objects"
+        )
+    for entry in (*keyring.history, keyring.current):
+        if entry.kek is not None and entry.customer_key is None:
+            raise GenerationMismatchError(
+                f"wraps of generation {entry.generation} need no customer key: wait for a clean "
+                "end of the rotation after it, and ask again"
+            )
+    if keyring.evidence is None and keyring.enrollment.generation > 1:
+        raise GenerationMismatchError(
+            "the enrollment took objects over, and no sweep has ended clean since: sweep the "
+            "project, and ask again"
+        )
+
+
+def begin_erasure(keyring: Keyring, erasure: Erasure) -> Keyring:
+    """The keyring while stores are asked whether its customer keys are gone."""
+    return replace(keyring, erasure=erasure)
+
+
+def end_erasure(keyring: Keyring) -> Keyring:
+    """The keyring after an erasure was refused."""
+    return replace(keyring, erasure=None)
+
+
+def erase(keyring: Keyring, erasure: Erasure) -> Keyring:
+    """The keyring of an erased project: only its customer keys say what it was."""
+
+    def without_kek(entry: Generation) -> Generation:
+        return replace(entry, kek=None)
+
+    history = tuple(map(without_kek, keyring.history))
+    return replace(
+        keyring, current=without_kek(keyring.current), history=history, erasure=erasure
+    )
+
+
+def judge_erasure(
+    keyring: Keyring, states: Mapping[str, KeyState], now: datetime
+) -> Erasure | None:
+    """The erasure after these answers of the stores; None if not all of them are known yet.
+
+    Raises:
+        GenerationMismatchError: a store gives a secret, or says nothing of a key for too long.
+    """
+    erasure = keyring.erasure
+    if erasure is None:
+        raise ValueError("the project is not being erased")
+    keys = {key.secret_id: key for key in keyring.customer_keys.values()}
+    given = [keys[each].name for each, state in states.items() if state is KeyState.GIVEN]
+    if given:
+        raise GenerationMismatchError(
+            f"{given[0]} still gives its secret: disable or delete the key, and ask again"
+        )
+    silent = [key.name for each, key in keys.items() if not states[each].is_gone]
+    if not silent:
+        return erasure.with_answers(states, now)
+    if erasure.is_done or erasure.is_over_at(now):
+        raise GenerationMismatchError(
+            f"{silent[0]}: its store does not say that the key is disabled or gone (a denied "
+            "access says nothing): disable or delete the key, and ask again"
+        )
+    return None

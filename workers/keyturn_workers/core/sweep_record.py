@@ -27,7 +27,7 @@ ALL: Final = ALL_PROJECTS
 # Digests of one repeated request that a record keeps.
 _MAX_DIGESTS: Final = 64
 
-Kind = Literal["rotation", "sweep", "part"]
+Kind = Literal["rotation", "sweep", "part", "erase"]
 OriginName: TypeAlias = tuple[Kind, str, str, str | None]
 """The identity of an origin: kind, id, publisher, and for a part its walk."""
 _T = TypeVar("_T")
@@ -83,7 +83,7 @@ class Origin:
     """A request for which the record's project is swept.
 
     Attributes:
-        kind: A rotation, a sweep, or the part of a sweep of all projects.
+        kind: A rotation, a sweep, the part of a sweep of all projects, or an erasure.
         id: The id that the publisher chose.
         publisher: The signer.
         requested_at: As its publisher wrote it.
@@ -91,6 +91,7 @@ class Origin:
         actor: The person whom it names, if any.
         options: The options that it names.
         walk_id: For a part, the walk through all projects that collects its end.
+        reason: For an erasure, why, in the words of the person who asked for it.
         added_at: When it was added, by the clock of a worker.
         written_before: The writes that the record had counted when it was added.
         is_repeated: It was reopened after a step had given up.
@@ -109,6 +110,7 @@ class Origin:
     written_before: Counts = field(default_factory=Counts)
     is_repeated: bool = False
     end: End | None = None
+    reason: str = ""
 
     @property
     def name(self) -> OriginName:
@@ -165,15 +167,14 @@ class State:
     serial: int
 
     @classmethod
-    def of(cls, snapshot: KeyringSnapshot) -> "State":
-        """The state that a keyring snapshot shows."""
-        desired = snapshot.desired
+    def of(cls, keyring: Keyring) -> "State":
+        """The state that a keyring shows."""
         return cls(
-            desired.generation,
-            desired.kek_id,
-            desired.master_key,
-            desired.plaintext_allowed,
-            snapshot.keyring.serial,
+            keyring.current.generation,
+            keyring.current.kek_id,
+            keyring.master_key,
+            keyring.plaintext_allowed,
+            keyring.serial,
         )
 
 

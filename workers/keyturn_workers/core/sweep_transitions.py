@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from keyturn.counts import Counts
 from keyturn.errors import (
+    CodedError,
     GenerationMismatchError,
     LeaseMismatchError,
     MalformedRequestError,
@@ -143,9 +144,29 @@ def needs_step(record: ProjectRecord | AllRecord) -> bool:
 
 
 def choose_origins(record: ProjectRecord | AllRecord) -> tuple[Origin, ...]:
-    """The origins for a new round: the oldest open one, and all with the same options."""
-    waiting = open_origins(record)
+    """The origins for a new round: the oldest open one, and all with the same options.
+
+    A round proves nothing of an erasure.
+    """
+    waiting = [each for each in open_origins(record) if each.kind != "erase"]
     return tuple(each for each in waiting if each.options == waiting[0].options)
+
+
+def find_erasure(record: ProjectRecord) -> Origin | None:
+    """The oldest open erasure: it is served before anything else."""
+    return next((each for each in open_origins(record) if each.kind == "erase"), None)
+
+
+def end_refused(record: ProjectRecord, name: OriginName, error: CodedError, now: datetime) -> ProjectRecord:
+    """Fail one open origin for good: no replay of a message reopens it."""
+
+    def end(origin: Origin) -> Origin:
+        if origin.name != name:
+            return origin
+        refused = End(now, clean=False, counts=Counts(), code=error.code, detail=error.detail)
+        return replace(origin, end=refused)
+
+    return _map_origins(record, end)
 
 
 def served_origins(record: ProjectRecord, of: Round, keyring: Keyring) -> tuple[Origin, ...]:

@@ -21,6 +21,7 @@ from keyturn.errors import (
     CodedError,
     DeletedKeyError,
     MalformedRequestError,
+    ProjectErasedError,
 )
 from keyturn.identifiers import format_time
 from keyturn.messages.codec import identity
@@ -49,7 +50,8 @@ _SPARE_LEVELS: Final = 50
 _DETAIL_MAX_CHARACTERS: Final = 500
 # Codes of messages that are always refused, whatever their bodies.
 CODES_WITHOUT_BODY: Final = frozenset(
-    error.code for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError)
+    error.code
+    for error in (AlreadyExistsError, DeletedKeyError, BodyTooLargeError, ProjectErasedError)
 )
 SPECIFIED_HEADERS: Final = (PUBLISHER_HEADER, SIGNATURE_HEADER)
 _BROKER_PREFIXES: Final = ("x-first-death-", "x-last-death-")

@@ -18,7 +18,13 @@ from typing import Final, Protocol
 
 import structlog
 
-from keyturn.errors import KeyringRolledBackError, MarksUnavailableError, StorageUnavailableError
+from keyturn.errors import (
+    CustomerKeyUnavailableError,
+    KeyringRolledBackError,
+    MarksUnavailableError,
+    ProjectErasedError,
+    StorageUnavailableError,
+)
 from keyturn.identifiers import MARK_LIMIT
 from keyturn_workers.core.keyring import Keyring
 
@@ -271,6 +277,39 @@ class KeyringUnknownError(KeyringContradictedError):
         super().__init__(detail)
         self.keyring = keyring
         self.mark = mark
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKeyring:
+    """A keyring as one read showed it, whatever its state; `read_at` is the storage's date."""
+
+    keyring: Keyring
+    etag: str
+    read_at: datetime
+
+
+class KeyringErasingError(CustomerKeyUnavailableError):
+    """The project waits until it is known whether it is erased (SPEC 8.8).
+
+    Attributes:
+        stored: The keyring.
+    """
+
+    def __init__(self, stored: StoredKeyring) -> None:
+        super().__init__("the stores are asked whether the project is erased: try again later")
+        self.stored = stored
+
+
+class KeyringErasedError(ProjectErasedError):
+    """The keyring is that of an erased project.
+
+    Attributes:
+        stored: The keyring.
+    """
+
+    def __init__(self, stored: StoredKeyring) -> None:
+        super().__init__(ProjectErasedError.of(stored.keyring.project).detail)
+        self.stored = stored
 
 
 class KeyringHiddenError(StorageUnavailableError):

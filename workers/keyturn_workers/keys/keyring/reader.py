@@ -38,10 +38,13 @@ from keyturn_workers.keys.keyring.cache import CacheEntry, KeyringCache, Listing
 from keyturn_workers.keys.keyring.marks import (
     Finding,
     KeyringContradictedError,
+    KeyringErasedError,
+    KeyringErasingError,
     KeyringHiddenError,
     KeyringRemovedError,
     KeyringUnknownError,
     Mark,
+    StoredKeyring,
     Witness,
 )
 from keyturn_workers.keys.keyring.store import KEYRING_MAX_BYTES, parse_keyring
@@ -112,10 +115,11 @@ class KeyringReader:
 
         Raises:
             UnknownProjectError: no keyring exists.
+            ProjectErasedError: the project was erased.
             CorruptObjectError: it was forged, moved or damaged.
             KeyringRolledBackError: it is older than its mark, was removed, or has no mark.
             MarksUnavailableError, UnknownMasterKeyError, KmsUnavailableError,
-            StorageUnavailableError: try again later.
+            CustomerKeyUnavailableError, StorageUnavailableError: try again later.
         """
         if self._witness is not None:
             await self._witness.become_current()
@@ -172,6 +176,14 @@ class KeyringReader:
         if entry.waiting is None:
             entry.waiting = share(self._read_after(project, entry, entry.running))
         return await asyncio.shield(entry.waiting)
+
+    async def read_record(self, project: str) -> StoredKeyring:
+        """Like `read_fresh`, also for a project that is erased, or is being erased."""
+        try:
+            snapshot = await self.read_fresh(project)
+        except (KeyringErasingError, KeyringErasedError) as exc:
+            return exc.stored
+        return StoredKeyring(snapshot.keyring, snapshot.etag, snapshot.read_at)
 
     async def _read_after(
         self, project: str, entry: CacheEntry, before: asyncio.Task[KeyringSnapshot]
@@ -245,7 +257,7 @@ class KeyringReader:
     async def _sign_mark_anew(self, witness: Witness, project: str) -> None:
         """Sign a keyring's mark if the two match: an attacker may have signed any other mark."""
         try:
-            keyring = (await self.read_fresh(project)).keyring
+            keyring = (await self.read_record(project)).keyring
             mark = witness.table.find(project)
             read = keyring.serial, keyring.current.generation
             if mark is not None and read == (mark.serial, mark.generation):
@@ -305,11 +317,17 @@ class KeyringReader:
             keyring, desired = last.keyring, last.desired
         else:
             keyring = await parse_keyring(body, project, self._keys)
-            desired = keyring.desired(await self._keys.admin_kek(keyring.master_key, project))
+            admin_kek = await self._keys.admin_kek(keyring.master_key, project)
+            desired = None if keyring.is_erased else keyring.desired(admin_kek)
         mark = Mark(keyring.serial, digest, keyring.current.generation)
         if not await self._is_marked(keyring, mark, since):
             self._cache.invalidate(entry)
             return None
+        erasure = keyring.erasure
+        if desired is None or (erasure is not None and erasure.holds_at(head.date)):
+            self._cache.invalidate(entry)
+            stored = StoredKeyring(keyring, head.etag, head.date)
+            raise KeyringErasedError(stored) if desired is None else KeyringErasingError(stored)
         leased = trust.agrees and received_s - sent_s <= self.clock.max_read_s
         snapshot = KeyringSnapshot(
             keyring,

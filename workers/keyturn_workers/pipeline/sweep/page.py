@@ -201,7 +201,7 @@ class PageAttempt:
         # Begins before every other read of the attempt, so its date is no later than theirs.
         first = await self._fresh_keyring()
         self._check_can_prove(first)
-        self._state = State.of(first)
+        self._state = State.of(first.keyring)
         versioning = await self._storage.versioning()
         self._null_is_current = versioning == "Suspended"
         await self._tags.load()
@@ -286,7 +286,7 @@ class PageAttempt:
         except ArchivedError:
             view = ObjectView(await self._storage.head(s3_key), b"")
         action, snapshot = await self._plan_action(key, view)
-        self._tally.state_changed |= State.of(snapshot) != self._state
+        self._tally.state_changed |= State.of(snapshot.keyring) != self._state
         if isinstance(action, NoOp):
             await self._check_nothing_hidden(key, view.head, snapshot)
         return PlannedObject(key, view, action, snapshot)

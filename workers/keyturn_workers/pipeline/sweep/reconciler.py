@@ -110,7 +110,7 @@ class Reconciler(StepRunner[ProjectRecord]):
             stored = replace(stored, record=replace(stored.record, clean_end=None))
         record, project = stored.record, stored.record.project
         snapshot = await self._keyrings.read_fresh(project)
-        state, now = State.of(snapshot), snapshot.lease.read_at
+        state, now = State.of(snapshot.keyring), snapshot.lease.read_at
         record, is_longer = with_lease(record, snapshot.lease_s, snapshot.keyring.lease_s, now)
         record, is_late = reconcile_clock(record, now, proves=snapshot.proves)
         # No proof may rest on a former state, nor on a wrong date.
@@ -239,7 +239,7 @@ class Reconciler(StepRunner[ProjectRecord]):
         project = record.project
         notes = await restore_noted_tags(self._storage, self._store, project)
         snapshot = await self._keyrings.read_fresh(project)
-        state, now = State.of(snapshot), snapshot.lease.read_at
+        state, now = State.of(snapshot.keyring), snapshot.lease.read_at
         if notes or state != record.state:
             # The state changed since this step began, or tags that no page has shown are back: the
             # proof does not cover the present objects.
@@ -275,7 +275,7 @@ class Reconciler(StepRunner[ProjectRecord]):
     ) -> bool:
         """Begin the round again for the state that the keyring shows now; False as `_step`."""
         now = snapshot.lease.read_at
-        record = with_state(record, State.of(snapshot), now, dated=snapshot.proves)
+        record = with_state(record, State.of(snapshot.keyring), now, dated=snapshot.proves)
         record = end_overtaken(record, snapshot.keyring, now)
         return await self._continue(stored, await self._begin_round(record), snapshot)
 
@@ -320,7 +320,7 @@ class Reconciler(StepRunner[ProjectRecord]):
         """
         record, evidence = stored.record, parse(clean_end.envelope.encode())
         snapshot = await self._keyrings.read_fresh(record.project)
-        if State.of(snapshot) == clean_end.state:
+        if State.of(snapshot.keyring) == clean_end.state:
             after = retire_old_keys(snapshot.keyring)
             await self._change(snapshot, with_evidence(after, evidence.digest))
             # Whichever write won, the keyring shows which evidence is in the chain.

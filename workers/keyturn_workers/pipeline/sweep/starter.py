@@ -191,7 +191,7 @@ class SweepStarter:
 def _new_record(snapshot: KeyringSnapshot) -> ProjectRecord:
     return ProjectRecord(
         project=snapshot.keyring.project,
-        state=State.of(snapshot),
+        state=State.of(snapshot.keyring),
         changed_at=snapshot.lease.read_at,
         lease_s=max(snapshot.lease_s, snapshot.keyring.lease_s or 0),
         stepped_lease_s=snapshot.lease_s,

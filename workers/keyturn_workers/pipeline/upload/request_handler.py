@@ -9,6 +9,7 @@ from keyturn.errors import (
     BodyTooLargeError,
     CodedError,
     DeletedKeyError,
+    ProjectErasedError,
     MalformedRequestError,
 )
 from keyturn.identifiers import format_time
@@ -62,7 +63,7 @@ class UploadHandler:
         if not isinstance(request, UploadRequested) or not isinstance(request.body, StagedBody):
             return
         match error:
-            case DeletedKeyError() | BodyTooLargeError():
+            case DeletedKeyError() | BodyTooLargeError() | ProjectErasedError():
                 pass
             case AlreadyExistsError() if await self._uploader.holds_another_upload(request):
                 pass
