@@ -25,6 +25,7 @@ MAX_LEASE_S: Final = 10**6
 
 KekId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+SecretId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Digest = RequestDigest
 
 
@@ -78,6 +79,22 @@ class EvidenceOrigin(_Model):
     request: Digest
 
 
+class EvidenceCustomerKey(_Model):
+    """A key in a KMS that the wraps need besides the project's KEKs (SPEC 2.6).
+
+    Attributes:
+        store: The KMS, by its name in the operator's settings.
+        key: The key of the KMS: an AWS key's ARN, or a transit key's name.
+        secret_id: The id of the customer secret.
+        wrapped: The secret as the KMS encrypted it: base64 of AWS's ciphertext, or Vault's text.
+    """
+
+    store: ShortName
+    key: Annotated[str, Field(max_length=2048, pattern=r"^[\x20-\x7e]+$")]
+    secret_id: SecretId
+    wrapped: Annotated[str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[0-9A-Za-z+/]+=*$")]
+
+
 class Predicate(_Model):
     """The proof of one rotation or sweep.
 
@@ -91,6 +108,7 @@ class Predicate(_Model):
         generation: The project's generation. Every object is wrapped under its KEK.
         kek_id: The id of that KEK.
         master_key: The id of the master key. Every object is wrapped under it, too.
+        customer_key: The customer key of the generation, which both wraps need; None without one.
         turned_at: The storage's date of the first response that showed this state.
         proven_from: The storage's date of the first observation that counts as proof.
         proven_to: The storage's date of the last one.
@@ -114,6 +132,9 @@ class Predicate(_Model):
     generation: Generation
     kek_id: KekId
     master_key: ShortName
+    customer_key: Annotated[
+        EvidenceCustomerKey | None, Field(exclude_if=lambda value: value is None)
+    ] = None
     turned_at: Time
     proven_from: Time
     proven_to: Time
@@ -150,8 +171,13 @@ class Statement:
 
     @property
     def subject_digest(self) -> str:
-        """The SHA-256 of the canonical JSON of generation, KEK id and master key id, in hex."""
+        """The SHA-256 of the canonical JSON of generation, KEK id and master key id, in hex.
+
+        With a customer key, the JSON has its secret's id, too.
+        """
         state = self.predicate.model_dump(include={"generation", "kek_id", "master_key"})
+        if self.predicate.customer_key is not None:
+            state["secret_id"] = self.predicate.customer_key.secret_id
         return hashlib.sha256(canonical_json(state)).hexdigest()
 
     def to_payload(self) -> bytes:

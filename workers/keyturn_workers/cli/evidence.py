@@ -233,6 +233,11 @@ def proofs(chain: Sequence[Evidence]) -> list[str]:
         "None was left under an earlier key of the project, or under another master key.",
         f"The deployment {deployment} states this: its event key {newest.key_id} signed it.",
     ]
+    if (key := last.customer_key) is not None:
+        sentences.append(
+            f"Each of these wraps also needs the customer secret {key.secret_id}, which only "
+            f"{key.store}/{key.key} decrypts."
+        )
     if counts.deleted:
         sentences.append(f"{plural(counts.deleted, 'deleted object')} had left a tombstone.")
     return sentences

@@ -120,7 +120,7 @@ class CustomerKey:
 def is_wrapped(text: str) -> bool:
     """Return True if a store can have written this: base64, or `vault:v1:` and base64."""
     head, _, encoded = text.rpartition(":")
-    if not 1 <= len(text) <= WRAPPED_MAX_CHARACTERS or not re.fullmatch(r"(vault:v\d+)?", head):
+    if not 1 <= len(text) <= WRAPPED_MAX_CHARACTERS or not re.fullmatch(r"(vault:v[0-9]+)?", head):
         return False
     try:
         validate_base64(encoded)

@@ -31,6 +31,13 @@ ORIGIN = {
     "request": "ab" * 32,
 }
 
+CUSTOMER_KEY = {
+    "store": "acme-kms",
+    "key": "arn:aws:kms:eu-central-1:111122223333:key/1",
+    "secret_id": "5f0c1a7be2d94386",
+    "wrapped": "AQIDBA==",
+}
+
 
 def fields(**changes: Any) -> dict[str, Any]:
     """The fields of a predicate."""

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from keyturn.errors import MalformedEvidenceError
 from keyturn.evidence import EventKeyUse, Predicate, Statement
-from tests.unit.keyturn.evidence.shared import COUNTS, ORIGIN, fields, statement
+from tests.unit.keyturn.evidence.shared import COUNTS, CUSTOMER_KEY, ORIGIN, fields, statement
 
 OTHER = "0" * 16
 USE = {"keyid": OTHER, "last": "c" * 64, "retired": False}
@@ -32,10 +32,26 @@ def test_the_subject_is_the_project_at_its_generation() -> None:
     ]
 
 
+def test_the_subject_has_the_customer_secret_that_the_wraps_need() -> None:
+    payload = json.loads(statement(customer_key=CUSTOMER_KEY).to_payload())
+    state = (
+        b'{"generation":3,"kek_id":"9f86d081884c7d65","master_key":"main",'
+        b'"secret_id":"5f0c1a7be2d94386"}'
+    )
+    assert payload["subject"][0]["digest"] == {"sha256": hashlib.sha256(state).hexdigest()}
+    assert payload["predicate"]["customer_key"] == CUSTOMER_KEY
+
+
+def test_without_a_customer_key_a_statement_is_what_it_was() -> None:
+    assert document()["predicate"] == fields()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {},
+        {"customer_key": CUSTOMER_KEY},
+        {"customer_key": {**CUSTOMER_KEY, "key": "acme", "wrapped": "vault:v12:AQIDBA=="}},
         {"publisher": None, "request": None, "previous": "d" * 64, "event_keys": [USE]},
         {"origins": [ORIGIN, {**ORIGIN, "kind": "rotation"}], "origin_count": 70},
     ],
@@ -83,6 +99,14 @@ def test_every_field_is_required(missing: str) -> None:
         {"generation": True},
         {"kek_id": "9F86d081884c7d65"},
         {"master_key": "main key"},
+        {"customer_key": {**CUSTOMER_KEY, "store": "Acme"}},
+        {"customer_key": {**CUSTOMER_KEY, "key": ""}},
+        {"customer_key": {**CUSTOMER_KEY, "key": "a\n"}},
+        {"customer_key": {**CUSTOMER_KEY, "key": "a" * 2049}},
+        {"customer_key": {**CUSTOMER_KEY, "secret_id": "5f0c1a7be2d9438"}},
+        {"customer_key": {**CUSTOMER_KEY, "wrapped": None}},
+        {"customer_key": {**CUSTOMER_KEY, "wrapped": "vault:AQIDBA=="}},
+        {"customer_key": {**CUSTOMER_KEY, "wrapped": "A" * 8193}},
         {"turned_at": "2026-11-24T10:00:00+00:00"},
         {"proven_from": "2026-11-24T09:59:59Z"},
         {"proven_from": "2026-11-24T10:00:41Z"},
@@ -139,6 +163,7 @@ def test_an_empty_project_has_no_page_to_wait_for() -> None:
         {"predicate": fields(generation=4)},
         {"predicate": fields(kek_id="0" * 16)},
         {"predicate": fields(master_key="other")},
+        {"predicate": fields(customer_key=CUSTOMER_KEY)},
     ],
     ids=str,
 )

@@ -25,6 +25,7 @@ from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.storage_values import Headers
 from tests.unit.keyturn.evidence.shared import (
     COUNTS,
+    CUSTOMER_KEY,
     FIRST_KEY,
     PUBLIC_KEYS,
     SECOND_KEY,
@@ -209,6 +210,12 @@ def test_what_is_proven_names_time_state_and_signer() -> None:
     assert "None was left under an earlier key" in second
     assert FIRST_KEY.id in third
     assert fourth == "1 deleted object had left a tombstone."
+
+
+def test_what_is_proven_names_the_customer_secret() -> None:
+    said = proofs(_one(customer_key=CUSTOMER_KEY))[-2]
+    assert CUSTOMER_KEY["secret_id"] in said
+    assert f"only acme-kms/{CUSTOMER_KEY['key']} decrypts" in said
 
 
 @pytest.mark.parametrize(

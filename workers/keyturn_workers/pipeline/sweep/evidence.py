@@ -32,6 +32,7 @@ from keyturn.evidence.envelope import MAX_EVIDENCE_BYTES, Evidence, digest, pars
 from keyturn.evidence.statement import (
     MAX_ORIGINS,
     EvidenceCounts,
+    EvidenceCustomerKey,
     EvidenceOrigin,
     Predicate,
     Statement,
@@ -42,6 +43,7 @@ from keyturn.identifiers import (
     format_time,
     parse_evidence_name,
 )
+from keyturn_workers.core.customer_keys import CustomerKey
 from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_port import Storage
@@ -59,6 +61,7 @@ def statement_of(
     origins: Sequence[Origin],
     deployment: str,
     *,
+    customer_key: CustomerKey | None,
     previous: str | None,
     previous_evidence: Evidence | None,
     key_id: str,
@@ -73,6 +76,7 @@ def statement_of(
         of: The round that ends. Every page is proven.
         origins: The origins that it ends, the oldest first.
         deployment: The name of the installation.
+        customer_key: That of the record's generation.
         previous: The digest of the project's newest evidence, by its keyring.
         previous_evidence: That evidence; None for the first, or if its file is lost.
         key_id: The id of the event key that signs.
@@ -101,6 +105,8 @@ def statement_of(
         generation=record.state.generation,
         kek_id=record.state.kek_id,
         master_key=record.state.master_key,
+        # Without the secret's digest, which no reader needs: unknown fields are ignored.
+        customer_key=customer_key and EvidenceCustomerKey.model_validate(customer_key.to_json()),
         turned_at=format_time(record.changed_at),
         proven_from=format_time(of.proven_from or record.changed_at),
         proven_to=format_time(of.proven_to or record.changed_at),
@@ -168,6 +174,7 @@ class EvidenceLog:
             of,
             origins,
             self._deployment,
+            customer_key=keyring.current.customer_key,
             previous=keyring.evidence,
             previous_evidence=previous,
             key_id=key.id,

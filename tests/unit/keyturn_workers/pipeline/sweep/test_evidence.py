@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from keyturn.counts import Counts
-from keyturn.crypto import SigningKey
+from keyturn.crypto import Secret, SigningKey
 from keyturn.errors import StorageUnavailableError
 from keyturn.evidence import (
     MAX_EVIDENCE_BYTES,
@@ -21,6 +21,7 @@ from keyturn.evidence import (
     verify_chain,
 )
 from keyturn.identifiers import evidence_prefix, evidence_s3_key
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_record import State
 from keyturn_workers.pipeline.sweep.evidence import EvidenceLog, counts_of, statement_of
@@ -60,6 +61,7 @@ def statement(
     *origins: Origin, of: ProjectRecord = RECORD, round_changes: Any = None, **changes: Any
 ) -> Statement:
     more: dict[str, Any] = {
+        "customer_key": None,
         "previous": None,
         "previous_evidence": None,
         "key_id": EVENT_KEY.id,
@@ -97,6 +99,20 @@ def test_evidence_says_what_was_proven_and_for_whom() -> None:
     assert predicate.counts.model_dump() == {**COUNTS.to_json(), "clean": True}
     assert (predicate.previous, predicate.event_keys) == (None, [])
     assert counts_of(parse(sign(made, EVENT_KEY))) == COUNTS
+
+
+def test_evidence_names_the_customer_key_and_keeps_what_its_store_encrypted() -> None:
+    secret = Secret(bytes(range(32)))
+    key = CustomerKey.of(KeyName("acme-kms", "k1"), secret, "vault:v1:AQIDBA==")
+    assert statement().predicate.customer_key is None
+    named = statement(customer_key=key).predicate.customer_key
+    assert named is not None
+    assert named.model_dump() == {
+        "store": "acme-kms",
+        "key": "k1",
+        "secret_id": key.secret_id,
+        "wrapped": "vault:v1:AQIDBA==",
+    }
 
 
 def test_of_many_requests_the_oldest_are_named_and_all_counted() -> None:
