@@ -326,6 +326,7 @@ class Publisher(_Blocking[publisher.Publisher]):
     status = _blocking(publisher.Publisher.status)
     move_dead_letters = _blocking(publisher.Publisher.move_dead_letters)
     recover = _blocking(publisher.Publisher.recover)
+    erase = _blocking(publisher.Publisher.erase)
     wait = _blocking(publisher.Publisher.wait)
     wait_completed = _blocking(publisher.Publisher.wait_completed)
     progress = _iterating(publisher.Publisher.progress)

@@ -42,6 +42,7 @@ CONTROL_REQUESTS: Final = (
     "status.requested",
     "dead_letters.requested",
     "recover.requested",
+    "erase.requested",
 )
 REQUESTS: Final = UPLOAD_REQUESTS + CONTROL_REQUESTS
 EVENTS: Final = (
@@ -64,6 +65,8 @@ EVENTS: Final = (
     "dead_letters.rejected",
     "project.recovered",
     "recover.rejected",
+    "project.erased",
+    "erase.rejected",
 )
 STATUS_REPORTED: Final = "status.reported"
 # The events in the streams of single publishers. Reports go only to their own publisher, not to
@@ -80,6 +83,7 @@ REQUEST_ID_FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "status.requested": "request_id",
         "dead_letters.requested": "request_id",
         "recover.requested": "request_id",
+        "erase.requested": "request_id",
     }
 )
 REJECTED_EVENTS: Final[Mapping[str, str]] = MappingProxyType(

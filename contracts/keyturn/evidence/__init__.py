@@ -1,16 +1,16 @@
 """Evidence that a project's old keys are gone: its format and its verification (SPEC 15). Pure.
 
-Each clean end of a rotation or a sweep leaves one file: a DSSE envelope around an in-toto
+Each clean end of a rotation or a sweep, and each erasure, leaves one file: a DSSE envelope around an in-toto
 Statement, signed by an event key of the deployment. Each file names the digest of the one before,
 so the files of a project form a chain that never forks.
 
     keys = [VerifyKey.from_bytes(public_key)]  # first the current one, then the retired ones
     evidence = verify_chain(in_chain_order(files), keys, deployment="default", project="acme")
-    evidence[-1].predicate.proven_to
+    evidence[-1].predicate.at
 
 | module | holds |
 | --- | --- |
-| `statement` | `Statement` and `Predicate`: the content of a file |
+| `statement` | `Statement`, `Predicate` and `ErasurePredicate`: the content of a file |
 | `envelope` | `sign`, `parse`, `digest`, and `Evidence`: a file as read |
 | `chain` | `verify_chain`, `in_chain_order`, and the earlier event keys: `keys_before` |
 
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
         sign,
     )
     from keyturn.evidence.statement import (
+        ERASURE_TYPE,
         MAX_ORIGINS,
         PREDICATE_TYPE,
         STATEMENT_TYPE,
+        ErasedKey,
+        ErasurePredicate,
         EventKeyUse,
         EvidenceCounts,
         EvidenceCustomerKey,
@@ -55,11 +58,14 @@ else:
     )
 
 __all__ = [
+    "ERASURE_TYPE",
     "MAX_EVIDENCE_BYTES",
     "MAX_ORIGINS",
     "PAYLOAD_TYPE",
     "PREDICATE_TYPE",
     "STATEMENT_TYPE",
+    "ErasedKey",
+    "ErasurePredicate",
     "EventKeyUse",
     "Evidence",
     "EvidenceCounts",

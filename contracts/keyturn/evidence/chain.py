@@ -23,7 +23,7 @@ from keyturn.errors import (
     RetiredEventKeyError,
 )
 from keyturn.evidence.envelope import Evidence, parse
-from keyturn.evidence.statement import EventKeyUse
+from keyturn.evidence.statement import ErasurePredicate, EventKeyUse, Predicate
 
 _NOT_CURRENT: Final = (
     "no file from here on is signed by the current event key, the first public key: verify with "
@@ -119,7 +119,22 @@ def _verify_history(chain: Sequence[Evidence]) -> None:
             )
         if before and evidence.predicate.generation < before.predicate.generation:
             raise MalformedEvidenceError("the generation is lower than before", index=index)
+        _verify_erasure(chain[:index], evidence.predicate, index)
         before = evidence
+
+
+def _verify_erasure(
+    before: Sequence[Evidence], predicate: Predicate | ErasurePredicate, index: int
+) -> None:
+    """Verify that an erasure rests on a proof in the chain, and that nothing but others follow."""
+    is_erased = any(isinstance(each.predicate, ErasurePredicate) for each in before)
+    if not isinstance(predicate, ErasurePredicate):
+        if is_erased:
+            raise MalformedEvidenceError("a rotation or a sweep after the erasure", index=index)
+        return
+    proofs = [each.digest for each in before if isinstance(each.predicate, Predicate)]
+    if predicate.proven_by != (proofs[-1] if proofs else None):
+        raise MalformedEvidenceError("proven_by is not the last proof of the chain", index=index)
 
 
 def _verify_end(chain: Sequence[Evidence], current: str) -> None:

@@ -19,7 +19,7 @@ from keyturn.errors import (
     SignatureError,
     UnknownEventKeyError,
 )
-from keyturn.evidence.statement import Predicate, Statement, canonical_json
+from keyturn.evidence.statement import ErasurePredicate, Predicate, Statement, canonical_json
 from keyturn.messages.json_text import load_json
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
@@ -47,8 +47,8 @@ class Evidence:
     signature: bytes
 
     @property
-    def predicate(self) -> Predicate:
-        """The proof."""
+    def predicate(self) -> Predicate | ErasurePredicate:
+        """The proof of a rotation or a sweep, or what the stores said at an erasure."""
         return self.statement.predicate
 
     def verify(self, keys: Iterable[VerifyKey]) -> None:

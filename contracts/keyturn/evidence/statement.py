@@ -14,11 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from keyturn.errors import MalformedEvidenceError, MalformedRequestError
 from keyturn.identifiers import is_project, is_short_name, parse_time
-from keyturn.messages.fields import Count, Generation, RequestDigest, RequestId, ShortName, Time
-from keyturn.messages.json_text import load_json, problems
+from keyturn.messages.fields import (
+    Count,
+    Generation,
+    Reason,
+    RequestDigest,
+    RequestId,
+    ShortName,
+    Time,
+)
+from keyturn.messages.json_text import as_text, load_json, problems
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "urn:keyturn:evidence:rotation:v1"
+ERASURE_TYPE: Final = "urn:keyturn:evidence:erasure:v1"
 MAX_EVENT_KEYS: Final = 256
 MAX_ORIGINS: Final = 64
 MAX_LEASE_S: Final = 10**6
@@ -155,10 +164,107 @@ class Predicate(_Model):
             raise ValueError("proven_from must be later than two leases after turned_at")
         if (self.publisher is None) != (self.request is None):
             raise ValueError("publisher and request must be set together")
-        ids = [use.keyid for use in self.event_keys]
-        if ids != sorted(set(ids)):
-            raise ValueError("event_keys must be sorted by keyid, each once")
+        _check_sorted(self.event_keys)
         return self
+
+    @property
+    def id(self) -> str:
+        """The id in the name of the file."""
+        return self.sweep_id
+
+    @property
+    def at(self) -> str:
+        """The time of the statement, by the storage's clock."""
+        return self.proven_to
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The state of the project whose digest the statement's subject has."""
+        state = self.model_dump(include={"generation", "kek_id", "master_key"})
+        if self.customer_key is not None:
+            state["secret_id"] = self.customer_key.secret_id
+        return state
+
+
+class ErasedKey(EvidenceCustomerKey):
+    """A customer key of an erased project, and what its store said of it (SPEC 8.8).
+
+    Attributes:
+        generations: The generations whose wraps need its secret.
+        answer: Why nobody gets the secret: the key is disabled, waits for its deletion, or is
+            missing.
+        answered_at: When the store said so, by the clock of the S3 storage.
+    """
+
+    generations: Annotated[list[Generation], Field(min_length=1)]
+    answer: Literal["disabled", "pending_deletion", "missing"]
+    answered_at: Time
+
+
+class ErasurePredicate(_Model):
+    """The evidence that a project was erased: nobody gets the secrets that its wraps need.
+
+    Attributes:
+        request_id: The id of the request that erased it, or that asked the stores again.
+        publisher: The publisher of that request.
+        request: The SHA-256 of the request's body.
+        reason: Why, in the words of the person who requested it.
+        generation: The project's last generation.
+        keys: The keys of every secret that a wrap may need, by the ids of the secrets.
+        proven_by: The digest of the evidence that proved that every wrap needs one of them. None
+            if the project was enrolled with its customer key, and without objects.
+        not_shown: What this evidence does not show, a sentence each.
+        version: The version of Keyturn that wrote this.
+        event_keys: All other event keys that signed evidence of this project before, by id.
+        previous: The digest of the project's previous evidence; None in the first one.
+    """
+
+    request_id: RequestId
+    publisher: ShortName
+    request: Digest
+    reason: Reason
+    generation: Generation
+    keys: Annotated[list[ErasedKey], Field(min_length=1)]
+    proven_by: Digest | None
+    not_shown: list[str]
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{1,64}$")]
+    event_keys: Annotated[list[EventKeyUse], Field(max_length=MAX_EVENT_KEYS)]
+    previous: Digest | None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "ErasurePredicate":
+        ids = [key.secret_id for key in self.keys]
+        if ids != sorted(set(ids)):
+            raise ValueError("keys must be sorted by secret_id, each once")
+        _check_sorted(self.event_keys)
+        return self
+
+    @property
+    def id(self) -> str:
+        """The id in the name of the file."""
+        return self.request_id
+
+    @property
+    def at(self) -> str:
+        """The time of the statement, by the storage's clock."""
+        return max(key.answered_at for key in self.keys)
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The state of the project whose digest the statement's subject has."""
+        return {"generation": self.generation, "erased": [key.secret_id for key in self.keys]}
+
+
+def _check_sorted(uses: list[EventKeyUse]) -> None:
+    ids = [use.keyid for use in uses]
+    if ids != sorted(set(ids)):
+        raise ValueError("event_keys must be sorted by keyid, each once")
+
+
+_PREDICATES: Final[dict[str, type[Predicate | ErasurePredicate]]] = {
+    PREDICATE_TYPE: Predicate,
+    ERASURE_TYPE: ErasurePredicate,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +273,16 @@ class Statement:
 
     deployment: str
     project: str
-    predicate: Predicate
+    predicate: Predicate | ErasurePredicate
 
     @property
     def subject_digest(self) -> str:
-        """The SHA-256 of the canonical JSON of generation, KEK id and master key id, in hex.
+        """The SHA-256 of the canonical JSON of the project's state, in hex.
 
-        With a customer key, the JSON has its secret's id, too.
+        After a rotation or a sweep this is generation, KEK id and master key id, and with a
+        customer key its secret's id; after an erasure, generation and the ids of all secrets.
         """
-        state = self.predicate.model_dump(include={"generation", "kek_id", "master_key"})
-        if self.predicate.customer_key is not None:
-            state["secret_id"] = self.predicate.customer_key.secret_id
-        return hashlib.sha256(canonical_json(state)).hexdigest()
+        return hashlib.sha256(canonical_json(self.predicate.subject)).hexdigest()
 
     def to_payload(self) -> bytes:
         """Return the signed bytes: canonical JSON."""
@@ -186,10 +290,14 @@ class Statement:
             {
                 "_type": STATEMENT_TYPE,
                 "subject": [self._subject()],
-                "predicateType": PREDICATE_TYPE,
+                "predicateType": self._predicate_type,
                 "predicate": self.predicate.model_dump(mode="json"),
             }
         )
+
+    @property
+    def _predicate_type(self) -> str:
+        return next(name for name, model in _PREDICATES.items() if type(self.predicate) is model)
 
     def _subject(self) -> dict[str, Any]:
         name = f"{self.deployment}/{self.project}"
@@ -207,9 +315,10 @@ class Statement:
             document = load_json(payload)
             if document.get("_type") != STATEMENT_TYPE:
                 raise MalformedEvidenceError("not an in-toto Statement v1")
-            if document.get("predicateType") != PREDICATE_TYPE:
-                raise MalformedEvidenceError("not evidence of a rotation or a sweep")
-            predicate = Predicate.model_validate(document.get("predicate"))
+            model = _PREDICATES.get(as_text(document.get("predicateType")) or "")
+            if model is None:
+                raise MalformedEvidenceError("not evidence of a rotation, a sweep or an erasure")
+            predicate = model.model_validate(document.get("predicate"))
         except MalformedRequestError as exc:
             raise MalformedEvidenceError("the statement is not strict JSON") from exc
         except ValidationError as exc:

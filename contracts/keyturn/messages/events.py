@@ -304,6 +304,23 @@ class RecoverRejected(RejectedModel):
     request_id: RequestId
 
 
+class ProjectErased(EventModel):
+    """The project was erased at this generation; `evidence` is the digest of the evidence."""
+
+    type: Literal["project.erased"] = "project.erased"
+    request_id: RequestId
+    project: Project
+    generation: Generation
+    evidence: RequestDigest
+
+
+class EraseRejected(RejectedModel):
+    """The erasure was refused, at once or after the stores were asked; nothing has changed."""
+
+    type: Literal["erase.rejected"] = "erase.rejected"
+    request_id: RequestId
+
+
 Event = (
     ProjectEnrolled
     | EnrollRejected
@@ -325,6 +342,8 @@ Event = (
     | DeadLettersRejected
     | ProjectRecovered
     | RecoverRejected
+    | ProjectErased
+    | EraseRejected
 )
 Failed = RotationFailed | SweepFailed
 Rejected = (
@@ -336,6 +355,7 @@ Rejected = (
     | StatusRejected
     | DeadLettersRejected
     | RecoverRejected
+    | EraseRejected
 )
 EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "project.enrolled": ProjectEnrolled,
@@ -358,4 +378,6 @@ EVENT_MODELS: Final[dict[str, type[EventModel]]] = {
     "dead_letters.rejected": DeadLettersRejected,
     "project.recovered": ProjectRecovered,
     "recover.rejected": RecoverRejected,
+    "project.erased": ProjectErased,
+    "erase.rejected": EraseRejected,
 }

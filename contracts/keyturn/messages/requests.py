@@ -342,6 +342,19 @@ class RecoverRequested(ControlRequestModel):
         return self
 
 
+class EraseRequested(ControlRequestModel):
+    """Erase a project: record for ever that nobody gets its customer secrets (SPEC 6.6, 8.8).
+
+    Attributes:
+        reason: Why, in the words of the person.
+    """
+
+    type: Literal["erase.requested"] = "erase.requested"
+    request_id: RequestId
+    project: Project
+    reason: Reason
+
+
 Request = (
     UploadRequested
     | EnrollRequested
@@ -351,6 +364,7 @@ Request = (
     | StatusRequested
     | DeadLettersRequested
     | RecoverRequested
+    | EraseRequested
 )
 REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
     "upload.requested": UploadRequested,
@@ -361,4 +375,5 @@ REQUEST_MODELS: Final[dict[str, type[RequestModel]]] = {
     "status.requested": StatusRequested,
     "dead_letters.requested": DeadLettersRequested,
     "recover.requested": RecoverRequested,
+    "erase.requested": EraseRequested,
 }

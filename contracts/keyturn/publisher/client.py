@@ -25,6 +25,7 @@ from keyturn.messages.requests import (
     DeadLettersRequested,
     DeleteRequested,
     InlineBody,
+    EraseRequested,
     RecoverRequested,
     Request,
     SourceBody,
@@ -620,6 +621,41 @@ class Publisher:
                 digest=digest,
                 serial=serial,
                 mark=mark,
+                reason=reason,
+                actor=actor,
+                request_id=request_id or new_id(),
+            )
+        )
+
+    async def erase(
+        self,
+        project: str,
+        *,
+        reason: str,
+        actor: str | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Request that a project be erased (SPEC 8.8); return the request's id.
+
+        Workers ask the stores of the project's customer keys whether they are gone, for up to five
+        minutes. `project.erased` or `erase.rejected` follows. An erasure cannot be undone.
+
+        Args:
+            project: The project's id (SPEC 1).
+            reason: One line, which the evidence and the audit trail keep.
+            actor: The person for whom this is requested; the audit trail names them.
+            request_id: The id of an earlier attempt to repeat; a new one by default.
+
+        Raises:
+            MalformedRequestError: an argument is not valid.
+            NotDeliveredError: no worker serves erasures, or the broker cannot be reached.
+            OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
+        """
+        return await self.send(
+            build(
+                EraseRequested,
+                requested_at=now(),
+                project=project,
                 reason=reason,
                 actor=actor,
                 request_id=request_id or new_id(),

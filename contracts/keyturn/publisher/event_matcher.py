@@ -35,6 +35,7 @@ RequestType = Literal[
     "status.requested",
     "dead_letters.requested",
     "recover.requested",
+    "erase.requested",
 ]
 
 _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
@@ -47,6 +48,7 @@ _ANSWERS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         "status.requested": frozenset({"status.reported", "status.rejected"}),
         "dead_letters.requested": frozenset({"dead_letters.moved", "dead_letters.rejected"}),
         "recover.requested": frozenset({"project.recovered", "recover.rejected"}),
+        "erase.requested": frozenset({"project.erased", "erase.rejected"}),
     }
 )
 # Progress and ends of a sweep, no matter which of the requests for it they name.

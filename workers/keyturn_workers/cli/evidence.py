@@ -16,7 +16,7 @@ from keyturn.crypto.signatures import VerifyKey
 from keyturn.errors import CutEvidenceError, EvidenceError, MalformedEvidenceError, NotFoundError
 from keyturn.evidence.chain import in_chain_order, verify_chain
 from keyturn.evidence.envelope import MAX_EVIDENCE_BYTES, Evidence, parse
-from keyturn.evidence.statement import Predicate
+from keyturn.evidence.statement import ErasurePredicate, Predicate
 from keyturn.identifiers import evidence_prefix
 from keyturn.settings import S3Settings, seed_from_b64
 from keyturn_workers.cli.arguments import (
@@ -156,8 +156,7 @@ def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
     if evidence is None:
         return {"file": file.name, "state": state}
     predicate = evidence.predicate.model_dump(mode="json")
-    counts = predicate.pop("counts")
-    return {
+    common = {
         "file": file.name,
         "digest": evidence.digest,
         "state": state,
@@ -165,6 +164,12 @@ def evidence_row(file: EvidenceFile, state: str) -> dict[str, Any]:
         "deployment": evidence.statement.deployment,
         "project": evidence.statement.project,
         **predicate,
+    }
+    if isinstance(evidence.predicate, ErasurePredicate):
+        at, answers = evidence.predicate.at, evidence.predicate.id
+        return common | {"kind": "erasure", "proven_to": at, "answers": answers}
+    counts = common.pop("counts")
+    return common | {
         "answers": _answers(evidence.predicate),
         "objects": counts["objects"],
         "rewrapped": counts["rewrapped"],
@@ -225,7 +230,10 @@ def _verified_part(
 def proofs(chain: Sequence[Evidence]) -> list[str]:
     """Return what a verified chain proves, a sentence each."""
     newest = chain[-1]
-    last, counts, project = newest.predicate, newest.predicate.counts, newest.statement.project
+    last, project = newest.predicate, newest.statement.project
+    if isinstance(last, ErasurePredicate):
+        return _erasure_proofs(newest, last, chain)
+    counts = last.counts
     number, deployment = plural(counts.current, "encrypted object"), newest.statement.deployment
     state = f"generation {last.generation} (KEK id {last.kek_id}) and master key {last.master_key}"
     sentences = [
@@ -243,6 +251,35 @@ def proofs(chain: Sequence[Evidence]) -> list[str]:
     return sentences
 
 
+def _erasure_proofs(
+    newest: Evidence, last: ErasurePredicate, chain: Sequence[Evidence]
+) -> list[str]:
+    project, before = newest.statement.project, {each.digest: each for each in chain}
+    proven = None if last.proven_by is None else before[last.proven_by].predicate.at
+    sentences = [
+        f"At {key.answered_at}, {key.store} said of the key {key.key}: "
+        f"{key.answer.replace('_', ' ')}. It encrypted the secret {key.secret_id}, without which "
+        f"no wrap of {_generations(key.generations)} opens."
+        for key in last.keys
+    ]
+    if proven is None:
+        sentences.append(f"{project} never had an object whose wraps need none of these secrets.")
+    else:
+        sentences.append(
+            f"At {proven}, each encrypted object of {project} was wrapped under such a secret."
+        )
+    deployment = newest.statement.deployment
+    return [
+        *sentences,
+        f"The deployment {deployment} states this: its event key {newest.key_id} signed it.",
+    ]
+
+
+def _generations(numbers: Sequence[int]) -> str:
+    noun = "generation" if len(numbers) == 1 else "generations"
+    return f"{noun} {', '.join(map(str, numbers))}"
+
+
 def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
     """Return what a verified chain does not prove, a sentence each."""
     last = chain[-1].predicate
@@ -252,6 +289,8 @@ def limits(chain: Sequence[Evidence], newest: str | None) -> list[str]:
             "That this is the newest evidence: the keyring (`keyturn status`) and the completion "
             "event name the newest digest; check it with --newest."
         )
+    if isinstance(last, ErasurePredicate):
+        return sentences + last.not_shown
     if not last.late_writes_refused:
         sentences.append(
             "That there were no late writes: this storage accepts writes after their lease, or its "
@@ -342,9 +381,8 @@ def show(
     if as_json:
         print_json(row)
         return
-    counts = row.pop("counts")
-    del row["origins"]  # `answers` has their ids
-    fields = row | counts
+    row.pop("origins", None)  # `answers` has their ids
+    fields = row | row.pop("counts", {})
     print_table(("field", "value"), list(fields.items()))
 
 
@@ -396,7 +434,7 @@ def export(
             continue
         # Named by its content: its name in the bucket may be anything, even a path.
         predicate = evidence.predicate
-        name = f"{len(written) + 1:05}-{predicate.generation}-{predicate.sweep_id}.json"
+        name = f"{len(written) + 1:05}-{predicate.generation}-{predicate.id}.json"
         _write(folder / name, evidence.envelope)
         written.append(name)
     if as_json:

@@ -14,6 +14,7 @@ from keyturn_workers.core.customer_keys import (
     KeyName,
     SecretNeededError,
 )
+from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import Keyring
 
 _T = TypeVar("_T")
@@ -38,6 +39,13 @@ class CustomerKeys(Protocol):
 
         Without the current generation's secret it is not called. While it raises
         `SecretNeededError`, the former secret that it names is asked for, and it is called again.
+        """
+        ...
+
+    async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
+        """What the stores say now of each customer key that is not cleared, by its secret's id.
+
+        Nothing that is in memory answers. Raises nothing: a store that is away decides nothing.
         """
         ...
 
@@ -98,6 +106,10 @@ class GivenSecrets:
             raise CustomerKeyUnavailableError(f"the secret {secret_id} was not given")
         labeled = CustomerKey(KeyName("", ""), secret_id, secret_sha256=None, wrapped=None)
         return CustomerSecrets({envelope.generation: labeled}, self._held)
+
+    async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
+        """See `CustomerKeys.ask`."""
+        return {key.secret_id: KeyState.UNDECIDED for key in keyring.customer_keys.values()}
 
     async def create(self, project: str, name: KeyName) -> CustomerKey:
         """See `CustomerKeys.create`."""

@@ -7,7 +7,7 @@ waits. Once every store has said so, it is `erased`, for ever.
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
@@ -17,6 +17,8 @@ ASKED_FOR: Final = timedelta(minutes=5)
 """How long stores are asked before an erasure is refused."""
 HOLDS_FOR: Final = timedelta(minutes=15)
 """After this, an erasure that nobody continues holds nothing up any longer."""
+FRESH_FOR: Final = timedelta(minutes=1)
+"""How old the answers of stores may be when the project becomes erased."""
 
 _ID: Final = re.compile(r"[0-9a-f]{16}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -59,7 +61,8 @@ class Erasure:
     """A request to erase a project, and the answers of the stores, by the id of the secret.
 
     Without answers the project is being erased. `request` is the SHA-256 of the request's body;
-    `began_at` is the storage's date.
+    `began_at` is the storage's date. `proven_by` is the digest of the evidence that every wrap needs
+    a customer secret, None if the project was enrolled with one and without objects.
     """
 
     request_id: str
@@ -68,7 +71,8 @@ class Erasure:
     requested_at: str
     began_at: str
     reason: str
-    answers: Mapping[str, StoreAnswer]
+    proven_by: str | None
+    answers: Mapping[str, StoreAnswer] = field(default_factory=dict)
 
     @property
     def is_done(self) -> bool:
@@ -82,11 +86,15 @@ class Erasure:
 
     def holds_at(self, now: datetime) -> bool:
         """Return True if the project may not be used at this time of the storage."""
-        return self.is_done or now <= parse_time(self.began_at) + HOLDS_FOR
+        return self.is_done or self._has_begun_within(HOLDS_FOR, now)
 
     def is_over_at(self, now: datetime) -> bool:
         """Return True if the stores were asked for long enough."""
-        return now > parse_time(self.began_at) + ASKED_FOR
+        return not self._has_begun_within(ASKED_FOR, now)
+
+    def _has_begun_within(self, time: timedelta, now: datetime) -> bool:
+        # One date of the storage may be wrong: one that lies ahead must not hold for longer.
+        return abs(now - parse_time(self.began_at)) <= time
 
     def with_answers(self, states: Mapping[str, KeyState], now: datetime) -> "Erasure":
         """The erasure after all stores have answered."""
@@ -103,6 +111,7 @@ class Erasure:
             "requested_at": self.requested_at,
             "began_at": self.began_at,
             "reason": self.reason,
+            "proven_by": self.proven_by,
             "answers": {
                 secret_id: {"state": answer.state.value, "at": answer.at}
                 for secret_id, answer in self.answers.items()
@@ -118,8 +127,9 @@ class Erasure:
         """
         if not is_uuid(fields["request_id"]) or not is_short_name(fields["publisher"]):
             raise ValueError("request")
-        if _DIGEST.fullmatch(fields["request"]) is None:
-            raise ValueError("digest")
+        for digest in (fields["request"], fields["proven_by"] or fields["request"]):
+            if _DIGEST.fullmatch(digest) is None:
+                raise ValueError("digest")
         if not isinstance(fields["reason"], str) or len(fields["reason"]) > _MAX_REASON:
             raise ValueError("reason")
         for name in ("requested_at", "began_at"):
@@ -130,7 +140,9 @@ class Erasure:
         )
 
 
-_TEXTS: Final = ("request_id", "publisher", "request", "requested_at", "began_at", "reason")
+_TEXTS: Final = (
+    *("request_id", "publisher", "request", "requested_at", "began_at", "reason", "proven_by"),
+)
 
 
 def _secret_id(text: str) -> str:

@@ -33,6 +33,8 @@ _MAX_SERIAL: Final = 2**63
 _PERMISSIONS: Final = ("allowed", "forbidden")
 _ERASING: Final = "erasing"
 _ERASED: Final = "erased"
+MAX_ERASED_SECRETS: Final = 8
+"""The most secrets that one erasure covers: evidence has what each store encrypted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,9 @@ class Keyring:
     evidence. `serial` counts the changes of the record (0 if another implementation recorded none).
     `recovery` is the id of the request that accepted a restored record, if any (SPEC 5.5).
     With an `erasure` the project is being erased, or is erased: then no generation has a user KEK.
+    `erasure_refused_at` is when the last refused erasure was requested. `unproven` means that
+    objects may exist of which the record knows nothing, until the next clean end: an enrollment took
+    them over, or an operator accepted a restored record.
     """
 
     project: str
@@ -110,6 +115,8 @@ class Keyring:
     serial: int = 0
     recovery: str | None = None
     erasure: Erasure | None = None
+    erasure_refused_at: str | None = None
+    unproven: bool = False
 
     @property
     def is_erased(self) -> bool:
@@ -208,7 +215,12 @@ def _origin_json(origin: RequestOrigin | None) -> dict[str, str]:
 
 def _set_json(keyring: Keyring) -> dict[str, Any]:
     """Optional fields, omitted if unset."""
-    fields: dict[str, Any] = {"evidence": keyring.evidence, "recovery": keyring.recovery}
+    fields: dict[str, Any] = {
+        "evidence": keyring.evidence,
+        "recovery": keyring.recovery,
+        "erasure_refused_at": keyring.erasure_refused_at,
+        "unproven": keyring.unproven or None,
+    }
     if keyring.erasure is not None:
         fields[_ERASED if keyring.is_erased else _ERASING] = keyring.erasure.to_json()
     return {name: value for name, value in fields.items() if value is not None}
@@ -262,7 +274,21 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         serial=_serial(rest.get("serial", 0)),
         recovery=_recovery(rest.get("recovery")),
         erasure=erasure,
+        erasure_refused_at=_time(rest.get("erasure_refused_at")),
+        unproven=_true(rest.get("unproven")),
     )
+
+
+def _time(value: str | None) -> str | None:
+    if value is not None:
+        parse_time(value)
+    return value
+
+
+def _true(value: Any) -> bool:
+    if value not in (None, True):
+        raise ValueError("flag")
+    return value is True
 
 
 def _erasure(fields: Mapping[str, Any], entries: Sequence[Generation]) -> Erasure | None:
@@ -517,7 +543,7 @@ def retire_old_keys(keyring: Keyring) -> Keyring:
         )
         for entry in keyring.history
     )
-    return replace(keyring, history=history)
+    return replace(keyring, history=history, unproven=False)
 
 
 def with_evidence(keyring: Keyring, digest: str) -> Keyring:
@@ -542,11 +568,35 @@ def check_erasable(keyring: Keyring) -> None:
                 f"wraps of generation {entry.generation} need no customer key: wait for a clean "
                 "end of the rotation after it, and ask again"
             )
-    if keyring.evidence is None and keyring.enrollment.generation > 1:
+    if keyring.unproven:
         raise GenerationMismatchError(
-            "the enrollment took objects over, and no sweep has ended clean since: sweep the "
-            "project, and ask again"
+            "the project's enrollment took objects over, or its keyring was recovered, and no sweep "
+            "has ended clean since: sweep the project, and ask again"
         )
+    if len({key.secret_id for key in keyring.customer_keys.values()}) > MAX_ERASED_SECRETS:
+        raise GenerationMismatchError(
+            f"the wraps of {len(keyring.customer_keys)} generations are not proven gone: wait for a "
+            "clean end of the newest rotation, and ask again"
+        )
+
+
+def check_erasure_order(keyring: Keyring, requested_at: str) -> None:
+    """Check that nothing that was requested later contradicts an erasure.
+
+    A record of sweeps can be rolled back to a state in which a refused erasure is open; a keyring
+    cannot (SPEC 5.5).
+
+    Raises:
+        GenerationMismatchError: this erasure, or a later one, was refused, or a rotation that was
+            requested later was accepted.
+    """
+    at, refused_at = parse_time(requested_at), keyring.erasure_refused_at
+    if refused_at is not None and at <= parse_time(refused_at):
+        raise GenerationMismatchError(
+            "this erasure, or one requested later, was refused: ask again by a new request"
+        )
+    if at < parse_time(keyring.current.requested_at):
+        raise GenerationMismatchError("a rotation requested later was accepted already")
 
 
 def begin_erasure(keyring: Keyring, erasure: Erasure) -> Keyring:
@@ -554,9 +604,10 @@ def begin_erasure(keyring: Keyring, erasure: Erasure) -> Keyring:
     return replace(keyring, erasure=erasure)
 
 
-def end_erasure(keyring: Keyring) -> Keyring:
-    """The keyring after an erasure was refused."""
-    return replace(keyring, erasure=None)
+def refuse_erasure(keyring: Keyring, requested_at: str) -> Keyring:
+    """The keyring after an erasure was refused: no earlier request may erase the project."""
+    times = [requested_at, keyring.erasure_refused_at or requested_at]
+    return replace(keyring, erasure=None, erasure_refused_at=max(times, key=parse_time))
 
 
 def erase(keyring: Keyring, erasure: Erasure) -> Keyring:

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from keyturn.counts import Counts
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.request_origin import RequestOrigin
-from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
+from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.sweep_options import SweepOptions
 
 ALL: Final = ALL_PROJECTS

@@ -210,6 +210,23 @@ def _overtaken_by(origin: Origin, keyring: Keyring) -> str | None:
     return None
 
 
+def end_erased(record: ProjectRecord, error: CodedError, now: datetime) -> ProjectRecord:
+    """End every open origin, because the project was erased.
+
+    A sweep of all projects finds nothing to do there, and nothing that is left open.
+    """
+
+    def end(origin: Origin) -> Origin:
+        if not origin.is_open:
+            return origin
+        if origin.kind == "part":
+            return replace(origin, end=End(now, True, Counts(), late_writes_refused=True))
+        failed = End(now, False, Counts(), code=error.code, detail=error.detail)
+        return replace(origin, end=failed)
+
+    return replace(_map_origins(record, end), round=None)
+
+
 def end_failed(record: _RecordT, code: str, detail: str, now: datetime) -> _RecordT:
     """Fail every open origin, because the step gave up.
 

@@ -265,7 +265,8 @@ def _proof(held: Answer, row: SweepStatus) -> evidence.Predicate | None:
         except EvidenceError:
             return None
         # The digest belongs to the signed event or to the record of the end.
-        return read.predicate if read.digest == row.evidence else None
+        is_proof = read.digest == row.evidence and isinstance(read.predicate, evidence.Predicate)
+        return read.predicate if is_proof else None
     return None
 
 

@@ -19,6 +19,7 @@ from keyturn.messages.codec import identity, parse_request, request_id
 from keyturn.messages.requests import (
     DeadLettersRequested,
     DeleteRequested,
+    EraseRequested,
     RecoverRequested,
     Request,
     StatusRequested,
@@ -103,7 +104,7 @@ def _of_request(request: Request) -> list[dict[str, Any]]:
             fields["object_key"] = request.key
         case DeleteRequested():
             return [fields | part for part in _of_keys(request.object_keys)]
-        case RecoverRequested():
+        case RecoverRequested() | EraseRequested():
             fields["reason"] = request.reason
     return [fields]
 

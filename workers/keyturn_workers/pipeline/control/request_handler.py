@@ -1,6 +1,7 @@
 """The request handler of the control worker (SPEC 6.1, 6.7)."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from keyturn.messages.requests import (
     DeadLettersRequested,
     DeleteRequested,
     EnrollRequested,
+    EraseRequested,
     RecoverRequested,
     Request,
     RotationRequested,
@@ -46,7 +48,7 @@ _MARKED_WITHIN: Final = timedelta(minutes=1)
 
 
 class ControlHandler:
-    """Serves `keyturn.control`: enrollments, rotations, recoveries, sweeps, deletes, reports."""
+    """Serves `keyturn.control`: enrollments, rotations, recoveries, sweeps, deletes, erasures, reports."""
 
     queue: Final = CONTROL_QUEUE
     served: Final = CONTROL_REQUESTS
@@ -82,6 +84,8 @@ class ControlHandler:
                 handled = _rotated(request, await self._rotator.rotate(request, origin))
             case SweepRequested():
                 handled = await self._sweep(request, origin)
+            case EraseRequested():
+                handled = await self._erase(request, origin)
             case DeleteRequested():
                 handled = await self._delete(request, attempts)
             case RecoverRequested() if self._recoverer is not None:
@@ -115,6 +119,9 @@ class ControlHandler:
                 case SweepRequested():
                     if await self._starter.find(request.project, _origin(request, origin)):
                         handled = await self._sweep(request, origin)
+                case EraseRequested():
+                    if await self._starter.find(request.project, _erasure(request, origin)):
+                        handled = await self._erase(request, origin)
                 case DeleteRequested(key=str(key)):
                     if await self._deleter.find_deleted(request):
                         handled = _deleted(request, key)
@@ -134,6 +141,10 @@ class ControlHandler:
         started = await self._starter.start(request.project, added, limited=True)
         logged = {"project": request.project, "sweep_id": request.sweep_id}
         return Handled(None, logged, more=_end(request.project, started))
+
+    async def _erase(self, request: EraseRequested, origin: RequestOrigin) -> Handled:
+        started = await self._starter.start(request.project, _erasure(request, origin))
+        return Handled(None, _logged(request), more=_end(request.project, started))
 
     async def _delete(self, request: DeleteRequested, attempts: int) -> Handled:
         if request.key is None:
@@ -189,6 +200,11 @@ def _origin(request: SweepRequested, origin: RequestOrigin) -> Origin:
     return new_origin("sweep", request.sweep_id, request.requested_at, origin, options=options)
 
 
+def _erasure(request: EraseRequested, origin: RequestOrigin) -> Origin:
+    added = new_origin("erase", request.request_id, request.requested_at, origin)
+    return replace(added, reason=request.reason)
+
+
 def _deleted(request: DeleteRequested, key: str) -> Handled:
     return Handled(_outcome(request, key, None), _logged(request, key=key))
 
@@ -238,7 +254,12 @@ def _end(project: str, origin: Origin) -> tuple[Event, ...]:
 
 
 def _logged(
-    request: EnrollRequested | DeleteRequested | RecoverRequested | StatusRequested, **more: Any
+    request: EnrollRequested
+    | DeleteRequested
+    | EraseRequested
+    | RecoverRequested
+    | StatusRequested,
+    **more: Any,
 ) -> dict[str, Any]:
     return {"project": request.project, "request_id": request.request_id, **more}
 

@@ -26,6 +26,7 @@ from keyturn.errors import (
     GenerationMismatchError,
     KeyringRolledBackError,
     KmsUnavailableError,
+    ProjectErasedError,
     UnknownMasterKeyError,
     UnknownProjectError,
 )
@@ -182,7 +183,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         )
         try:
             await self._starter.start(project, *parts)
-        except (UnknownProjectError, KeyringHiddenError) as exc:
+        except (UnknownProjectError, ProjectErasedError, KeyringHiddenError) as exc:
             await self._keyring_not_found(walk, project, exc, one_pass)
             return False
         except (UnknownMasterKeyError, KmsUnavailableError) as exc:
@@ -202,7 +203,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         self,
         walk: Walk,
         project: str,
-        error: UnknownProjectError | KeyringHiddenError,
+        error: UnknownProjectError | ProjectErasedError | KeyringHiddenError,
         one_pass: "_Pass",
     ) -> None:
         """Handle a keyring that was listed, but that the storage does not find.
@@ -277,7 +278,9 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         A bucket writer may have removed its keyring, and may put it back later.
         """
         try:
-            snapshot = await self._keyrings.read_fresh(project)
+            stored = await self._keyrings.read_record(project)
+        except ProjectErasedError:
+            return None  # its keyring was removed after the erasure
         except (
             CorruptObjectError,
             KeyringContradictedError,
@@ -286,7 +289,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         ) as exc:
             return exc
         requested_at = min(parse_time(each.requested_at) for each in requests)
-        if parse_time(snapshot.keyring.enrollment.at) >= requested_at:
+        if parse_time(stored.keyring.enrollment.at) >= requested_at:
             return None
         return KeyringRolledBackError("no listing of this sweep has shown the keyring")
 
@@ -297,7 +300,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
             if not is_project(project):
                 continue
             try:
-                snapshot = await self._keyrings.read_fresh(project)
+                stored = await self._keyrings.read_record(project)
             except UnknownProjectError:
                 if await self._is_listed(project):
                     return False
@@ -309,7 +312,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
                 KeyringContradictedError,
             ):
                 return False
-            if snapshot.keyring.master_key != master_key:
+            if stored.keyring.master_key != master_key:
                 return False
         return True
 

@@ -25,12 +25,15 @@ from keyturn.counts import Counts
 from keyturn.crypto.signatures import SigningKey
 from keyturn.errors import (
     EvidenceError,
+    GenerationMismatchError,
     StorageUnavailableError,
 )
 from keyturn.evidence.chain import keys_before
 from keyturn.evidence.envelope import MAX_EVIDENCE_BYTES, Evidence, digest, parse, sign
 from keyturn.evidence.statement import (
     MAX_ORIGINS,
+    ErasedKey,
+    ErasurePredicate,
     EvidenceCounts,
     EvidenceCustomerKey,
     EvidenceOrigin,
@@ -45,12 +48,23 @@ from keyturn.identifiers import (
 )
 from keyturn_workers.core.customer_keys import CustomerKey
 from keyturn_workers.core.errors import ArchivedError, MissingError
+from keyturn_workers.core.erasure import Erasure
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.sweep_record import Origin, ProjectRecord, Round
 from keyturn_workers.keys.keyring import sealed_records
 
 _MAX_ATTEMPTS: Final = 8
+NOT_SHOWN: Final = (
+    "That no wrap from before the proof exists in a copy of the bucket or of a keyring, with keys "
+    "that were cleared since.",
+    "That nobody kept a customer secret, a data key or plaintext while the keys could be used.",
+    "That a store has no backup or replica of a key.",
+    "That a disabled key stays disabled, or that a deletion is not canceled.",
+    "That no body is left in queues, dead letters or the staging area.",
+    "That names, sizes and metadata of objects are gone: they are, once the objects are deleted.",
+)
+"""What the evidence of an erasure does not show (SPEC 15.1)."""
 
 _log = structlog.get_logger()
 
@@ -126,8 +140,30 @@ def _writes(counts: Counts) -> int:
 
 
 def counts_of(evidence: Evidence) -> Counts:
-    """The counts in evidence. Pure."""
+    """The counts in evidence; an erasure counts nothing. Pure."""
+    if isinstance(evidence.predicate, ErasurePredicate):
+        return Counts()
     return Counts(**evidence.predicate.counts.model_dump(exclude={"clean"}))
+
+
+def _erased_keys(keyring: Keyring, erasure: Erasure) -> list[ErasedKey]:
+    by_secret = {key.secret_id: key for key in keyring.customer_keys.values()}
+    return [
+        ErasedKey(
+            store=key.name.store,
+            key=key.name.key,
+            secret_id=secret_id,
+            wrapped=key.wrapped or "",
+            generations=[
+                number
+                for number, each in sorted(keyring.customer_keys.items())
+                if each.secret_id == secret_id
+            ],
+            answer=erasure.answers[secret_id].state.value,
+            answered_at=erasure.answers[secret_id].at,
+        )
+        for secret_id, key in sorted(by_secret.items())
+    ]
 
 
 class EvidenceLog:
@@ -186,6 +222,36 @@ class EvidenceLog:
             version=self._version,
         )
         return sign(statement, key)
+
+    async def build_erasure(
+        self, record: ProjectRecord, origin: Origin, keyring: Keyring, erasure: Erasure
+    ) -> bytes:
+        """The evidence of an erasure, with the stores' answers; else as `build`.
+
+        Raises:
+            GenerationMismatchError: evidence with the id of this request exists.
+        """
+        previous = await self._find_newest(keyring, record.evidence)
+        key = self._signing_key(previous)
+        predicate = ErasurePredicate(
+            request_id=origin.id,
+            publisher=origin.publisher,
+            request=origin.digests[0],
+            reason=origin.reason,
+            generation=keyring.current.generation,
+            keys=_erased_keys(keyring, erasure),
+            proven_by=erasure.proven_by,
+            not_shown=list(NOT_SHOWN),
+            version=self._version,
+            event_keys=keys_before(previous, key.id, frozenset({key.id})),
+            previous=keyring.evidence,
+        )
+        envelope = sign(Statement(self._deployment, keyring.project, predicate), key)
+        if await self._read(_s3_key(parse(envelope))) is not None:
+            raise GenerationMismatchError(
+                "the request's id names a file of evidence: ask again by a new request"
+            )
+        return envelope
 
     def _signing_key(self, previous: Evidence | None) -> SigningKey:
         """The first event key that the chain has not retired.
@@ -277,4 +343,4 @@ class EvidenceLog:
 
 def _s3_key(evidence: Evidence) -> str:
     predicate = evidence.predicate
-    return evidence_s3_key(evidence.statement.project, predicate.generation, predicate.sweep_id)
+    return evidence_s3_key(evidence.statement.project, predicate.generation, predicate.id)

@@ -15,12 +15,12 @@ from keyturn.counts import Counts
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import format_time
 from keyturn.messages.codec import id_field, with_origin
-from keyturn.messages.events import EVENT_MODELS, Event
+from keyturn.messages.events import EVENT_MODELS, EraseRejected, Event, ProjectErased
 from keyturn.messages.fields import Project, RequestId
 from keyturn.messages.json_text import as_text, load_json, problems
 from keyturn.progress import Progress
 from keyturn.topology import PLAN_QUEUE, SWEEP_QUEUE
-from keyturn_workers.core.sweep_record import AllRecord, OpenPage, Origin, ProjectRecord
+from keyturn_workers.core.sweep_record import AllRecord, End, OpenPage, Origin, ProjectRecord
 from keyturn_workers.pipeline.amqp.failures import longest_delay_s
 
 _MAX: Final = 2**53 - 1
@@ -134,7 +134,7 @@ class SweepDispatcher:
 
 
 def end_event(project: str, origin: Origin) -> Event:
-    """The event for the end of a rotation or a sweep.
+    """The event for the end of a rotation, a sweep or an erasure.
 
     If it cannot continue, it has failed. That does not reject the request, which was accepted
     (SPEC 6.7).
@@ -142,6 +142,8 @@ def end_event(project: str, origin: Origin) -> Event:
     end = origin.end
     if end is None:
         raise ValueError("it has not ended")
+    if origin.kind == "erase":
+        return _erasure_end(project, origin, end)
     if end.code:
         event_type = f"{origin.kind}.failed"
         failed: Any = EVENT_MODELS[event_type](
@@ -160,6 +162,20 @@ def end_event(project: str, origin: Origin) -> Event:
         end.counts,
         clean=end.clean,
         late_writes_refused=end.late_writes_refused,
+        evidence=end.evidence,
+    )
+
+
+def _erasure_end(project: str, origin: Origin, end: End) -> Event:
+    if end.state is None or end.evidence is None:
+        return EraseRejected(
+            request_id=origin.id, project=project, at=_now(), code=end.code, detail=end.detail
+        )
+    return ProjectErased(
+        request_id=origin.id,
+        project=project,
+        at=_now(),
+        generation=end.state.generation,
         evidence=end.evidence,
     )
 

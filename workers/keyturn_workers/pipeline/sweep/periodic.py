@@ -289,7 +289,7 @@ def _rotations_of(keyring: Keyring) -> Iterable[Origin]:
     have been published, so it counts too.
     """
     rotations = rotations_to_prove(keyring)
-    if not rotations and keyring.history:
+    if not rotations and keyring.history and not keyring.is_erased:
         rotations = (keyring.current,)
     for each in rotations:
         request = keyring.origin_of(each)

@@ -17,10 +17,20 @@ from uuid import uuid4
 
 import structlog
 
+from keyturn.counts import Counts
 from keyturn.errors import CodedError, StorageUnavailableError
-from keyturn.evidence.envelope import parse
+from keyturn.evidence.envelope import Evidence, parse
+from keyturn.evidence.statement import ErasurePredicate, Predicate
+from keyturn.identifiers import parse_time
 from keyturn_workers.core.errors import RefusedError
-from keyturn_workers.core.keyring import Keyring, forbid_plaintext, retire_old_keys, with_evidence
+from keyturn_workers.core.erasure import FRESH_FOR, KeyState, StoreAnswer
+from keyturn_workers.core.keyring import (
+    Keyring,
+    erase,
+    forbid_plaintext,
+    retire_old_keys,
+    with_evidence,
+)
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.sweep_progress import progress_of
 from keyturn_workers.core.sweep_proof import apply_results, mark_due_pages, next_due_at, with_writes
@@ -35,8 +45,11 @@ from keyturn_workers.core.sweep_record import (
 )
 from keyturn_workers.core.sweep_transitions import (
     begin_round,
+    end_erased,
     end_overtaken,
+    end_refused,
     end_round,
+    find_erasure,
     open_origins,
     reconcile_clock,
     served_origins,
@@ -46,8 +59,10 @@ from keyturn_workers.core.sweep_transitions import (
     with_pages_unsent,
     with_state,
 )
+from keyturn_workers.keys.keyring.marks import KeyringErasedError, StoredKeyring
 from keyturn_workers.keys.keyring.store import delete_older_versions, replace_keyring
 from keyturn_workers.keys.sweep_records import StoredRecord
+from keyturn_workers.pipeline.sweep.eraser import Erased, Eraser, Refused, Wait
 from keyturn_workers.pipeline.sweep.evidence import counts_of
 from keyturn_workers.pipeline.sweep.page import restore_noted_tags
 from keyturn_workers.pipeline.sweep.paginator import Paginator
@@ -70,9 +85,12 @@ class Reconciler(StepRunner[ProjectRecord]):
     `lease_s` is the lease of this process, which should be that of all (SPEC 8.4).
     """
 
-    def __init__(self, context: SweepContext, paginator: Paginator, *, lease_s: int) -> None:
+    def __init__(
+        self, context: SweepContext, paginator: Paginator, eraser: Eraser, *, lease_s: int
+    ) -> None:
         super().__init__(context)
         self._evidence = context.evidence
+        self._eraser = eraser
         self._paginator = paginator
         self._lease_s = lease_s
 
@@ -109,7 +127,14 @@ class Reconciler(StepRunner[ProjectRecord]):
                 return is_made
             stored = replace(stored, record=replace(stored.record, clean_end=None))
         record, project = stored.record, stored.record.project
-        snapshot = await self._keyrings.read_fresh(project)
+        erasing = find_erasure(record)
+        if erasing is not None:
+            return await self._erase(stored, erasing)
+        try:
+            snapshot = await self._keyrings.read_fresh(project)
+        except KeyringErasedError as exc:
+            ended = end_erased(record, exc, exc.stored.read_at)
+            return await self._leave(stored, ended, exc.stored.keyring.master_key)
         state, now = State.of(snapshot.keyring), snapshot.lease.read_at
         record, is_longer = with_lease(record, snapshot.lease_s, snapshot.keyring.lease_s, now)
         record, is_late = reconcile_clock(record, now, proves=snapshot.proves)
@@ -302,8 +327,17 @@ class Reconciler(StepRunner[ProjectRecord]):
         )
         names = tuple(each.name for each in origins)
         clean_end = CleanEnd(envelope.decode(), record.state, names, record.written)
+        return await self._keep_clean_end(stored, record, clean_end, snapshot.desired.master_key)
+
+    async def _keep_clean_end(
+        self,
+        stored: StoredRecord[ProjectRecord],
+        record: ProjectRecord,
+        clean_end: CleanEnd,
+        master_key: str,
+    ) -> bool:
         record = replace(record, clean_end=clean_end)
-        if not await self._store.change(record, stored.etag, snapshot.desired.master_key):
+        if not await self._store.change(record, stored.etag, master_key):
             return False
         stored = await self._store.read(record.project)
         if (stored.record.step, stored.record.clean_end) != (record.step, clean_end):
@@ -319,13 +353,13 @@ class Reconciler(StepRunner[ProjectRecord]):
         rests on. No other evidence is made before this is known.
         """
         record, evidence = stored.record, parse(clean_end.envelope.encode())
-        snapshot = await self._keyrings.read_fresh(record.project)
-        if State.of(snapshot.keyring) == clean_end.state:
-            after = retire_old_keys(snapshot.keyring)
-            await self._change(snapshot, with_evidence(after, evidence.digest))
+        kept = await self._keyrings.read_record(record.project)
+        if State.of(kept.keyring) == clean_end.state and _is_fresh(evidence, kept.read_at):
+            after = _ended_keyring(kept.keyring, evidence.predicate)
+            await self._change(kept, with_evidence(after, evidence.digest))
             # Whichever write won, the keyring shows which evidence is in the chain.
-            snapshot = await self._keyrings.read_fresh(record.project)
-        if snapshot.keyring.evidence != evidence.digest:
+            kept = await self._keyrings.read_record(record.project)
+        if kept.keyring.evidence != evidence.digest:
             _log.info("evidence is regenerated", project=record.project)
             return None
         await self._evidence.publish(evidence)
@@ -334,18 +368,56 @@ class Reconciler(StepRunner[ProjectRecord]):
             # This end has changed the keyring once, but not the proven state.
             record = replace(record, state=replace(record.state, serial=record.state.serial + 1))
         predicate = evidence.predicate
+        is_erasure = isinstance(predicate, ErasurePredicate)
         end = End(
-            snapshot.read_at,
+            kept.read_at,
             clean=True,
             counts=counts_of(evidence),
-            round_id=predicate.sweep_id,
-            late_writes_refused=predicate.late_writes_refused,
+            round_id=predicate.id,
+            late_writes_refused=None if is_erasure else predicate.late_writes_refused,
             state=clean_end.state,
             evidence=evidence.digest,
         )
         record = replace(record, evidence=clean_end.envelope)
         ended = end_round(record, clean_end.origins, end, clean_end.written)
-        return await self._end(stored, ended, end, snapshot.desired.master_key)
+        return await self._end(stored, ended, end, kept.keyring.master_key)
+
+    # Erasures.
+
+    async def _erase(self, stored: StoredRecord[ProjectRecord], origin: Origin) -> bool:
+        """Make a step of an erasure; False as `_step`."""
+        record = stored.record
+        kept = await self._keyrings.read_record(record.project)
+        master_key = kept.keyring.master_key
+        match await self._eraser.advance(record, origin, kept):
+            case CleanEnd() as clean_end:
+                return await self._keep_clean_end(stored, record, clean_end, master_key)
+            case Refused(error):
+                refused = end_refused(record, origin.name, error, kept.read_at)
+                return await self._leave(stored, refused, master_key)
+            case Erased(evidence):
+                state, now = State.of(kept.keyring), kept.read_at
+                end = End(now, clean=True, counts=Counts(), state=state, evidence=evidence)
+                ended = end_round(record, (origin.name,), end, record.written)
+                return await self._end(stored, ended, end, master_key)
+            case Wait(wait_s):
+                record = replace(record, step=record.step + 1, stepped_at=kept.read_at)
+                if not await self._store.change(record, stored.etag, master_key):
+                    return False
+                await self._dispatcher.send_step(record, wait_s)
+                return True
+
+    async def _leave(
+        self, stored: StoredRecord[ProjectRecord], record: ProjectRecord, master_key: str
+    ) -> bool:
+        """Write and publish ends that no proof brought, and continue; False as `_step`."""
+        record = replace(record, step=record.step + 1, idle_steps=0)
+        if not await self._store.change(record, stored.etag, master_key):
+            return False
+        await self._publish_ends(record.project)
+        if open_origins(record):
+            await self._dispatcher.send_step(record)
+        return True
 
     async def _end(
         self,
@@ -355,15 +427,9 @@ class Reconciler(StepRunner[ProjectRecord]):
         master_key: str,
     ) -> bool:
         """Write and publish the ends of a round, and continue with any other; False as `_step`."""
-        record = replace(record, step=record.step + 1, idle_steps=0)
-        if not await self._store.change(record, stored.etag, master_key):
-            return False
         fields = {"project": record.project, "round": end.round_id, "clean": end.clean}
         _log.info("round ended", **fields, **end.counts.to_json())
-        await self._publish_ends(record.project)
-        if open_origins(record):
-            await self._dispatcher.send_step(record)
-        return True
+        return await self._leave(stored, record, master_key)
 
     def _refused_late_writes(self, record: ProjectRecord) -> bool:
         """Check that no write from before this round can have arrived after its proof.
@@ -380,10 +446,30 @@ class Reconciler(StepRunner[ProjectRecord]):
             # The versions stay sealed under the master key. The objects are proven all the same.
             _log.warning("an older version of the keyring stays", project=project, problem=str(exc))
 
-    async def _change(self, snapshot: KeyringSnapshot, keyring: Keyring) -> bool:
+    async def _change(self, snapshot: KeyringSnapshot | StoredKeyring, keyring: Keyring) -> bool:
         return await replace_keyring(
             self._storage, keyring, snapshot.etag, self._keys, lease_s=self._lease_s
         )
+
+
+def _is_fresh(evidence: Evidence, now: datetime) -> bool:
+    """Return False if stores must be asked again: a key may have been enabled meanwhile."""
+    predicate = evidence.predicate
+    if not isinstance(predicate, ErasurePredicate):
+        return True
+    return all(now - parse_time(key.answered_at) <= FRESH_FOR for key in predicate.keys)
+
+
+def _ended_keyring(keyring: Keyring, predicate: Predicate | ErasurePredicate) -> Keyring:
+    """The keyring after a clean end with this evidence."""
+    if not isinstance(predicate, ErasurePredicate):
+        return retire_old_keys(keyring)
+    if keyring.erasure is None:
+        raise ValueError("the project is not being erased")
+    answers = {
+        key.secret_id: StoreAnswer(KeyState(key.answer), key.answered_at) for key in predicate.keys
+    }
+    return erase(keyring, replace(keyring.erasure, answers=answers))
 
 
 def _has_progressed(before: ProjectRecord, record: ProjectRecord) -> bool:

@@ -7,7 +7,6 @@ from keyturn.errors import CorruptObjectError, StorageUnavailableError, UnknownM
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.keyring import with_master_key
-from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.sweep_options import SweepOptions
 from keyturn_workers.core.sweep_record import (
     ALL,
@@ -24,6 +23,7 @@ from keyturn_workers.core.sweep_transitions import (
     find_repeated,
     needs_step,
 )
+from keyturn_workers.keys.keyring.marks import KeyringErasedError, KeyringErasingError
 from keyturn_workers.keys.keyring.store import replace_keyring
 from keyturn_workers.keys.sweep_records import RecordT, UnknownRecordError
 from keyturn_workers.pipeline.sweep.steps import SweepContext
@@ -148,10 +148,23 @@ class SweepStarter:
             master_key = origins[0].options.master_key or self._active
             record = _with_origins(AllRecord(), origins)
         else:
-            snapshot = await self._keyrings.read_fresh(project)
-            master_key = snapshot.desired.master_key
-            record = _with_origins(_new_record(snapshot), origins)
+            new = await self._new_record(project)
+            master_key, record = new.state.master_key, _with_origins(new, origins)
         return record if await self._store.create(record, master_key) else None
+
+    async def _new_record(self, project: str) -> ProjectRecord:
+        try:
+            snapshot = await self._keyrings.read_fresh(project)
+            keyring, changed_at = snapshot.keyring, snapshot.lease.read_at
+        except (KeyringErasingError, KeyringErasedError) as exc:
+            keyring, changed_at = exc.stored.keyring, exc.stored.read_at
+        return ProjectRecord(
+            project=project,
+            state=State.of(keyring),
+            changed_at=changed_at,
+            lease_s=max(self._keyrings.lease_s, keyring.lease_s or 0),
+            stepped_lease_s=self._keyrings.lease_s,
+        )
 
     async def _prepare(self, project: str, origin: Origin, *, limited: bool) -> None:
         """Check a new origin, and re-seal the keyring under the master key that it names.
@@ -166,9 +179,9 @@ class SweepStarter:
         if master_key is not None and master_key not in self._keys.ids:
             raise UnknownMasterKeyError(master_key)
         for _ in range(_MAX_ATTEMPTS):
-            snapshot = None
+            stored = None
             if project != ALL and origin.kind != "rotation":
-                snapshot = await self._keyrings.read_fresh(project)
+                stored = await self._keyrings.read_record(project)
             record = await self._find_record(project)
             if record is not None and find_repeated(record, origin) is not None:
                 return
@@ -176,26 +189,18 @@ class SweepStarter:
                 check_order(record, origin)
                 if limited:
                     check_share(record, origin.publisher)
-            if snapshot is None or master_key in (None, snapshot.keyring.master_key):
+            if stored is None:
                 return
-            after = with_master_key(snapshot.keyring, str(master_key))
+            if origin.kind == "sweep" and stored.keyring.is_erased:
+                raise KeyringErasedError(stored)
+            if master_key in (None, stored.keyring.master_key):
+                return
+            after = with_master_key(stored.keyring, str(master_key))
             lease_s = self._keyrings.lease_s
-            if await replace_keyring(
-                self._storage, after, snapshot.etag, self._keys, lease_s=lease_s
-            ):
-                await self._keyrings.read_fresh(project)  # marks the keyring
+            if await replace_keyring(self._storage, after, stored.etag, self._keys, lease_s=lease_s):
+                await self._keyrings.read_record(project)  # marks the keyring
                 return
         raise StorageUnavailableError("the keyring kept changing")
-
-
-def _new_record(snapshot: KeyringSnapshot) -> ProjectRecord:
-    return ProjectRecord(
-        project=snapshot.keyring.project,
-        state=State.of(snapshot.keyring),
-        changed_at=snapshot.lease.read_at,
-        lease_s=max(snapshot.lease_s, snapshot.keyring.lease_s or 0),
-        stepped_lease_s=snapshot.lease_s,
-    )
 
 
 def _with_origins(record: RecordT, origins: tuple[Origin, ...]) -> RecordT:

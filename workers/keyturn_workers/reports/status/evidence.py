@@ -67,7 +67,7 @@ class EvidenceView:
         try:
             _, body = await self._storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
             evidence = self._verified(body, project, named)
-            at = evidence.predicate.proven_to
+            at = evidence.predicate.at
         except MissingError:
             return None
         except ArchivedError:
@@ -90,6 +90,6 @@ class EvidenceView:
         statement, predicate = evidence.statement, evidence.predicate
         if (statement.deployment, statement.project) != (self._deployment, project):
             raise ForeignEvidenceError("from another deployment or project")
-        if (predicate.generation, predicate.sweep_id) != named:
+        if (predicate.generation, predicate.id) != named:
             raise MalformedEvidenceError("at the path of another file")
         return evidence

@@ -395,7 +395,7 @@ def _proven_at(record: ProjectRecord | AllRecord) -> str | None:
     if isinstance(record, AllRecord) or record.evidence is None:
         return None
     try:
-        return parse_evidence(record.evidence.encode()).predicate.proven_to
+        return parse_evidence(record.evidence.encode()).predicate.at
     except EvidenceError:
         return None
 

@@ -1,0 +1,131 @@
+"""What an erasure of a project needs next (SPEC 8.8).
+
+The keyring is `erasing` while the stores are asked, so that nothing can be stored meanwhile that
+their answers do not cover. It is `erased` by the same put that names the evidence, as at any clean
+end: `reconciler` makes that put, and resumes it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from keyturn.errors import GenerationMismatchError
+from keyturn.identifiers import format_time, parse_time
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.erasure import Erasure
+from keyturn_workers.core.keyring import (
+    Keyring,
+    begin_erasure,
+    check_erasable,
+    check_erasure_order,
+    judge_erasure,
+    refuse_erasure,
+)
+from keyturn_workers.core.sweep_record import CleanEnd, Origin, ProjectRecord, State
+from keyturn_workers.keys.keyring.marks import StoredKeyring
+from keyturn_workers.keys.keyring.store import replace_keyring
+from keyturn_workers.pipeline.sweep.evidence import EvidenceLog
+from keyturn_workers.pipeline.sweep.steps import SweepContext
+
+_ASK_AGAIN_S: Final = 9.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The next step may follow after this many seconds."""
+
+    seconds: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The erasure was refused, and the keyring is as it was before."""
+
+    error: GenerationMismatchError
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """The project was erased before, and the stores say what they said then."""
+
+    evidence: str
+
+
+class Eraser:
+    """Makes the steps of erasures, except for the end of one that succeeds."""
+
+    def __init__(self, context: SweepContext, customer_keys: CustomerKeys) -> None:
+        self._context = context
+        self._customer_keys = customer_keys
+        self._evidence: EvidenceLog = context.evidence
+
+    async def advance(
+        self, record: ProjectRecord, origin: Origin, stored: StoredKeyring
+    ) -> Wait | Refused | Erased | CleanEnd:
+        """Make one step of an erasure; a `CleanEnd` is for the caller to keep and to finish.
+
+        Raises:
+            StorageUnavailableError, UnknownMasterKeyError, KmsUnavailableError: try again later.
+        """
+        keyring, now = stored.keyring, stored.read_at
+        erasure = keyring.erasure
+        if erasure is None:
+            return await self._begin(stored, origin)
+        is_own = (erasure.request_id, erasure.publisher) == (origin.id, origin.publisher)
+        if not (erasure.is_done or is_own):
+            # The record that served another request is lost.
+            if erasure.is_over_at(now):
+                await self._change(stored, refuse_erasure(keyring, erasure.requested_at))
+            return Wait(_ASK_AGAIN_S)
+        states = await self._customer_keys.ask(keyring)
+        try:
+            judged = judge_erasure(keyring, states, now)
+            if judged is None:
+                return Wait(_ASK_AGAIN_S)
+            if erasure.is_done and erasure.states == judged.states and keyring.evidence is not None:
+                return Erased(keyring.evidence)
+            envelope = await self._evidence.build_erasure(record, origin, keyring, judged)
+        except GenerationMismatchError as exc:
+            return await self._refuse(stored, origin, exc)
+        return CleanEnd(envelope.decode(), State.of(keyring), (origin.name,), record.written)
+
+    async def _begin(self, stored: StoredKeyring, origin: Origin) -> Wait | Refused:
+        keyring, now = stored.keyring, stored.read_at
+        try:
+            if now - parse_time(origin.requested_at) > self._context.keep_for:
+                raise GenerationMismatchError("the erasure was requested too long ago")
+            check_erasure_order(keyring, origin.requested_at)
+            check_erasable(keyring)
+        except GenerationMismatchError as exc:
+            return await self._refuse(stored, origin, exc)
+        erasure = Erasure(
+            origin.id,
+            origin.publisher,
+            origin.digests[0],
+            origin.requested_at,
+            format_time(now),
+            origin.reason,
+            proven_by=keyring.evidence,
+        )
+        await self._change(stored, begin_erasure(keyring, erasure))
+        return Wait()
+
+    async def _refuse(
+        self, stored: StoredKeyring, origin: Origin, error: GenerationMismatchError
+    ) -> Wait | Refused:
+        """Refuse in the keyring first: only the keyring cannot be rolled back."""
+        keyring = stored.keyring
+        if not keyring.is_erased:
+            refused = refuse_erasure(keyring, origin.requested_at)
+            if refused != keyring and not await self._change(stored, refused):
+                return Wait()
+        return Refused(error)
+
+    async def _change(self, stored: StoredKeyring, keyring: Keyring) -> bool:
+        context = self._context
+        return await replace_keyring(
+            context.storage,
+            keyring,
+            stored.etag,
+            context.keys,
+            lease_s=context.keyrings.lease_s,
+        )
