@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from keyturn.crypto import Secret, customer_secret_id, new_customer_secret
 from keyturn.errors import CustomerKeyRefusedError, CustomerKeyUnavailableError, NotPermittedError
 from keyturn_workers.core.customer_keys import CustomerKey, SecretNeededError
+from keyturn_workers.core.erasure import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,6 +28,7 @@ class HeldCustomerKeys:
         secrets: The secrets, by id.
         refused, away: The keys that refuse, or do not answer, by `store/key`.
         forbidden: The keys that the settings give to no project.
+        states: What the store says of keys whose secrets it does not give, by `store/key`.
         asked: The secret ids that were asked for, in order.
     """
 
@@ -35,6 +37,7 @@ class HeldCustomerKeys:
         self.refused: set[str] = set()
         self.away: set[str] = set()
         self.forbidden: set[str] = set()
+        self.states: dict[str, KeyState] = {}
         self.asked: list[str] = []
 
     async def unlock(self, keyring: Keyring) -> CustomerSecrets:
@@ -52,6 +55,17 @@ class HeldCustomerKeys:
                 return await opening(secrets)
             except SecretNeededError as needed:
                 secrets = self._with(secrets, needed.customer_key)
+
+    async def ask(self, keyring: Keyring) -> dict[str, KeyState]:
+        keys = keyring.customer_keys.values()
+        return {key.secret_id: self.states.get(str(key.name), self._state(key)) for key in keys}
+
+    def _state(self, customer_key: CustomerKey) -> KeyState:
+        try:
+            self._ask(customer_key)
+        except (CustomerKeyRefusedError, CustomerKeyUnavailableError):
+            return KeyState.UNDECIDED
+        return KeyState.GIVEN
 
     async def create(self, project: str, name: KeyName) -> CustomerKey:
         if str(name) in self.forbidden:

@@ -1,8 +1,8 @@
 """Evidence that a project's old keys are gone: its format and its verification (SPEC 15). Pure.
 
-Each clean end of a rotation or a sweep, and each erasure, leaves one file: a DSSE envelope around an in-toto
-Statement, signed by an event key of the deployment. Each file names the digest of the one before,
-so the files of a project form a chain that never forks.
+Each clean end of a rotation or a sweep, and each erasure, leaves one file: a DSSE envelope around
+an in-toto Statement, signed by an event key of the deployment. Each file names the digest of the
+one before, so the files of a project form a chain that never forks.
 
     keys = [VerifyKey.from_bytes(public_key)]  # first the current one, then the retired ones
     evidence = verify_chain(in_chain_order(files), keys, deployment="default", project="acme")

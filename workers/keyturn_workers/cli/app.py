@@ -35,6 +35,7 @@ GROUPS: Final = {
     "Projects": {
         "enroll": "Enroll a project: create its keyring.",
         "rotate": "Rotate a project to a new API key.",
+        "erase": "Erase a project whose customer keys are gone.",
         "verify": "Check that one key opens every object of a project.",
         "evidence": "List, show, export or verify evidence.",
     },

@@ -61,8 +61,8 @@ class Erasure:
     """A request to erase a project, and the answers of the stores, by the id of the secret.
 
     Without answers the project is being erased. `request` is the SHA-256 of the request's body;
-    `began_at` is the storage's date. `proven_by` is the digest of the evidence that every wrap needs
-    a customer secret, None if the project was enrolled with one and without objects.
+    `began_at` is the storage's date. `proven_by` is the digest of the evidence that every wrap
+    needs a customer secret, None if the project was enrolled with one and without objects.
     """
 
     request_id: str

@@ -100,8 +100,8 @@ class Keyring:
     `recovery` is the id of the request that accepted a restored record, if any (SPEC 5.5).
     With an `erasure` the project is being erased, or is erased: then no generation has a user KEK.
     `erasure_refused_at` is when the last refused erasure was requested. `unproven` means that
-    objects may exist of which the record knows nothing, until the next clean end: an enrollment took
-    them over, or an operator accepted a restored record.
+    objects may exist of which the record knows nothing, until the next clean end: an enrollment
+    took them over, or an operator accepted a restored record.
     """
 
     project: str
@@ -570,27 +570,29 @@ def check_erasable(keyring: Keyring) -> None:
             )
     if keyring.unproven:
         raise GenerationMismatchError(
-            "the project's enrollment took objects over, or its keyring was recovered, and no sweep "
-            "has ended clean since: sweep the project, and ask again"
+            "the project's enrollment took objects over, or its keyring was recovered, and no "
+            "sweep has ended clean since: sweep the project, and ask again"
         )
     if len({key.secret_id for key in keyring.customer_keys.values()}) > MAX_ERASED_SECRETS:
         raise GenerationMismatchError(
-            f"the wraps of {len(keyring.customer_keys)} generations are not proven gone: wait for a "
-            "clean end of the newest rotation, and ask again"
+            f"wraps of {len(keyring.customer_keys)} generations may exist: wait for a clean end of "
+            "the newest rotation, and ask again"
         )
 
 
-def check_erasure_order(keyring: Keyring, requested_at: str) -> None:
-    """Check that nothing that was requested later contradicts an erasure.
+def check_erasure_order(keyring: Keyring, requested_at: str, not_before: datetime) -> None:
+    """Check that an erasure is young, and that nothing that was requested later contradicts it.
 
     A record of sweeps can be rolled back to a state in which a refused erasure is open; a keyring
     cannot (SPEC 5.5).
 
     Raises:
-        GenerationMismatchError: this erasure, or a later one, was refused, or a rotation that was
-            requested later was accepted.
+        GenerationMismatchError: it is older than `not_before`, or it or a later one was refused,
+            or a rotation that was requested later was accepted.
     """
     at, refused_at = parse_time(requested_at), keyring.erasure_refused_at
+    if at < not_before:
+        raise GenerationMismatchError("the erasure was requested too long ago")
     if refused_at is not None and at <= parse_time(refused_at):
         raise GenerationMismatchError(
             "this erasure, or one requested later, was refused: ask again by a new request"
@@ -617,9 +619,7 @@ def erase(keyring: Keyring, erasure: Erasure) -> Keyring:
         return replace(entry, kek=None)
 
     history = tuple(map(without_kek, keyring.history))
-    return replace(
-        keyring, current=without_kek(keyring.current), history=history, erasure=erasure
-    )
+    return replace(keyring, current=without_kek(keyring.current), history=history, erasure=erasure)
 
 
 def judge_erasure(

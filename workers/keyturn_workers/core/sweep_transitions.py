@@ -157,7 +157,9 @@ def find_erasure(record: ProjectRecord) -> Origin | None:
     return next((each for each in open_origins(record) if each.kind == "erase"), None)
 
 
-def end_refused(record: ProjectRecord, name: OriginName, error: CodedError, now: datetime) -> ProjectRecord:
+def end_refused(
+    record: ProjectRecord, name: OriginName, error: CodedError, now: datetime
+) -> ProjectRecord:
     """Fail one open origin for good: no replay of a message reopens it."""
 
     def end(origin: Origin) -> Origin:
@@ -220,8 +222,9 @@ def end_erased(record: ProjectRecord, error: CodedError, now: datetime) -> Proje
         if not origin.is_open:
             return origin
         if origin.kind == "part":
-            return replace(origin, end=End(now, True, Counts(), late_writes_refused=True))
-        failed = End(now, False, Counts(), code=error.code, detail=error.detail)
+            nothing = End(now, clean=True, counts=Counts(), late_writes_refused=True)
+            return replace(origin, end=nothing)
+        failed = End(now, clean=False, counts=Counts(), code=error.code, detail=error.detail)
         return replace(origin, end=failed)
 
     return replace(_map_origins(record, end), round=None)

@@ -25,7 +25,9 @@ from keyturn.crypto.links import UploadLinkClaims, is_link_token
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
+    CustomerKeyUnavailableError,
     KeyringRolledBackError,
+    ProjectErasedError,
     StorageUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
@@ -36,7 +38,7 @@ from keyturn_workers.core.errors import StorageResponseError
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.request import Link, UploadLink
-from keyturn_workers.keys.keyring.marks import KeyringContradictedError
+from keyturn_workers.keys.keyring.marks import KeyringContradictedError, KeyringErasingError
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.process.background import share
 
@@ -211,7 +213,7 @@ class Authenticator:
         """
         try:
             snapshot = await self._keyrings.read_fresh(caller.project)
-        except UnknownProjectError as exc:
+        except (UnknownProjectError, ProjectErasedError) as exc:
             raise UnauthorizedError from exc
         except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
@@ -255,6 +257,8 @@ class Authenticator:
         except (CorruptObjectError, UnknownMasterKeyError) as exc:
             self._remember_failure(project, exc)
             raise
+        except KeyringErasingError as exc:
+            raise CustomerKeyUnavailableError(exc.detail) from exc
         except KeyringContradictedError as exc:
             failure = KeyringRolledBackError(exc.detail)
             self._remember_failure(project, failure)
@@ -270,7 +274,7 @@ class Authenticator:
             age_s = self._keyrings.clock.local_s() - snapshot.sent_s
             if max_age_s < self._cache_s and age_s > max_age_s:
                 snapshot = await self._keyrings.read_fresh(project)
-        except UnknownProjectError:
+        except (UnknownProjectError, ProjectErasedError):
             return None
         except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc

@@ -180,7 +180,7 @@ class KeyringLookups:
     async def _read(self, project: str) -> KeyringSnapshot | None:
         try:
             snapshot = await self._keyrings.read_fresh(project)
-        except UnknownProjectError:
+        except (UnknownProjectError, ProjectErasedError):
             return None
         self._existing.add(keyring_s3_key(project))
         return snapshot

@@ -127,6 +127,11 @@ CODES: Final = {
         "KEYTURN_PUBLISHERS, or the project and the key to their store; if a gateway forbids it, "
         "ask its operator",
     ),
+    "project_erased": CodeHelp(
+        "the project was erased: nobody gets the customer secrets that its wraps need, and its name "
+        "is not used again",
+        "delete its objects if they are still there; for new objects, enroll another project",
+    ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),
     "request_expired": CodeHelp(
         "the request's requested_at is more than 7 days old, or more than 5 minutes ahead",

@@ -48,7 +48,7 @@ _MARKED_WITHIN: Final = timedelta(minutes=1)
 
 
 class ControlHandler:
-    """Serves `keyturn.control`: enrollments, rotations, recoveries, sweeps, deletes, erasures, reports."""
+    """Serves `keyturn.control`: whatever concerns projects, and deletes, letters and reports."""
 
     queue: Final = CONTROL_QUEUE
     served: Final = CONTROL_REQUESTS
@@ -82,10 +82,8 @@ class ControlHandler:
                 handled = _enrolled(request, await self._enroller.enroll(request, origin))
             case RotationRequested():
                 handled = _rotated(request, await self._rotator.rotate(request, origin))
-            case SweepRequested():
-                handled = await self._sweep(request, origin)
-            case EraseRequested():
-                handled = await self._erase(request, origin)
+            case SweepRequested() | EraseRequested():
+                handled = await self._start(request, origin)
             case DeleteRequested():
                 handled = await self._delete(request, attempts)
             case RecoverRequested() if self._recoverer is not None:
@@ -116,12 +114,9 @@ class ControlHandler:
                 case RotationRequested():
                     rotated = await self._rotator.find_rotated(request, origin)
                     handled = None if rotated is None else _rotated(request, rotated)
-                case SweepRequested():
+                case SweepRequested() | EraseRequested():
                     if await self._starter.find(request.project, _origin(request, origin)):
-                        handled = await self._sweep(request, origin)
-                case EraseRequested():
-                    if await self._starter.find(request.project, _erasure(request, origin)):
-                        handled = await self._erase(request, origin)
+                        handled = await self._start(request, origin)
                 case DeleteRequested(key=str(key)):
                     if await self._deleter.find_deleted(request):
                         handled = _deleted(request, key)
@@ -136,15 +131,13 @@ class ControlHandler:
             return None
         return handled
 
-    async def _sweep(self, request: SweepRequested, origin: RequestOrigin) -> Handled:
+    async def _start(
+        self, request: SweepRequested | EraseRequested, origin: RequestOrigin
+    ) -> Handled:
         added = _origin(request, origin)
         started = await self._starter.start(request.project, added, limited=True)
-        logged = {"project": request.project, "sweep_id": request.sweep_id}
+        logged = {"project": request.project, f"{added.kind}_id": added.id}
         return Handled(None, logged, more=_end(request.project, started))
-
-    async def _erase(self, request: EraseRequested, origin: RequestOrigin) -> Handled:
-        started = await self._starter.start(request.project, _erasure(request, origin))
-        return Handled(None, _logged(request), more=_end(request.project, started))
 
     async def _delete(self, request: DeleteRequested, attempts: int) -> Handled:
         if request.key is None:
@@ -195,14 +188,12 @@ def _rotated(request: RotationRequested, rotated: RotationResult) -> Handled:
     return Handled(event, logged, more=_end(request.project, rotated.origin))
 
 
-def _origin(request: SweepRequested, origin: RequestOrigin) -> Origin:
+def _origin(request: SweepRequested | EraseRequested, origin: RequestOrigin) -> Origin:
+    if isinstance(request, EraseRequested):
+        added = new_origin("erase", request.request_id, request.requested_at, origin)
+        return replace(added, reason=request.reason)
     options = SweepOptions(request.master_key, request.encrypt_plaintext, request.repair)
     return new_origin("sweep", request.sweep_id, request.requested_at, origin, options=options)
-
-
-def _erasure(request: EraseRequested, origin: RequestOrigin) -> Origin:
-    added = new_origin("erase", request.request_id, request.requested_at, origin)
-    return replace(added, reason=request.reason)
 
 
 def _deleted(request: DeleteRequested, key: str) -> Handled:
@@ -254,12 +245,7 @@ def _end(project: str, origin: Origin) -> tuple[Event, ...]:
 
 
 def _logged(
-    request: EnrollRequested
-    | DeleteRequested
-    | EraseRequested
-    | RecoverRequested
-    | StatusRequested,
-    **more: Any,
+    request: EnrollRequested | DeleteRequested | RecoverRequested | StatusRequested, **more: Any
 ) -> dict[str, Any]:
     return {"project": request.project, "request_id": request.request_id, **more}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from keyturn.errors import GenerationMismatchError
-from keyturn.identifiers import format_time, parse_time
+from keyturn.identifiers import format_time
 from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.erasure import Erasure
 from keyturn_workers.core.keyring import (
@@ -23,7 +23,6 @@ from keyturn_workers.core.keyring import (
 from keyturn_workers.core.sweep_record import CleanEnd, Origin, ProjectRecord, State
 from keyturn_workers.keys.keyring.marks import StoredKeyring
 from keyturn_workers.keys.keyring.store import replace_keyring
-from keyturn_workers.pipeline.sweep.evidence import EvidenceLog
 from keyturn_workers.pipeline.sweep.steps import SweepContext
 
 _ASK_AGAIN_S: Final = 9.0
@@ -56,7 +55,7 @@ class Eraser:
     def __init__(self, context: SweepContext, customer_keys: CustomerKeys) -> None:
         self._context = context
         self._customer_keys = customer_keys
-        self._evidence: EvidenceLog = context.evidence
+        self._evidence = context.evidence
 
     async def advance(
         self, record: ProjectRecord, origin: Origin, stored: StoredKeyring
@@ -91,9 +90,7 @@ class Eraser:
     async def _begin(self, stored: StoredKeyring, origin: Origin) -> Wait | Refused:
         keyring, now = stored.keyring, stored.read_at
         try:
-            if now - parse_time(origin.requested_at) > self._context.keep_for:
-                raise GenerationMismatchError("the erasure was requested too long ago")
-            check_erasure_order(keyring, origin.requested_at)
+            check_erasure_order(keyring, origin.requested_at, now - self._context.keep_for)
             check_erasable(keyring)
         except GenerationMismatchError as exc:
             return await self._refuse(stored, origin, exc)

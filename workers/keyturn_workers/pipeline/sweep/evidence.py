@@ -47,8 +47,8 @@ from keyturn.identifiers import (
     parse_evidence_name,
 )
 from keyturn_workers.core.customer_keys import CustomerKey
-from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.erasure import Erasure
+from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.sweep_record import Origin, ProjectRecord, Round
@@ -56,8 +56,7 @@ from keyturn_workers.keys.keyring import sealed_records
 
 _MAX_ATTEMPTS: Final = 8
 NOT_SHOWN: Final = (
-    "That no wrap from before the proof exists in a copy of the bucket or of a keyring, with keys "
-    "that were cleared since.",
+    "That no copy of the bucket has wraps from before the proof, with a keyring that opens them.",
     "That nobody kept a customer secret, a data key or plaintext while the keys could be used.",
     "That a store has no backup or replica of a key.",
     "That a disabled key stays disabled, or that a deletion is not canceled.",

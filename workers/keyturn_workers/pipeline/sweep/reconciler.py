@@ -22,8 +22,8 @@ from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.evidence.envelope import Evidence, parse
 from keyturn.evidence.statement import ErasurePredicate, Predicate
 from keyturn.identifiers import parse_time
-from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.erasure import FRESH_FOR, KeyState, StoreAnswer
+from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.keyring import (
     Keyring,
     erase,
@@ -126,15 +126,18 @@ class Reconciler(StepRunner[ProjectRecord]):
             if is_made is not None:
                 return is_made
             stored = replace(stored, record=replace(stored.record, clean_end=None))
-        record, project = stored.record, stored.record.project
-        erasing = find_erasure(record)
+        erasing = find_erasure(stored.record)
         if erasing is not None:
             return await self._erase(stored, erasing)
         try:
-            snapshot = await self._keyrings.read_fresh(project)
+            return await self._sweep(stored, await self._keyrings.read_fresh(stored.record.project))
         except KeyringErasedError as exc:
-            ended = end_erased(record, exc, exc.stored.read_at)
+            ended = end_erased(stored.record, exc, exc.stored.read_at)
             return await self._leave(stored, ended, exc.stored.keyring.master_key)
+
+    async def _sweep(self, stored: StoredRecord[ProjectRecord], snapshot: KeyringSnapshot) -> bool:
+        """Make a step of a round; False as `_step`."""
+        record, project = stored.record, stored.record.project
         state, now = State.of(snapshot.keyring), snapshot.lease.read_at
         record, is_longer = with_lease(record, snapshot.lease_s, snapshot.keyring.lease_s, now)
         record, is_late = reconcile_clock(record, now, proves=snapshot.proves)

@@ -23,7 +23,10 @@ from keyturn_workers.core.sweep_transitions import (
     find_repeated,
     needs_step,
 )
-from keyturn_workers.keys.keyring.marks import KeyringErasedError, KeyringErasingError
+from keyturn_workers.keys.keyring.marks import (
+    KeyringErasedError,
+    KeyringErasingError,
+)
 from keyturn_workers.keys.keyring.store import replace_keyring
 from keyturn_workers.keys.sweep_records import RecordT, UnknownRecordError
 from keyturn_workers.pipeline.sweep.steps import SweepContext
@@ -179,9 +182,8 @@ class SweepStarter:
         if master_key is not None and master_key not in self._keys.ids:
             raise UnknownMasterKeyError(master_key)
         for _ in range(_MAX_ATTEMPTS):
-            stored = None
-            if project != ALL and origin.kind != "rotation":
-                stored = await self._keyrings.read_record(project)
+            needs_keyring = project != ALL and origin.kind != "rotation"
+            stored = await self._keyrings.read_record(project) if needs_keyring else None
             record = await self._find_record(project)
             if record is not None and find_repeated(record, origin) is not None:
                 return
@@ -197,7 +199,9 @@ class SweepStarter:
                 return
             after = with_master_key(stored.keyring, str(master_key))
             lease_s = self._keyrings.lease_s
-            if await replace_keyring(self._storage, after, stored.etag, self._keys, lease_s=lease_s):
+            if await replace_keyring(
+                self._storage, after, stored.etag, self._keys, lease_s=lease_s
+            ):
                 await self._keyrings.read_record(project)  # marks the keyring
                 return
         raise StorageUnavailableError("the keyring kept changing")

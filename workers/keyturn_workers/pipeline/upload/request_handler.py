@@ -9,8 +9,8 @@ from keyturn.errors import (
     BodyTooLargeError,
     CodedError,
     DeletedKeyError,
-    ProjectErasedError,
     MalformedRequestError,
+    ProjectErasedError,
 )
 from keyturn.identifiers import format_time
 from keyturn.messages.events import UploadStored
