@@ -330,7 +330,7 @@ class _EndsBeforeItsMark(Reconciler):
         evidence = parse(clean_end.envelope.encode())
         snapshot = await self._keyrings.read_fresh(stored.record.project)
         after = with_evidence(retire_old_keys(snapshot.keyring), evidence.digest)
-        if State.of(snapshot) == clean_end.state and await self._change(snapshot, after):
+        if State.of(snapshot.keyring) == clean_end.state and await self._change(snapshot, after):
             await self._evidence.publish(evidence)
         return await super()._finish_clean_end(stored, clean_end)
 

@@ -135,7 +135,7 @@ class World:
         )
         record = ProjectRecord(
             project,
-            State.of(observed),
+            State.of(observed.keyring),
             observed.lease.read_at,
             lease_s=LEASE_S,
             stepped_lease_s=LEASE_S,

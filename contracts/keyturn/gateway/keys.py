@@ -89,11 +89,11 @@ def _generation(entry: Mapping[str, Any]) -> GenerationKeys:
 
 def _wrapped_secret(fields: Mapping[str, Any]) -> WrappedSecret:
     context = fields["context"]
-    texts = [fields[name] for name in ("store", "key", "secret_id", "wrapped")]
+    texts = {name: fields[name] for name in ("store", "key", "secret_id", "wrapped")}
     parts = [context] if isinstance(context, str) else [*context, *context.values()]
-    if not all(isinstance(text, str) for text in (*texts, *parts)):
+    if not all(isinstance(text, str) for text in (*texts.values(), *parts)):
         raise TypeError("text")
-    return WrappedSecret(*texts, context)
+    return WrappedSecret(**texts, context=context)
 
 
 def _number(value: object) -> int:

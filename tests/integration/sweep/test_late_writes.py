@@ -117,14 +117,14 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
         observed = await keyrings.read_fresh("acme")
         record = ProjectRecord(
             "acme",
-            State.of(observed),
+            State.of(observed.keyring),
             observed.lease.read_at,
             lease_s=LEASE_S,
             stepped_lease_s=LEASE_S,
         )
         of, page = Round(requests.new_id(), SweepOptions(), ()), OpenPage(page=0, after="", last="")
         result = await worker.process(record, of, page)
-        later_state = State.of(await keyrings.read_fresh("acme"))
+        later_state = State.of((await keyrings.read_fresh("acme")).keyring)
         again = await worker.process(replace(record, state=later_state), of, page)
     assert stalling.refused == len(KEYS)
     assert (result.changed, result.failures) == (len(KEYS), ())

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from keyturn.errors import StorageUnavailableError, UnknownProjectError
+from keyturn.errors import ProjectErasedError, StorageUnavailableError, UnknownProjectError
 from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key
 from keyturn_workers.core.errors import StorageResponseError
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot

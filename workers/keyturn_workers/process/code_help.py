@@ -128,8 +128,8 @@ CODES: Final = {
         "ask its operator",
     ),
     "project_erased": CodeHelp(
-        "the project was erased: nobody gets the customer secrets that its wraps need, and its name "
-        "is not used again",
+        "the project was erased: nobody gets the customer secrets that its wraps need, and its "
+        "name is not used again",
         "delete its objects if they are still there; for new objects, enroll another project",
     ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),

@@ -75,7 +75,7 @@ def test_a_document_of_another_kind_is_refused(kind: type[Any]) -> None:
 def test_the_state_is_that_of_the_keyring_with_its_serial() -> None:
     """A state that was left and came back is another one."""
     ring = replace(keyring(), serial=5)
-    before, back = (State.of(snapshot(replace(ring, serial=serial))) for serial in (5, 7))
+    before, back = (State.of(snapshot(replace(ring, serial=serial)).keyring) for serial in (5, 7))
     assert before == State(1, ring.current.kek_id, "m1", plaintext=False, serial=5)
     assert before != back
 

@@ -30,7 +30,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX, keyring_s3_key, parse_time
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.errors import MissingError, StorageResponseError
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.keyring import DesiredState, Keyring
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import PAGE_KEYS
@@ -314,7 +314,8 @@ class KeyringReader:
         last = entry.snapshot
         # A KEK that may not be used any longer may not be used because the record is the same.
         if last is not None and self._keys.touch(last.desired.master_key, project):
-            keyring, desired = last.keyring, last.desired
+            keyring = last.keyring
+            desired: DesiredState | None = last.desired
         else:
             keyring = await parse_keyring(body, project, self._keys)
             admin_kek = await self._keys.admin_kek(keyring.master_key, project)

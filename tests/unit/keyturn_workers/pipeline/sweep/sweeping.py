@@ -20,6 +20,7 @@ from keyturn_workers.core.sweep_transitions import find_origin
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.keys.sweep_records import SweepStore
 from keyturn_workers.pipeline.sweep.all_projects import AllProjectsSweep
+from keyturn_workers.pipeline.sweep.eraser import Eraser
 from keyturn_workers.pipeline.sweep.evidence import EvidenceLog
 from keyturn_workers.pipeline.sweep.handler import SweepHandler
 from keyturn_workers.pipeline.sweep.messages import (
@@ -44,6 +45,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
 )
 from tests.unit.keyturn_workers.pipeline.sweep.records import LEASE_S, SWEEP, origin, round_of
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import build_keyring, desired_state
 from tools.harness.memory_storage import MemoryStorage
 
@@ -119,6 +121,7 @@ class Sweeping(Project):
     keys: tuple[str, ...] = ("a", "b", "c")
     page_keys: int = 2
     witness: FakeWitness | None = None
+    customer_keys: HeldCustomerKeys = field(default_factory=HeldCustomerKeys)
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
@@ -153,7 +156,9 @@ class Sweeping(Project):
 
     def process(self, lease_s: int) -> Reconciler:
         """The steps of a process with this lease."""
-        return Reconciler(self.context, Paginator(self.storage, self.page_keys), lease_s=lease_s)
+        eraser = Eraser(self.context, self.customer_keys)
+        paginator = Paginator(self.storage, self.page_keys)
+        return Reconciler(self.context, paginator, eraser, lease_s=lease_s)
 
     def evidence_log(self, *event_keys: SigningKey) -> EvidenceLog:
         """The evidence of a process that holds these event keys."""
@@ -235,7 +240,7 @@ class Page(Project):
 
     async def record(self) -> ProjectRecord:
         """The record of the project, which proves the state that its keyring shows now."""
-        state, now = State.of(await self.keyrings.read_fresh("acme")), datetime.now(UTC)
+        state, now = State.of((await self.keyrings.read_fresh("acme")).keyring), datetime.now(UTC)
         return ProjectRecord("acme", state, now, LEASE_S, LEASE_S, origins=(SWEEP,))
 
     @property

@@ -141,7 +141,7 @@ async def test_a_result_says_which_state_it_observed_and_when() -> None:
     page.plant("a")
     before = await page.keyrings.read_fresh("acme")
     result = await page.process()
-    assert (result.after, result.last, result.state) == ("", "", State.of(before))
+    assert (result.after, result.last, result.state) == ("", "", State.of(before.keyring))
     assert (result.changed, result.failures, result.counts.current) == (0, (), 1)
     assert result.observed_at >= before.read_at
 

@@ -51,7 +51,7 @@ TO_M2 = origin(options=SweepOptions(master_key="m2"))
 
 async def _put(on: Sweeping, *origins: Origin) -> None:
     """A record with these origins, as if they had been added before."""
-    state = State.of(await on.keyrings.read_fresh("acme"))
+    state = State.of((await on.keyrings.read_fresh("acme")).keyring)
     assert await on.store.create(record(*origins, state=state), "m1")
 
 
@@ -67,7 +67,7 @@ async def test_a_new_project_has_a_record_of_its_state_and_a_first_step() -> Non
     on = Sweeping()
     assert await on.start() == SWEEP
     made, snapshot = await on.record(), await on.keyrings.read_fresh("acme")
-    assert (made.state, made.step, made.origins) == (State.of(snapshot), 0, (SWEEP,))
+    assert (made.state, made.step, made.origins) == (State.of(snapshot.keyring), 0, (SWEEP,))
     assert (made.lease_s, made.is_dated, made.round) == (LEASE_S, False, None)
     assert (await on.stored()).master_key == "m1"
     assert on.messages.steps() == [0]
