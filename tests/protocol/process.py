@@ -19,6 +19,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.core.authorization import Rules
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.grants import Grant
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.keys.audit.trail import AuditProcess, AuditTrail
@@ -334,10 +335,10 @@ class Process:
 
     def _control(self) -> ControlHandler:
         storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
-        parts, starter = self.world.parts, self._starter
+        parts, starter, given = self.world.parts, self._starter, GivenSecrets()
         return ControlHandler(
-            parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter),
-            parts.rotator(storage, keyrings, self._keys, intake_keys, starter),
+            parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter, given),
+            parts.rotator(storage, keyrings, self._keys, intake_keys, starter, given),
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
             recoverer=parts.recoverer(storage, self._keys, self.marks, lease_s=self.lease_s),

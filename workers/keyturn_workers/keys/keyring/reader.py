@@ -320,7 +320,7 @@ class KeyringReader:
             keyring = await parse_keyring(body, project, self._keys)
             admin_kek = await self._keys.admin_kek(keyring.master_key, project)
             desired = None if keyring.is_erased else keyring.desired(admin_kek)
-        mark = Mark(keyring.serial, digest, keyring.current.generation)
+        mark = Mark.of(keyring, digest)
         if not await self._is_marked(keyring, mark, since):
             self._cache.invalidate(entry)
             return None

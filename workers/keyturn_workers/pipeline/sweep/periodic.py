@@ -155,8 +155,7 @@ class PeriodicScan:
         except _NOT_READABLE:
             return  # another worker may hold the master key, or an operator must act
         # The ETag of the listing: if the keyring changed since, the next scan reads it again.
-        current = keyring.current
-        mark = Mark(keyring.serial, hashlib.sha256(body).digest(), current.generation)
+        mark = Mark.of(keyring, hashlib.sha256(body).digest())
         self._keyrings[project] = _SeenKeyring(
             etag, mark, tuple(_rotations_of(keyring)), not keyring.has_old_keks
         )
@@ -289,7 +288,8 @@ def _rotations_of(keyring: Keyring) -> Iterable[Origin]:
     have been published, so it counts too.
     """
     rotations = rotations_to_prove(keyring)
-    if not rotations and keyring.history and not keyring.is_erased:
+    is_rotated = keyring.current is not keyring.enrollment
+    if not rotations and is_rotated and not keyring.is_erased:
         rotations = (keyring.current,)
     for each in rotations:
         request = keyring.origin_of(each)
