@@ -44,6 +44,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
 )
 from tests.unit.keyturn_workers.pipeline.sweep.records import LEASE_S, SWEEP, origin, round_of
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import build_keyring, desired_state
 from tools.harness.memory_storage import MemoryStorage
 
@@ -61,6 +62,7 @@ ORIGIN: Final = RequestOrigin("api", "0" * 64)
 EVENT_KEY: Final = SigningKey.from_seed(bytes(range(32)))
 KEYS: Final = OPERATOR_KEYS
 KEEP_FOR: Final = timedelta(days=8)
+MAX_WAIT: Final = timedelta(days=7)
 
 
 class Messages:
@@ -100,6 +102,7 @@ class Project:
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     ring: Keyring = field(default_factory=keyring)
+    customer_keys: HeldCustomerKeys = field(default_factory=HeldCustomerKeys)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
@@ -146,14 +149,26 @@ class Sweeping(Project):
         )
         self.starter = SweepStarter(self.context, active_master_key="m1")
         pages = PageWorker(
-            self.storage, self.keyrings, KEYS, self.store, concurrency=4, copy_limit_bytes=2**30
+            self.storage,
+            self.keyrings,
+            KEYS,
+            self.customer_keys,
+            self.store,
+            concurrency=4,
+            copy_limit_bytes=2**30,
         )
         all_projects = AllProjectsSweep(self.context, self.starter)
         self.handler = SweepHandler(self.store, self.process(LEASE_S), all_projects, pages)
 
     def process(self, lease_s: int) -> Reconciler:
         """The steps of a process with this lease."""
-        return Reconciler(self.context, Paginator(self.storage, self.page_keys), lease_s=lease_s)
+        return Reconciler(
+            self.context,
+            Paginator(self.storage, self.page_keys),
+            self.customer_keys,
+            lease_s=lease_s,
+            max_wait=MAX_WAIT,
+        )
 
     def evidence_log(self, *event_keys: SigningKey) -> EvidenceLog:
         """The evidence of a process that holds these event keys."""
@@ -248,6 +263,7 @@ class Page(Project):
             self.storage,
             self.keyrings,
             self.master_keys,
+            self.customer_keys,
             self.store,
             concurrency=4,
             copy_limit_bytes=2**30,
