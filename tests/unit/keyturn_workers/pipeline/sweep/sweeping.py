@@ -6,7 +6,7 @@ takes minutes takes milliseconds here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -110,8 +110,10 @@ class Project:
 
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
+        secrets = replace(self.ring.secrets, held=self.customer_keys.secrets)
+        desired = desired_state(self.ring, MASTER_KEYS)
         for key in keys:
-            wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), key)
+            wraps, body = sealed_object(desired, key, secrets=secrets)
             self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
 
@@ -122,11 +124,12 @@ class Sweeping(Project):
     keys: tuple[str, ...] = ("a", "b", "c")
     page_keys: int = 2
     witness: FakeWitness | None = None
+    turn: Callable[[Keyring], Keyring] = rotated
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
         self.plant(*self.keys)
-        self.write_keyring(rotated(self.ring))
+        self.write_keyring(self.turn(self.ring))
         self.messages = Messages(self.storage.elapsed_s)
         self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
         self.keyrings = KeyringReader(
@@ -229,6 +232,7 @@ class Page(Project):
     repair: bool = False
     cache_s: float = 0
     master_keys: OperatorKeys = OPERATOR_KEYS
+    concurrency: int = 4
 
     def __post_init__(self) -> None:
         self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
@@ -265,7 +269,7 @@ class Page(Project):
             self.master_keys,
             self.customer_keys,
             self.store,
-            concurrency=4,
+            concurrency=self.concurrency,
             copy_limit_bytes=2**30,
         )
 
