@@ -74,6 +74,7 @@ class KeyringMarked(EventModel):
         master_key: The id of the master key that the record names.
         customer_keys: Those that a clean end has not cleared. Without them nothing opens, and only
             the keyring has them, too.
+        erased: True if the project was erased.
         at: When the mark was published.
     """
 
@@ -85,6 +86,7 @@ class KeyringMarked(EventModel):
     kek_id: KekId
     master_key: ShortName
     customer_keys: Rows[MarkedCustomerKey] | None = None
+    erased: Literal[True] | None = None
     at: Annotated[Time, AfterValidator(_check_year)]
 
     @model_validator(mode="after")

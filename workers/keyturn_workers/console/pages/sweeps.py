@@ -265,8 +265,8 @@ def _proof(held: Answer, row: SweepStatus) -> evidence.Predicate | None:
         except EvidenceError:
             return None
         # The digest belongs to the signed event or to the record of the end.
-        is_proof = read.digest == row.evidence and isinstance(read.predicate, evidence.Predicate)
-        return read.predicate if is_proof else None
+        if read.digest == row.evidence and isinstance(read.predicate, evidence.Predicate):
+            return read.predicate
     return None
 
 

@@ -213,6 +213,7 @@ class MarkStream:
             kek_id=keyring.current.kek_id,
             master_key=keyring.master_key,
             customer_keys=_marked_keys(mark),
+            erased=mark.erased or None,
             at=format_time(datetime.now(UTC)),
         )
         read_back = self._awaited[state] = asyncio.Event()
@@ -454,7 +455,13 @@ def _mark_of(message: KeyringMarked) -> Mark:
         customer_keys = customer_keys_from_json(documents)
     except ValueError as exc:
         raise InvalidMarkError(f"customer_keys: {exc}") from exc
-    return Mark(message.serial, bytes.fromhex(message.digest), message.generation, customer_keys)
+    return Mark(
+        message.serial,
+        bytes.fromhex(message.digest),
+        message.generation,
+        customer_keys,
+        erased=bool(message.erased),
+    )
 
 
 @asynccontextmanager

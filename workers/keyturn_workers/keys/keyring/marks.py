@@ -47,17 +47,20 @@ class Mark:
         digest: SHA-256 of the record, 32 bytes.
         generation: The current generation.
         customer_keys: Those that are not cleared, by generation. The digest determines them.
+        erased: True if the project was erased; the digest determines it, too.
     """
 
     serial: int
     digest: bytes
     generation: int
     customer_keys: Mapping[int, CustomerKey] = field(default_factory=dict, compare=False)
+    erased: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, keyring: Keyring, digest: bytes) -> Self:
         """The mark of a keyring, given the SHA-256 of its record."""
-        return cls(keyring.serial, digest, keyring.current.generation, keyring.customer_keys)
+        generation, customer_keys = keyring.current.generation, keyring.customer_keys
+        return cls(keyring.serial, digest, generation, customer_keys, keyring.is_erased)
 
 
 def customer_keys_to_json(customer_keys: Mapping[int, CustomerKey]) -> list[dict[str, Any]]:
@@ -179,8 +182,9 @@ class MarkTable:
             (at - _EPOCH) // timedelta(microseconds=1),
             mark.digest,
         )
-        if mark.customer_keys:
-            self._marks[project] += orjson.dumps(customer_keys_to_json(mark.customer_keys))
+        if mark.customer_keys or mark.erased:
+            document = [mark.erased, customer_keys_to_json(mark.customer_keys)]
+            self._marks[project] += orjson.dumps(document)
         lost = self.find_lost(project)
         if lost is not None and (mark == lost or mark.serial > lost.serial):
             del self._lost[project]
@@ -249,9 +253,10 @@ class MarkTable:
 
 def _unpack(packed: bytes) -> tuple[Mark, int]:
     serial, generation, received, _, digest = _PACKED.unpack_from(packed)
-    documents = packed[_PACKED.size :]
-    customer_keys = customer_keys_from_json(orjson.loads(documents)) if documents else {}
-    return Mark(serial, digest, generation, customer_keys), received
+    document = packed[_PACKED.size :]
+    erased, documents = orjson.loads(document) if document else (False, ())
+    customer_keys = customer_keys_from_json(documents)
+    return Mark(serial, digest, generation, customer_keys, erased), received
 
 
 # The first limit holds for a keyring with a record; the second if only its mark is known.

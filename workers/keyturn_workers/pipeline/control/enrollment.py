@@ -22,6 +22,7 @@ from keyturn.errors import (
     CustomerKeyUnavailableError,
     NoUsableWrapError,
     PermanentError,
+    ProjectErasedError,
     StorageUnavailableError,
     UnknownProjectError,
 )
@@ -223,6 +224,7 @@ class Enroller:
 
         Raises:
             KeyringRemovedError: there is such a mark, and the enrollment does not adopt.
+            ProjectErasedError: the mark says that the project was erased.
         """
         await self._keyrings.catch_up()
         try:
@@ -230,6 +232,8 @@ class Enroller:
         except UnknownProjectError:
             return None
         except KeyringRemovedError as exc:
+            if exc.mark.erased:
+                raise ProjectErasedError.of(request.project) from exc
             if not request.adopt:
                 raise
             return exc.mark
@@ -240,8 +244,8 @@ class Enroller:
             snapshot = await self._keyrings.read_own(request.project, origin)
         except UnknownProjectError:
             return None
-        except KeyringRemovedError:
-            if not request.adopt:
+        except KeyringRemovedError as exc:
+            if not (request.adopt or exc.mark.erased):
                 raise
             return None
         keyring = snapshot.keyring
@@ -305,6 +309,7 @@ class Enroller:
             origin=origin,
             lease_s=self._keyrings.lease_s,
             plaintext_allowed=request.plaintext == "allowed",
+            unproven=request.adopt,
         )
 
     def _kek(self, request: EnrollRequested) -> Secret:

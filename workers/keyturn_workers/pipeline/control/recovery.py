@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from keyturn.errors import GenerationMismatchError, StorageUnavailableError
+from keyturn.errors import (
+    GenerationMismatchError,
+    ProjectErasedError,
+    StorageUnavailableError,
+)
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages.requests import RecoverRequested
 from keyturn_workers.core.errors import MissingError
@@ -52,6 +56,7 @@ class Recoverer:
         Raises:
             GenerationMismatchError: the keyring is missing, needs no recovery, or it or its mark
                 is not the one that the request names, or their customer keys are at odds.
+            ProjectErasedError: the mark says that the project was erased, and this keyring does not.
             CorruptObjectError: no worker wrote the keyring.
             KeyringContradictedError: no worker wrote the mark.
             MarksUnavailableError, StorageUnavailableError, UnknownMasterKeyError,
@@ -65,7 +70,9 @@ class Recoverer:
                 return record.keyring
             self._check(record, request)
             newest = _highest(*self._marks(request.project))
-            keyring = record.keyring
+            keyring = replace(record.keyring, unproven=True)
+            if newest is not None and newest.erased and not keyring.is_erased:
+                raise ProjectErasedError.of(request.project)
             if newest is not None:
                 check_has_room(newest, record.mark)
                 keyring = take_over(

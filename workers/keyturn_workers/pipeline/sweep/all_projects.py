@@ -26,7 +26,6 @@ from keyturn.errors import (
     GenerationMismatchError,
     KeyringRolledBackError,
     KmsUnavailableError,
-    ProjectErasedError,
     UnknownMasterKeyError,
     UnknownProjectError,
 )
@@ -36,7 +35,11 @@ from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.sweep_proof import MAX_FAILURES
 from keyturn_workers.core.sweep_record import ALL, AllRecord, End, Origin, PartEnd, Walk
 from keyturn_workers.core.sweep_transitions import begin_walk, end_walk
-from keyturn_workers.keys.keyring.marks import KeyringContradictedError, KeyringHiddenError
+from keyturn_workers.keys.keyring.marks import (
+    KeyringContradictedError,
+    KeyringHiddenError,
+    KeyringRemovedError,
+)
 from keyturn_workers.keys.sweep_records import StoredRecord
 from keyturn_workers.pipeline.sweep.starter import SweepStarter
 from keyturn_workers.pipeline.sweep.steps import StepRunner, SweepContext
@@ -183,7 +186,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         )
         try:
             await self._starter.start(project, *parts)
-        except (UnknownProjectError, ProjectErasedError, KeyringHiddenError) as exc:
+        except (UnknownProjectError, KeyringHiddenError) as exc:
             await self._keyring_not_found(walk, project, exc, one_pass)
             return False
         except (UnknownMasterKeyError, KmsUnavailableError) as exc:
@@ -203,7 +206,7 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         self,
         walk: Walk,
         project: str,
-        error: UnknownProjectError | ProjectErasedError | KeyringHiddenError,
+        error: UnknownProjectError | KeyringHiddenError,
         one_pass: "_Pass",
     ) -> None:
         """Handle a keyring that was listed, but that the storage does not find.
@@ -279,8 +282,8 @@ class AllProjectsSweep(StepRunner[AllRecord]):
         """
         try:
             stored = await self._keyrings.read_record(project)
-        except ProjectErasedError:
-            return None  # its keyring was removed after the erasure
+        except KeyringRemovedError as exc:
+            return None if exc.mark.erased else exc
         except (
             CorruptObjectError,
             KeyringContradictedError,
