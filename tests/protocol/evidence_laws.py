@@ -78,7 +78,7 @@ class EvidenceLaws:
         named = origin["end"]["evidence"]
         if named not in self._kept:
             return
-        origins = parse(self._kept[named][0]).predicate.origins
+        origins = parse(self._kept[named][0]).proof.origins
         if (origin["id"], origin["publisher"]) not in {(e.id, e.publisher) for e in origins}:
             self._violated(f"evidence of {name} does not name a request whose end names it")
 
@@ -91,7 +91,7 @@ class EvidenceLaws:
         if named not in self._kept:
             self._violated(f"the keyring of {name} names evidence that no record keeps")
             return
-        predicate = parse(self._kept[named][0]).predicate
+        predicate = parse(self._kept[named][0]).proof
         if predicate.previous != newest:
             self._violated(f"the chain of {name} forks")
         said = (predicate.generation, predicate.kek_id, predicate.master_key)
@@ -159,5 +159,5 @@ class EvidenceLaws:
 
 def _place(envelope: bytes) -> str:
     statement = parse(envelope).statement
-    predicate = statement.predicate
+    predicate = statement.proof
     return evidence_s3_key(statement.project, predicate.generation, predicate.sweep_id)
