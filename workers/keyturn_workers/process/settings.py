@@ -31,6 +31,7 @@ from keyturn.errors import SettingsError
 from keyturn.identifiers import SHORT_NAME_PATTERN
 from keyturn.messages.requests import INLINE_MAX_BYTES
 from keyturn.settings import (
+    PREFIX,
     DeploymentSettings,
     NamedIntakeKey,
     PublisherSettings,
@@ -48,6 +49,7 @@ from keyturn_workers.core.grants import Grant, parse_grants
 from keyturn_workers.core.key_uris import KeyUri, is_key_uri, parse_key_uri
 from keyturn_workers.core.named_settings import parse_named_settings
 from keyturn_workers.core.source_mapping import Source, parse_sources
+from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
 from keyturn_workers.process.grants_file import GrantsFile
 
 MasterKeySource: TypeAlias = Secret | KeyUri
@@ -170,7 +172,7 @@ class KmsSettings(Settings):
     vault_secret_id: SecretStr | None = None
     vault_secret_id_file: Path | None = None
     vault_kubernetes_role: str | None = None
-    vault_kubernetes_token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    vault_kubernetes_token_file: Path = KUBERNETES_TOKEN_FILE
     # The path of the auth method; `approle` or `kubernetes` if unset.
     vault_auth_mount: str | None = None
     vault_namespace: str | None = None
@@ -181,6 +183,24 @@ class KmsSettings(Settings):
         if self.kms_cache_max_s < self.kms_cache_s:
             raise ValueError("KMS_CACHE_MAX_S must not be below KMS_CACHE_S")
         return self
+
+    @property
+    def vault(self) -> VaultAccess:
+        """How to authenticate with the Vault of the master keys."""
+        token, secret_id = self.vault_token, self.vault_secret_id
+        return VaultAccess(
+            setting=lambda name: f"{PREFIX}VAULT_{name.upper()}",
+            token=None if token is None else Secret(token.get_secret_value().encode()),
+            token_file=self.vault_token_file,
+            role_id=self.vault_role_id,
+            secret_id=None if secret_id is None else Secret(secret_id.get_secret_value().encode()),
+            secret_id_file=self.vault_secret_id_file,
+            kubernetes_role=self.vault_kubernetes_role,
+            kubernetes_token_file=self.vault_kubernetes_token_file,
+            auth_mount=self.vault_auth_mount,
+            namespace=self.vault_namespace,
+            ca_file=self.vault_ca_file,
+        )
 
 
 class OperatorSettings(S3Settings, KmsSettings):
