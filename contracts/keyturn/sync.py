@@ -225,6 +225,7 @@ class Client(_Blocking[gateway.Client]):
     link = _blocking(gateway.Client.link)
     ciphertext_link = _blocking(gateway.Client.ciphertext_link)
     upload_link = _blocking(gateway.Client.upload_link)
+    keys = _blocking(gateway.Client.keys)
     rotate = _blocking(gateway.Client.rotate)
     rotation = _blocking(gateway.Client.rotation)
 

@@ -8,6 +8,7 @@ recorded.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 import signal
@@ -211,7 +212,7 @@ class Supervisor:
         async with process.changing:
             assert process.running is not None
             process.stop_requested = True
-            was_ready = _handles_signals(process.running.lines)
+            was_ready = _has_started(process.running.lines)
             with suppress(ProcessLookupError):
                 process.running.process.terminate()
             try:
@@ -220,6 +221,7 @@ class Supervisor:
                 status = None
                 await process.running.kill()
             self.done[f"SIGTERM of {process.role}"] += 1
+            was_ready = was_ready and not _starts_again(process.running.lines)
             if status != 0 and (was_ready or status != -signal.SIGTERM):
                 self.statuses.append(f"{name} exited with {status} within {_END_S} s of SIGTERM")
             if successor:
@@ -288,10 +290,19 @@ class Supervisor:
                 path.write_text("".join(f"{line}\n" for line in running.lines))
 
 
-def _handles_signals(lines: list[str]) -> bool:
+def _has_started(lines: list[str]) -> bool:
     """Whether it handles signals; a process that is still starting is killed by them."""
-    anew = max((at for at, line in enumerate(lines) if "LostAtStart" in line), default=-1)
-    return any(" started" in line for line in lines[anew + 1 :])
+    return any(" started" in line for line in lines)
+
+
+def _starts_again(lines: list[str]) -> bool:
+    """Whether it lost the broker while its consumers started: between two starts, signals kill it.
+
+    It logs each reason only once, so that a second failure for the same reason leaves no line.
+    """
+    after = itertools.dropwhile(lambda line: " started" not in line, lines)
+    # The client's own line about a lost connection has no address.
+    return any("the broker cannot be reached" in line and "address" in line for line in after)
 
 
 @asynccontextmanager

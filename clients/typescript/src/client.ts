@@ -2,6 +2,7 @@
 
 import type { DeleteManyReceipt } from "./delete_many.ts";
 import { type GetOptions, type OpenObject, openObject, statObject } from "./download.ts";
+import type { ProjectKeys } from "./keys.ts";
 import type {
   CiphertextLink,
   CiphertextLinkOptions,
@@ -146,6 +147,16 @@ export class Keyturn {
       this.#url(key),
       options,
     );
+  }
+
+  /**
+   * What a reader needs that opens the project's objects by itself, with `keyturn/open`.
+   *
+   * If the project has a customer key, the reader decrypts each `wrapped` with credentials of its
+   * own for the customer's KMS.
+   */
+  async keys(options: RequestOptions = {}): Promise<ProjectKeys> {
+    return (await import("./keys.ts")).readKeys(this.#connection, options.signal);
   }
 
   /**

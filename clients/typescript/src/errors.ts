@@ -56,7 +56,7 @@ export class KeyturnError extends Error {
 }
 
 const TRANSIENT =
-  /_unavailable$|^(unknown_master_key|keyring_rolled_back|lease_mismatch|too_many_requests)$/;
+  /_unavailable$|^(unknown_master_key|keyring_rolled_back|lease_mismatch|too_many_requests|customer_key_refused)$/;
 
 /** A refusal or failure that has a code of SPEC 12. */
 export class CodedError extends KeyturnError {

@@ -3,6 +3,7 @@ export { Keyturn, type KeyturnOptions, type RequestOptions } from "./client.ts";
 export type { DeleteManyReceipt, RejectedKey } from "./delete_many.ts";
 export { type GetOptions, OpenObject } from "./download.ts";
 export * from "./errors.ts";
+export type { GenerationKeys, ProjectKeys, WrappedSecret } from "./keys.ts";
 export type {
   CiphertextLink,
   CiphertextLinkOptions,

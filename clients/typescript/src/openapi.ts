@@ -75,6 +75,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/projects/{project}/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        /**
+         * Describe the keys that objects need
+         * @description For readers that open objects by themselves and ask the customer's KMS with credentials of their own. The response has no key and no secret.
+         */
+        get: operations["getKeys"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/projects/{project}/objects": {
         parameters: {
             query?: never;
@@ -234,6 +257,31 @@ export interface components {
             plaintext: number;
             rewrapped: number;
         };
+        /** @description The customer secret that wraps of the generation need besides the API key; absent if they need none */
+        CustomerKey: {
+            /** @description What the KMS demands to decrypt it: the encryption context of AWS, or the `associated_data` of Vault */
+            context: {
+                [key: string]: string;
+            } | string;
+            /** @description The KMS key: the ARN of an AWS key, or the name of a transit key */
+            key: string;
+            secret_id: string;
+            /** @description The name of the KMS in the operator's settings */
+            store: string;
+            /** @description The secret as the KMS encrypted it: base64 of the ciphertext of AWS, or the text of Vault */
+            wrapped: string;
+        };
+        GenerationKeys: {
+            customer_key?: components["schemas"]["CustomerKey"];
+            dek_since: number;
+            generation: number;
+        };
+        Keys: {
+            /** @description No wrap below this is tried; 0 for none */
+            dek_floor: number;
+            /** @description Each generation that wraps may still be of, the oldest first; the last is the current one */
+            generations: components["schemas"]["GenerationKeys"][];
+        };
         Link: {
             /** Format: date-time */
             expires_at: string;
@@ -263,7 +311,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "deleted_key" | "foreign_object" | "generation_mismatch" | "hidden_wrap" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "unsupported_media_type" | "wraps_disagree";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "customer_key_refused" | "customer_key_unavailable" | "deleted_key" | "foreign_object" | "generation_mismatch" | "hidden_wrap" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "unsupported_media_type" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -452,7 +500,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
+            /** @description Forbidden at this gateway, or not in its grant, or the project's customer key is refused (bad_signature, customer_key_refused, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -524,7 +572,75 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    getKeys: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The generations that objects may be of */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Keys"];
+                };
+            };
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -610,7 +726,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -727,6 +843,15 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
+            /** @description Forbidden at this gateway, or not in its grant, or the project's customer key is refused (bad_signature, customer_key_refused, not_permitted, request_expired) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
             404: {
                 headers: {
@@ -799,7 +924,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -878,7 +1003,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
+            /** @description Forbidden at this gateway, or not in its grant, or the project's customer key is refused (bad_signature, customer_key_refused, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -968,7 +1093,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1036,7 +1161,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
+            /** @description Forbidden at this gateway, or not in its grant, or the project's customer key is refused (bad_signature, customer_key_refused, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1099,7 +1224,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1173,6 +1298,13 @@ export interface operations {
             };
             /** @description No API key, not the project's current one, no such project, or an invalid link */
             401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Forbidden at this gateway, or not in its grant, or the project's customer key is refused */
+            403: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -1314,134 +1446,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description The request's body was sent too slowly */
-            408: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description The body or the object is too large (body_too_large) */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
-            429: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description Internal error */
-            500: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
-            502: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
-            503: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    rotate: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description `wait=N` */
-                Prefer?: string;
-            };
-            path: {
-                /** @description The project's id */
-                project: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": {
-                    /** @description The new API key. Save it before you send it */
-                    api_key: string;
-                };
-            };
-        };
-        responses: {
-            /** @description Published */
-            202: {
-                headers: {
-                    Location?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        /** @description The rotation's id, with which its state can be read */
-                        rotation_id: string;
-                    };
-                };
-            };
-            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-            /** @description Forbidden at this gateway, or not in its grant (bad_signature, not_permitted, request_expired) */
+            /** @description Forbidden at this gateway, or not in its grant, or the project's customer key is refused (bad_signature, customer_key_refused, not_permitted, request_expired) */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -1513,7 +1518,143 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    rotate: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description `wait=N` */
+                Prefer?: string;
+            };
+            path: {
+                /** @description The project's id */
+                project: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /** @description The new API key. Save it before you send it */
+                    api_key: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Published */
+            202: {
+                headers: {
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        /** @description The rotation's id, with which its state can be read */
+                        rotation_id: string;
+                    };
+                };
+            };
+            /** @description The request is malformed (bad_seal, malformed_request, staged_body_missing, unknown_intake_key, unknown_source) */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description No API key, not the project's current one, no such project, or an invalid link (unauthorized) */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Forbidden at this gateway, or not in its grant, or the project's customer key is refused (bad_signature, customer_key_refused, not_permitted, request_expired) */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request's body was sent too slowly */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The request conflicts with the current state (already_enrolled, already_exists, archived_object, deleted_key, generation_mismatch, kek_reused, locked_object, source_changed) */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The body or the object is too large (body_too_large) */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The project uses its share of the gateway, or has too many requests without an outcome: try again later (too_many_requests) */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Internal error */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The stored object cannot be opened: it was changed, or Keyturn did not write it (corrupt_object, no_usable_wrap, unknown_algorithm, wraps_disagree) */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -1605,7 +1746,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
+            /** @description Try again later: storage or broker unavailable, the broker at an alarm, or too many requests (customer_key_unavailable, foreign_object, hidden_wrap, keyring_rolled_back, kms_unavailable, lease_mismatch, marks_unavailable, source_unavailable, storage_unavailable, unknown_master_key) */
             503: {
                 headers: {
                     [name: string]: unknown;

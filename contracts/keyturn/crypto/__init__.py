@@ -4,6 +4,7 @@
 | --- | --- |
 | `cobblestone` | the one AEAD format: whole messages, streams, single chunks (SPEC 3) |
 | `keys` | derivation of KEKs, and `Secret` (SPEC 2, 5.1) |
+| `customer_keys` | what binds a customer secret to its place in a KMS (SPEC 2.6) |
 | `wraps` | DEK wraps, records, tombstones (SPEC 4, 5.1, 8.7) |
 | `intake` | HPKE from publishers to workers (SPEC 2.5, 3.2, 6.4, 6.5) |
 | `signatures` | Ed25519 on requests, events, marks and evidence (SPEC 5.5, 6.3, 6.7, 15.1) |
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         seal,
         sealed_size,
     )
+    from keyturn.crypto.customer_keys import associated_data, encryption_context
     from keyturn.crypto.intake import (
         IntakeKey,
         IntakePublicKey,
@@ -88,6 +90,7 @@ else:
         __name__,
         "keyturn.crypto.base64",
         "keyturn.crypto.cobblestone",
+        "keyturn.crypto.customer_keys",
         "keyturn.crypto.intake",
         "keyturn.crypto.keys",
         "keyturn.crypto.links",
@@ -131,10 +134,12 @@ __all__ = [
     "VerifyKey",
     "admin_kek",
     "admin_kek_info",
+    "associated_data",
     "check_api_key",
     "commits_to",
     "composite_kek",
     "customer_secret_id",
+    "encryption_context",
     "expand_message",
     "expand_prk",
     "from_base64",

@@ -9,9 +9,10 @@
 
 | module | holds |
 | --- | --- |
-| `client` | `Client`: list, open, stat, upload, delete, link, rotate, rotation; an open object |
+| `client` | `Client`: list, open, stat, upload, delete, link, rotate, keys; an open object |
 | `listing` | pages of a listing, checked against what was requested; pure |
 | `links` | links that open, or upload, one object without the API key; pure |
+| `keys` | what a reader needs that opens objects by itself; pure |
 | `responses` | the meaning of a response's status, headers and problem document; pure |
 | `uploads` | `upload_to`: an upload by a link, without the API key; common parts of uploads |
 | `transport` | one pool of connections; sends each request once; errors without secrets |
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         OpenObject,
         RejectedKey,
     )
+    from keyturn.gateway.keys import GenerationKeys, ProjectKeys, WrappedSecret
     from keyturn.gateway.links import CiphertextLink, Link, UploadLink
     from keyturn.gateway.listing import ListedObject, ListedPrefix
     from keyturn.gateway.responses import ObjectInfo
@@ -54,6 +56,7 @@ else:
         __name__,
         "keyturn.errors",
         "keyturn.gateway.client",
+        "keyturn.gateway.keys",
         "keyturn.gateway.links",
         "keyturn.gateway.listing",
         "keyturn.gateway.responses",
@@ -67,12 +70,14 @@ __all__ = [
     "DeleteReceipt",
     "GatewayError",
     "GatewayUnavailableError",
+    "GenerationKeys",
     "IncompleteBodyError",
     "Link",
     "ListedObject",
     "ListedPrefix",
     "ObjectInfo",
     "OpenObject",
+    "ProjectKeys",
     "RejectedKey",
     "ResponseLostError",
     "UnencryptedGatewayWarning",
@@ -80,5 +85,6 @@ __all__ = [
     "UploadLink",
     "UploadPendingError",
     "UploadReceipt",
+    "WrappedSecret",
     "upload_to",
 ]

@@ -28,6 +28,7 @@ from keyturn.errors import (
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
 )
+from keyturn.gateway.keys import KEYS_MAX_BYTES, ProjectKeys, parse_keys
 from keyturn.gateway.links import (
     CIPHERTEXT_LINK_MAX_S,
     CiphertextLink,
@@ -575,6 +576,24 @@ class Client:
     async def _request_link(self, project: str, object_key: str, body: bytes) -> dict[str, Any]:
         path = f"{_object_path(project, object_key)}/links"
         return await self._requests.read("POST", path, body=body, done=_CREATED)
+
+    async def keys(self, project: str) -> ProjectKeys:
+        """Return what a reader needs that opens the project's objects by itself.
+
+        If the project has a customer key, the reader decrypts each `wrapped` with credentials of
+        its own for the customer's KMS, and gives the secrets to `keyturn.open`.
+
+        Args:
+            project: The project's id (SPEC 1).
+
+        Raises:
+            MalformedRequestError: the project does not have the form of SPEC 1.
+            UnauthorizedError: not the project's current API key, or no such project.
+            CodedError: any other rejection by the gateway.
+            GatewayError: the gateway cannot be reached, or its response is not valid.
+        """
+        path = _project_path(project, "keys")
+        return parse_keys(await self._requests.read("GET", path, max_bytes=KEYS_MAX_BYTES))
 
     async def rotate(self, project: str, new_api_key: ApiKey) -> str:
         """Request a rotation of the project's key; return the rotation's id.

@@ -16,6 +16,9 @@ derives the project's user KEK from the API key and the pepper, unwraps the obje
 decrypts the bytes itself. It needs no operator's key, no keyring and no bucket credentials. Reading
 a whole object takes one request to the storage.
 
+If the project has a customer key, the reader also needs the customer secret. It decrypts that with
+credentials of its own for the customer's KMS, from what `keyturn.gateway.Client.keys` returns.
+
 | module | holds |
 | --- | --- |
 | `reader` | `Reader` and `open_object` |

@@ -5,14 +5,14 @@ presigned URL.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
 from pydantic import SecretStr
 
 from keyturn.api_key import ApiKey, secret_text
-from keyturn.crypto.keys import Kek, user_kek
+from keyturn.crypto.keys import CUSTOMER_SECRET_BYTES, Kek, Secret, user_kek
 from keyturn.errors import MalformedRequestError
 from keyturn.gateway.links import CiphertextLink
 from keyturn.gateway.responses import ByteRange, is_web_address
@@ -31,13 +31,21 @@ from keyturn.open.unwrap import user_dek
 class Reader:
     """Opens the objects of one project by ciphertext links. Made by `connect`.
 
-    Safe for concurrent use. It keeps the project's user KEK, not the API key.
+    Safe for concurrent use. It keeps the project's user KEK, not the API key, and the customer
+    secrets that it was given.
     """
 
-    def __init__(self, transport: Transport, project: str, kek: Kek) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        project: str,
+        kek: Kek,
+        customer_secrets: tuple[Secret, ...] = (),
+    ) -> None:
         self._transport = transport
         self._project = project
         self._kek = kek
+        self._customer_secrets = customer_secrets
 
     @classmethod
     @asynccontextmanager
@@ -47,6 +55,7 @@ class Reader:
         api_key: ApiKey,
         *,
         pepper: ApiKey = "",
+        customer_secrets: Iterable[bytes] = (),
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         max_connections: int = MAX_CONNECTIONS,
@@ -58,16 +67,19 @@ class Reader:
             project: The project's id (SPEC 1).
             api_key: The API key that the links' metadata was written under.
             pepper: The deployment's `KEYTURN_PEPPER`.
+            customer_secrets: For a project with a customer key, the secrets that the customer's
+                KMS decrypted, 32 bytes each: `keyturn.gateway.Client.keys` has what it needs.
             connect_timeout_s: Seconds to make one connection.
             idle_timeout_s: Seconds without progress after which a request fails.
             max_connections: Connections at once; further requests wait for one.
             tls: The authorities that verify the storage's certificate; the system's by default.
 
         Raises:
-            MalformedRequestError: the project or the API key does not have the form of SPEC 1.
+            MalformedRequestError: the project or the API key does not have the form of SPEC 1, or
+                a customer secret is not 32 bytes long.
             SettingsError: aiohttp is not installed.
         """
-        kek = _user_kek(project, api_key, pepper)
+        kek, secrets = _user_kek(project, api_key, pepper), _secrets(customer_secrets)
         async with Transport.open(
             None,
             connect_timeout_s=connect_timeout_s,
@@ -75,7 +87,7 @@ class Reader:
             max_connections=max_connections,
             tls=tls,
         ) as transport:
-            yield cls(transport, project, kek)
+            yield cls(transport, project, kek, secrets)
 
     @asynccontextmanager
     async def open(
@@ -103,7 +115,7 @@ class Reader:
         Raises:
             MalformedRequestError: the key, the range or the link is not valid.
             NoUsableWrapError: the API key, the pepper or the object key does not match the link's
-                metadata.
+                metadata, or the object needs a customer secret that was not given.
             CorruptObjectError: the stored bytes or the metadata do not authenticate.
             UnknownAlgorithmError: the object is of a later version.
             NotFoundError: the object was deleted.
@@ -119,7 +131,13 @@ class Reader:
             check_object_key(object_key)
         except ValueError as exc:
             raise MalformedRequestError(str(exc)) from exc
-        dek = user_dek(metadata, self._kek, project=self._project, object_key=object_key)
+        dek = user_dek(
+            metadata,
+            self._kek,
+            project=self._project,
+            object_key=object_key,
+            customer_secrets=self._customer_secrets,
+        )
         source = Source(StoredBody(self._transport, url), metadata, dek)
         opening = open_whole(source) if span.is_whole else open_range(source, span)
         async with opening as opened:
@@ -134,6 +152,7 @@ async def open_object(
     object_key: str,
     api_key: ApiKey,
     pepper: ApiKey = "",
+    customer_secrets: Iterable[bytes] = (),
     start: int = 0,
     length: int | None = None,
 ) -> AsyncIterator[DecryptedObject]:
@@ -147,6 +166,7 @@ async def open_object(
         object_key: The object's key, 1 to 900 bytes of UTF-8.
         api_key: The API key that the link's metadata was written under.
         pepper: The deployment's `KEYTURN_PEPPER`.
+        customer_secrets: As for `Reader.connect`.
         start: The first byte; a negative one counts from the object's end.
         length: The maximum of bytes, or None for all from `start` on.
 
@@ -157,7 +177,9 @@ async def open_object(
         CodedError, GatewayError: as `Reader.connect` and `Reader.open`.
     """
     async with (
-        Reader.connect(project, api_key, pepper=pepper) as reader,
+        Reader.connect(
+            project, api_key, pepper=pepper, customer_secrets=customer_secrets
+        ) as reader,
         reader.open(link, object_key, start=start, length=length) as opened,
     ):
         yield opened
@@ -170,6 +192,15 @@ def _user_kek(project: str, api_key: ApiKey, pepper: ApiKey) -> Kek:
         return user_kek(secret_text(api_key), project, secret_text(pepper))
     except ValueError as exc:
         raise MalformedRequestError(str(exc)) from None
+
+
+def _secrets(given: Iterable[bytes]) -> tuple[Secret, ...]:
+    secrets = tuple(given)
+    if any(
+        not isinstance(secret, bytes) or len(secret) != CUSTOMER_SECRET_BYTES for secret in secrets
+    ):
+        raise MalformedRequestError(f"a customer secret is {CUSTOMER_SECRET_BYTES} bytes long")
+    return tuple(Secret(secret) for secret in secrets)
 
 
 def _parts(link: CiphertextLink | Mapping[str, Any]) -> tuple[SecretStr, Mapping[str, str]]:

@@ -118,6 +118,7 @@ _ATTACKERS = {
     "an old API key",
     "the logs, metrics, traces",
     "the master key",
+    "the master key and the API key of a project with a customer key, without that key",
     "an operator's machine",
     "no key: only the address of a gateway or of a console",
     "a page in an operator's browser, or an account without a role",

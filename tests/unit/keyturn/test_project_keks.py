@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,15 @@ def test_what_was_written_is_read() -> None:
     assert parse_project_keks(build_project_keks(KEKS)) == KEKS
 
 
+def test_composites_are_beside_the_plain_keks() -> None:
+    secret_id = "5f0c1a7be2d94386"
+    keks = replace(KEKS, composites={("m1", secret_id): Secret(b"c" * 32)})
+    document = json.loads(build_project_keks(keks))
+    composite = {"id": "m1", "customer_secret_id": secret_id, "kek": to_base64(b"c" * 32)}
+    assert document["admin_keks"] == [*_document()["admin_keks"], composite]
+    assert parse_project_keks(json.dumps(document)) == keks
+
+
 def test_neither_a_repr_nor_an_error_shows_a_kek() -> None:
     kek = to_base64(bytes(range(32)))
     assert kek not in repr(KEKS)
@@ -65,6 +75,8 @@ _KEK = to_base64(bytes(32))
         ({"admin_keks": [{"id": "m1", "kek": _KEK, "x": 1}]}, "each entry of admin_keks"),
         ({"admin_keks": [{"id": "m1", "kek": _KEK + "\n"}]}, "not standard base64"),
         ({"admin_keks": [{"id": "m1", "kek": _KEK}] * 2}, "twice"),
+        ({"admin_keks": [{"id": "m1", "kek": _KEK, "customer_secret_id": "5f"}]}, "16 hex digits"),
+        ({"admin_keks": [{"id": "m1", "kek": _KEK, "customer_secret_id": 7}]}, "16 hex digits"),
     ],
 )
 def test_another_form_is_refused(changed: dict[str, Any], rule: str) -> None:

@@ -109,6 +109,13 @@ ApiKeyFile = Annotated[
     Path | None,
     typer.Option(help="File with the project's API key. Default: KEYTURN_API_KEY, then a prompt."),
 ]
+CustomerSecretFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with customer secrets, for a project with a customer key: the base64 of 32 "
+        "bytes on each line, as the customer's KMS decrypts them."
+    ),
+]
 GatewayUrl = Annotated[
     str | None,
     typer.Option(

@@ -29,6 +29,7 @@ from keyturn_workers.cli.arguments import (
     DURATION_FORM,
     ApiKeyFile,
     AsJsonText,
+    CustomerSecretFile,
     GatewayUrl,
     ObjectKey,
     Project,
@@ -51,6 +52,8 @@ from keyturn_workers.cli.output import (
     to_seconds,
     transfer_progress,
 )
+from keyturn_workers.cli.secrets import read_customer_secrets
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.master_keys.providers import open_operator_keys
 from keyturn_workers.offline.download import OperatorAccess, open_object
@@ -87,6 +90,7 @@ def download(
     ] = None,
     as_operator: AsOperator = False,
     reason: Reason = None,
+    customer_secret_file: CustomerSecretFile = None,
     gateway: GatewayUrl = None,
     api_key_file: ApiKeyFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -96,10 +100,13 @@ def download(
     Downloads through a gateway, with the project's API key. An operator may read the bucket
     instead, with the master keys (--as-operator).
     """
-    check_access_options(reason, gateway, api_key_file, as_operator=as_operator)
+    secrets = check_access_options(
+        reason, gateway, api_key_file, customer_secret_file, as_operator=as_operator
+    )
     target = _target(key, output, force=force)
     if as_operator:
-        asyncio.run(_download_as_operator(OperatorSettings.read(), project, key, target, reason))
+        settings = OperatorSettings.read()
+        asyncio.run(_download_as_operator(settings, project, key, target, reason, secrets))
     else:
         access = gateway_access(project, gateway, api_key_file)
         asyncio.run(_download_by_gateway(access, project, key, target))
@@ -120,12 +127,17 @@ def _target(key: str, output: Path | None, *, force: bool) -> Path | None:
 
 
 def check_access_options(
-    reason: str | None, gateway: str | None, api_key_file: Path | None, *, as_operator: bool
-) -> None:
-    """Refuse options that contradict each other.
+    reason: str | None,
+    gateway: str | None,
+    api_key_file: Path | None,
+    customer_secret_file: Path | None,
+    *,
+    as_operator: bool,
+) -> GivenSecrets:
+    """Refuse options that contradict each other; return the customer secrets in the file.
 
     Raises:
-        typer.BadParameter: names them.
+        typer.BadParameter: names the options, or the line of the file that is malformed.
     """
     if as_operator:
         refuse_gateway_options(gateway, api_key_file)
@@ -133,15 +145,23 @@ def check_access_options(
         raise typer.BadParameter(
             "--as-operator requires --reason, and --reason requires --as-operator"
         )
+    if customer_secret_file is not None and not as_operator:
+        raise typer.BadParameter("--customer-secret-file requires --as-operator")
+    return GivenSecrets(read_customer_secrets(customer_secret_file))
 
 
 async def _download_as_operator(
-    settings: OperatorSettings, project: str, key: str, target: Path | None, reason: str | None
+    settings: OperatorSettings,
+    project: str,
+    key: str,
+    target: Path | None,
+    reason: str | None,
+    secrets: GivenSecrets,
 ) -> None:
     async with (
         command_audit(AuditSettings.read(), "download", reason) as audit,
         open_bucket(settings, max_connections=_CONNECTIONS) as storage,
-        operator_access(settings, storage, audit, project) as access,
+        operator_access(settings, storage, audit, project, secrets) as access,
         open_object(storage, key, access) as opened,
         # No plaintext is written before the broker has the record.
         audit.act("object.opened_as_operator", project=project, object_key=key),
@@ -151,13 +171,17 @@ async def _download_as_operator(
 
 @asynccontextmanager
 async def operator_access(
-    settings: OperatorSettings, storage: Storage, audit: CommandAudit, project: str
+    settings: OperatorSettings,
+    storage: Storage,
+    audit: CommandAudit,
+    project: str,
+    secrets: GivenSecrets,
 ) -> AsyncIterator[OperatorAccess]:
     """Yield access to a project's objects by the operator's keys. The caller records its uses."""
     async with open_operator_keys(
         settings, storage, seals=False, on_derived=audit.kek_derived
     ) as keys:
-        yield OperatorAccess(project, keys)
+        yield OperatorAccess(project, keys, secrets)
 
 
 async def _download_by_gateway(

@@ -22,7 +22,14 @@ from keyturn.errors import CodedError, GatewayError, SettingsError, TransientErr
 from keyturn.gateway.listing import ListedObject
 from keyturn.identifiers import has_control_characters, object_s3_key
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, GatewayUrl, Project, Reason
+from keyturn_workers.cli.arguments import (
+    ApiKeyFile,
+    AsJson,
+    CustomerSecretFile,
+    GatewayUrl,
+    Project,
+    Reason,
+)
 from keyturn_workers.cli.audit import command_audit
 from keyturn_workers.cli.bucket import open_bucket, optional_task
 from keyturn_workers.cli.download import (
@@ -40,6 +47,7 @@ from keyturn_workers.cli.output import (
     print_rows,
     transfer_progress,
 )
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.errors import first_error
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.offline.download import OperatorAccess, open_object
@@ -79,6 +87,7 @@ def export(
     ],
     as_operator: AsOperator = False,
     reason: Reason = None,
+    customer_secret_file: CustomerSecretFile = None,
     gateway: GatewayUrl = None,
     api_key_file: ApiKeyFile = None,
     endpoint_url: Annotated[
@@ -104,10 +113,12 @@ def export(
     lines) has each object's key, path, size, SHA-256, content type and metadata. Exits with 0 only
     if every object was opened to its end and has the expected size.
     """
-    check_access_options(reason, gateway, api_key_file, as_operator=as_operator)
+    secrets = check_access_options(
+        reason, gateway, api_key_file, customer_secret_file, as_operator=as_operator
+    )
     run = _Run(project, _parse_target(destination, endpoint_url), concurrency)
     if as_operator:
-        report = asyncio.run(_export_as_operator(OperatorSettings.read(), run, reason))
+        report = asyncio.run(_export_as_operator(OperatorSettings.read(), run, reason, secrets))
     else:
         access = gateway_access(project, gateway, api_key_file)
         report = asyncio.run(_export_by_gateway(access, run))
@@ -145,12 +156,12 @@ def _parse_target(destination: str, endpoint_url: str | None) -> Path | _Bucket:
 
 
 async def _export_as_operator(
-    settings: OperatorSettings, run: _Run, reason: str | None
+    settings: OperatorSettings, run: _Run, reason: str | None, secrets: GivenSecrets
 ) -> ExportReport:
     async with (
         command_audit(AuditSettings.read(), "export", reason) as audit,
         _source_bucket(settings, run) as storage,
-        operator_access(settings, storage, audit, run.project) as access,
+        operator_access(settings, storage, audit, run.project, secrets) as access,
         # One record for all objects of the project.
         audit.act("object.opened_as_operator", project=run.project),
     ):

@@ -8,7 +8,7 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto.keys import Secret, master_prk, record_kek_info
+from keyturn.crypto.keys import Secret, composite_kek, master_prk, record_kek_info
 from keyturn.errors import (
     KmsUnavailableError,
     SettingsError,
@@ -33,6 +33,7 @@ from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn.settings import PREFIX
 from keyturn_workers.cli.arguments import (
     AsJson,
+    CustomerSecretFile,
     Project,
     Reason,
     validate_reason,
@@ -42,10 +43,12 @@ from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import Row, print_line, print_rows
-from keyturn_workers.cli.secrets import write_secret
+from keyturn_workers.cli.secrets import read_customer_secrets, write_secret
 from keyturn_workers.cli.settings import MasterKeySettings, StatusSettings
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.key_uris import KeyUri, Pkcs11Uri, VaultUri, parse_key_uri
+from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.keyring.store import parse_keyring
 from keyturn_workers.keys.master_keys.known_text import RESERVED_PROJECT, check_known_text
@@ -527,17 +530,28 @@ def export_project(
             "Default: the one that the project's keyring names.",
         ),
     ] = None,
+    customer_secret_file: CustomerSecretFile = None,
 ) -> None:
     """Write one project's admin KEK to a file.
 
     For `keyturn verify`. The file opens every object of the project, and nothing of any other
     project. The export is recorded in the audit trail first (KEYTURN_AMQP_URL,
     KEYTURN_EVENT_KEY).
+
+    If the project has a customer key, give its secrets (--customer-secret-file). What the file
+    opens then does not end when the customer disables the key, but with the next rotation to
+    another customer key.
     """
     if out.exists():
         raise CommandError(f"{out} already exists")
-    keks = asyncio.run(_export(OperatorSettings.read(), project, master_key, out, reason))
+    secrets = GivenSecrets(read_customer_secrets(customer_secret_file))
+    keks = asyncio.run(_export(OperatorSettings.read(), project, master_key, out, reason, secrets))
     note(f"admin KEK of {project} under {', '.join(keks.admin_keks)} written to {out}: {reason}")
+    if keks.composites:
+        note(
+            "the file opens the project even after its customer key is disabled: only a rotation "
+            "to another customer key ends that"
+        )
 
 
 async def _export(
@@ -546,9 +560,10 @@ async def _export(
     master_keys: list[str] | None,
     out: Path,
     reason: str,
+    secrets: GivenSecrets,
 ) -> ProjectKeks:
     async with command_audit(AuditSettings.read(), "keys export-project", reason) as audit:
-        keks = await _derive(settings, project, master_keys, audit)
+        keks = await _derive(settings, project, master_keys, audit, secrets)
         async with AsyncExitStack() as acts:
             for name in keks.admin_keks:
                 act = audit.act("project_kek.exported", project=project, master_key=name)
@@ -562,14 +577,29 @@ async def _derive(
     project: str,
     master_keys: list[str] | None,
     audit: CommandAudit,
+    secrets: GivenSecrets,
 ) -> ProjectKeks:
     async with (
         open_bucket(settings, max_connections=2) as storage,
         open_operator_keys(settings, storage, seals=False, on_derived=audit.kek_derived) as keys,
     ):
-        names = master_keys or [await _keyring_master_key(storage, keys, project)]
+        keyring = await _read_keyring(storage, keys, project, required=not master_keys)
+        names = master_keys or ([] if keyring is None else [keyring.master_key])
         keks = {name: await _admin_kek(keys, name, project) for name in names}
-    return ProjectKeks(project, format_time(datetime.now(UTC)), keks)
+    composites = {} if keyring is None else _composites(keyring, keks, secrets)
+    return ProjectKeks(project, format_time(datetime.now(UTC)), keks, composites)
+
+
+def _composites(
+    keyring: Keyring, keks: Mapping[str, Secret], secrets: GivenSecrets
+) -> dict[tuple[str, str], Secret]:
+    """Return the KEKs of wraps that need a customer secret, by the ids of both of their inputs."""
+    given = secrets.require_all(keyring)
+    return {
+        (name, secret_id): composite_kek(kek, secret, "admin", keyring.project, secret_id)
+        for secret_id, secret in given.items()
+        for name, kek in keks.items()
+    }
 
 
 async def _admin_kek(keys: OperatorKeys, master_key: str, project: str) -> Secret:
@@ -578,12 +608,15 @@ async def _admin_kek(keys: OperatorKeys, master_key: str, project: str) -> Secre
     return await keys.admin_kek(master_key, project)
 
 
-async def _keyring_master_key(storage: Storage, keys: OperatorKeys, project: str) -> str:
-    """Return the id of the master key that the keyring names, and opens under."""
+async def _read_keyring(
+    storage: Storage, keys: OperatorKeys, project: str, *, required: bool
+) -> Keyring | None:
     try:
         _, body = await storage.read(keyring_s3_key(project))
     except MissingError as exc:
+        if not required:
+            return None
         raise UnknownProjectError(
             "the project has no keyring; specify its master key with --master-key"
         ) from exc
-    return (await parse_keyring(body, project, keys)).master_key
+    return await parse_keyring(body, project, keys)

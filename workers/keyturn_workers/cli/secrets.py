@@ -16,16 +16,19 @@ from typing import Final
 import typer
 from pydantic import SecretStr
 
-from keyturn.crypto.keys import new_api_key, user_kek
+from keyturn.crypto.base64 import from_base64
+from keyturn.crypto.keys import CUSTOMER_SECRET_BYTES, Secret, new_api_key, user_kek
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_line
 from keyturn_workers.cli.settings import ApiKeySettings
 
 _OWNER_ONLY: Final = 0o600
 _MAX_BYTES: Final = 4096
+MANY_MAX_BYTES: Final = 256 * 1024
+"""Room for more than a thousand KEKs or customer secrets."""
 
 
-def read_secret(path: Path) -> str:
+def read_secret(path: Path, max_bytes: int = _MAX_BYTES) -> str:
     """Return the text of a small file with a secret.
 
     Raises:
@@ -33,13 +36,38 @@ def read_secret(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise typer.BadParameter(f"{path}: longer than {_MAX_BYTES} bytes")
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise typer.BadParameter(f"{path}: longer than {max_bytes} bytes")
         return data.decode()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
         raise typer.BadParameter(f"{path}: {reason}") from None
+
+
+def read_customer_secrets(path: Path | None) -> tuple[Secret, ...]:
+    """Return the customer secrets in a file, one a line; none without a file.
+
+    Raises:
+        typer.BadParameter: a line is not the base64 of 32 bytes. It repeats nothing of the line.
+    """
+    secrets = []
+    lines = [] if path is None else read_secret(path, MANY_MAX_BYTES).splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            secret = from_base64(line.strip())
+        except ValueError:
+            secret = b""
+        if len(secret) != CUSTOMER_SECRET_BYTES:
+            raise typer.BadParameter(
+                f"{path}, line {number}: not the base64 of {CUSTOMER_SECRET_BYTES} bytes"
+            )
+        secrets.append(Secret(secret))
+    if path is not None and not secrets:
+        raise typer.BadParameter(f"{path}: it has no customer secret")
+    return tuple(secrets)
 
 
 def write_secret(

@@ -5,6 +5,7 @@ The check itself is in `offline.verify`, which shares no code with the workers' 
 """
 
 import asyncio
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,19 +18,31 @@ from keyturn.crypto.keys import kek_id, user_kek
 from keyturn.identifiers import format_time
 from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import S3Settings
-from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, Project
+from keyturn_workers.cli.arguments import ApiKeyFile, AsJson, CustomerSecretFile, Project
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import print_json, print_line, print_rows, progress_display
-from keyturn_workers.cli.secrets import read_api_key, read_secret
+from keyturn_workers.cli.secrets import (
+    MANY_MAX_BYTES,
+    read_api_key,
+    read_customer_secrets,
+    read_secret,
+)
 from keyturn_workers.cli.settings import ProjectKekSettings, ReaderSettings
 from keyturn_workers.offline.verify.object_check import VerificationKeys
-from keyturn_workers.offline.verify.project_check import check_project
+from keyturn_workers.offline.verify.project_check import check_project, find_secret_ids
 from keyturn_workers.offline.verify.report import VerifyReport
 
 _COLUMNS: Final = ("s3_key", "version", "kind", "state", "code", "detail")
 _SHOWN: Final = 20
 _SHOWN_AS_JSON: Final = 1000
+_SECRET_ID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+def _parse_secret_id(value: str) -> str:
+    if _SECRET_ID.fullmatch(value) is None:
+        raise typer.BadParameter("the id of a customer secret has 16 hex digits")
+    return value
 
 
 def verify(
@@ -40,6 +53,16 @@ def verify(
         typer.Option(
             help="File written by `keyturn keys export-project`: check the admin wraps instead. "
             "Default: KEYTURN_PROJECT_KEK, if set."
+        ),
+    ] = None,
+    customer_secret_file: CustomerSecretFile = None,
+    customer_secret_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            parser=_parse_secret_id,
+            metavar="ID",
+            help="The id of a customer secret that the project had, besides those that its "
+            "evidence in the bucket names; may be repeated. Only with --expect-gone.",
         ),
     ] = None,
     expect_gone: Annotated[
@@ -86,13 +109,24 @@ def verify(
     objects open.
 
     With --expect-gone, searches every enc- value for a wrap that the key opens, whatever its
-    labels say, and exits with 0 only if there is none.
+    labels say, and exits with 0 only if there is none. For a project that ever had a customer key,
+    also give the secret of each (--customer-secret-file): without them, the result is undecided.
     """
+    if customer_secret_id and not expect_gone:
+        raise typer.BadParameter("--customer-secret-id applies only with --expect-gone")
+    secrets = read_customer_secrets(customer_secret_file)
     settings = S3Settings.read()
     keys = _read_keys(project, api_key_file, admin_kek_file, tuple(generation or ()))
     _check_kek_id(keys, kek_id_option)
+    keys = keys.with_secrets(secrets)
     shown = limit or (_SHOWN_AS_JSON if as_json else _SHOWN)
-    report = VerifyReport("gone" if expect_gone else "opens", allow_plaintext, shown)
+    report = VerifyReport(
+        "gone" if expect_gone else "opens",
+        allow_plaintext,
+        shown,
+        secret_ids=set(customer_secret_id or ()),
+        given_secret_ids=keys.secret_ids,
+    )
     started_at = format_time(datetime.now(UTC))
     asyncio.run(_check(settings, keys, report, concurrency))
     document = {
@@ -119,7 +153,7 @@ def _read_keys(
     keks: ProjectKeks | None = None
     if admin_kek_file is not None:
         try:
-            keks = parse_project_keks(read_secret(admin_kek_file))
+            keks = parse_project_keks(read_secret(admin_kek_file, MANY_MAX_BYTES))
         except ValueError as exc:  # its text names the rule, never the key
             raise typer.BadParameter(f"{admin_kek_file}: {exc}") from None
     elif api_key_file is None:
@@ -131,7 +165,7 @@ def _read_keys(
         return VerificationKeys(project, "user", {"": kek}, generations)
     if keks.project != project:
         raise typer.BadParameter(f"the admin KEK is that of {keks.project}, not of {project}")
-    return VerificationKeys(project, "admin", keks.admin_keks, generations)
+    return VerificationKeys(project, "admin", keks.admin_keks, generations, keks.composites)
 
 
 def _check_kek_id(keys: VerificationKeys, expected: str | None) -> None:
@@ -158,6 +192,8 @@ async def _check(
     with progress_display(*columns) as progress:
         task = progress.add_task("", total=None)
         async with open_bucket(settings, max_connections=concurrency + 1) as storage:
+            if report.expectation == "gone":
+                report.secret_ids |= await find_secret_ids(storage, keys.project)
             await check_project(
                 storage,
                 keys,

@@ -33,6 +33,7 @@ from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.gateway.auth import AuthenticationError, Authenticator
 from keyturn_workers.gateway.deletes import DeleteRoutes
 from keyturn_workers.gateway.description import DOCS_HEADERS, docs_page, openapi_json
+from keyturn_workers.gateway.keys import KeysRoutes
 from keyturn_workers.gateway.links import LinkRoutes
 from keyturn_workers.gateway.listing import ListingRoutes
 from keyturn_workers.gateway.metrics import GatewayMetrics
@@ -60,6 +61,7 @@ OBJECTS: Final = "/v1/projects/{project}/objects/{key:any_text}"
 LISTING: Final = "/v1/projects/{project}/objects"
 LINKS: Final = "/v1/projects/{project}/objects/{key:any_text}/links"
 DELETES: Final = "/v1/projects/{project}/deletes"
+KEYS: Final = "/v1/projects/{project}/keys"
 ROTATIONS: Final = "/v1/projects/{project}/rotations"
 ROTATION: Final = "/v1/projects/{project}/rotations/{rotation_id}"
 _METHODS: Final = ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS")
@@ -103,6 +105,7 @@ class Gateway:
         self.deletes = DeleteRoutes(settings, auth, self.limit, publisher, opener)
         self.rotations = RotationRoutes(settings, auth, self.limit, publisher, sweeps)
         self._listing = ListingRoutes(auth, self.limit, storage)
+        self._keys = KeysRoutes(auth, settings.deployment)
         self._links = LinkRoutes(settings, auth, self.limit, opener)
         self._objects = ObjectRoutes(
             auth,
@@ -127,6 +130,7 @@ class Gateway:
             # After the objects: any method but POST is for an object whose key ends with `/links`.
             Route(LINKS, self._links.post, methods=["POST"], name="links"),
             Route(DELETES, self.deletes.post, methods=["POST"], name="deletes"),
+            Route(KEYS, self._keys.get, methods=["GET"], name="keys"),
             Route(ROTATIONS, self.rotations.post, methods=["POST"], name="rotations"),
             Route(ROTATION, self.rotations.get, methods=["GET"], name="rotation"),
             *_public_routes(self._metrics, _Readiness(checks)),

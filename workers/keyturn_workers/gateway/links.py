@@ -13,6 +13,7 @@ import math
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,9 +89,9 @@ class LinkRoutes:
             )
             if body.method == "GET" and (body.max_bytes, body.content_type) != (None, None):
                 raise MalformedRequestError("max_bytes and content_type: only for method PUT")
-            if body.method == "GET" and body.kind == "ciphertext":
-                return await self._ciphertext_link(caller, object_key, body)
-            return self._object_link(request, caller, object_key, body)
+            if body.method == "PUT" or body.kind == "object":
+                return self._object_link(request, caller, object_key, body)
+        return await self._ciphertext_link(caller, object_key, body)
 
     def _object_link(
         self, request: Request, caller: Caller, object_key: str, body: LinkBody
@@ -123,7 +124,10 @@ class LinkRoutes:
         if body.inline:
             raise MalformedRequestError("inline: not for a link to the ciphertext")
         expires_s = min(body.expires_s, CIPHERTEXT_MAX_S)
-        async with self._opener.open(caller, object_key, start_bytes=HEADER_BYTES) as reader:
+        hold = partial(self._limit.hold, caller.project)
+        async with self._opener.open(
+            caller, object_key, start_bytes=HEADER_BYTES, hold=hold
+        ) as reader:
             if not isinstance(reader, EncryptedReader):
                 raise MalformedRequestError(
                     "kind: only an object encrypted with Cobblestone-256 has a ciphertext link"

@@ -10,10 +10,17 @@ chunks of another body at the same key do not decrypt, so a read can resume on a
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Final, Protocol
 
 from keyturn import metadata as object_metadata
@@ -38,7 +45,10 @@ from keyturn.errors import (
 from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Wraps, stored_at
 from keyturn.tasks import gather_all
+from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.body_stream import read_first_bytes
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.errors import (
     ArchivedError,
     MissingError,
@@ -363,26 +373,57 @@ class StoredObject:
     is_tombstone: bool = False
 
 
+class _NewerKeyringError(Exception):
+    """The object is of a newer keyring with other customer keys: open it again as this caller."""
+
+    def __init__(self, caller: Caller) -> None:
+        super().__init__()
+        self.caller = caller
+
+
 class ObjectOpener:
     """Opens objects of one bucket.
 
     `auth` reads the keyring again if an object is newer than the caller's snapshot of it.
     """
 
-    def __init__(self, storage: Storage, auth: Authenticator, keys: KekDeriver) -> None:
+    def __init__(
+        self, storage: Storage, auth: Authenticator, keys: KekDeriver, customer_keys: CustomerKeys
+    ) -> None:
         self._storage = storage
         self._auth = auth
         self._keys = keys
+        self._customer_keys = customer_keys
+
+    async def require_customer_key(self, caller: Caller) -> None:
+        """Check that the project's customer key is available, if it has one.
+
+        It may wait for the key's store: call it without a place that other projects need.
+
+        Raises:
+            CustomerKeyRefusedError, CustomerKeyUnavailableError: the secret is not given.
+        """
+        await self._customer_keys.unlock(caller.snapshot.keyring)
 
     @asynccontextmanager
     async def open(
-        self, caller: Caller, object_key: str, *, start_bytes: int | None
+        self,
+        caller: Caller,
+        object_key: str,
+        *,
+        start_bytes: int | None,
+        hold: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> AsyncIterator[ObjectReader]:
         """Yield a reader of the object, whose header commits to its DEK.
 
-        `start_bytes` is how much to read first; None opens a stream of the whole object.
+        `start_bytes` is how much to read first; None opens a stream of the whole object. `hold`
+        acquires the caller's place: it is held until the block ends, and never while a customer
+        key's store is waited for. Then the place and the connection are released, and the object
+        is read again.
 
         Raises:
+            CustomerKeyRefusedError, CustomerKeyUnavailableError: a secret that it needs is not
+                given.
             NotFoundError: there is no object, or a tombstone.
             NoUsableWrapError, CorruptObjectError, UnknownAlgorithmError: see SPEC 4.
             UnauthorizedError: the caller's key has been rotated.
@@ -391,32 +432,61 @@ class ObjectOpener:
         """
         if is_alias(object_key, self._storage.capabilities):
             raise NotFoundError("no object has this key")
-        s3_key = object_s3_key(caller.project, object_key)
         try:
             async with AsyncExitStack() as stack:
-                rest: AsyncIterator[bytes] | None = None
-                if start_bytes is None:
-                    stream = await stack.enter_async_context(self._storage.stream(s3_key))
-                    rest = stream.chunks(None)
-                    try:
-                        head, start = stream.head, await read_first_bytes(rest)
-                    except StorageUnavailableError:
-                        rest = None  # the connection broke: start over, as a reader would
-                if rest is None:
-                    size_bytes = START_BYTES if start_bytes is None else start_bytes
-                    head, start = await self._storage.read_start(s3_key, size_bytes)
-                opened = await self._open_dek(caller, object_key, head, start)
-                if opened is None:
-                    # A reader of plaintext opens its own connection. Holding this one meanwhile
-                    # could exhaust the pool, with every reader waiting for another connection.
-                    await stack.aclose()
-                yield self._reader(s3_key, head, start, opened, rest)
+                opening = partial(self._open_held, object_key, start_bytes, hold, stack)
+                yield await self._open_with_secrets(caller, opening)
         except MissingError as exc:
             raise NotFoundError("no object has this key") from exc
         except ArchivedError as exc:
             raise ArchivedObjectError("restore the object from its archive first") from exc
         except StorageResponseError as exc:
             raise StorageUnavailableError(str(exc)) from exc
+
+    async def _open_with_secrets(
+        self, caller: Caller, opening: Callable[[Caller, CustomerSecrets], Awaitable[ObjectReader]]
+    ) -> ObjectReader:
+        """Open an object with the customer secrets that it needs, by the caller's keyring."""
+        while True:
+            keyring = caller.snapshot.keyring
+            try:
+                return await self._customer_keys.open_with(keyring, partial(opening, caller))
+            except _NewerKeyringError as newer:
+                caller = newer.caller
+
+    async def _open_held(
+        self,
+        object_key: str,
+        start_bytes: int | None,
+        hold: Callable[[], AbstractContextManager[None]],
+        stack: AsyncExitStack,
+        caller: Caller,
+        secrets: CustomerSecrets,
+    ) -> ObjectReader:
+        """Open an object; what a failed attempt holds is released, what remains goes to `stack`."""
+        s3_key = object_s3_key(caller.project, object_key)
+        async with AsyncExitStack() as held:
+            held.enter_context(hold())
+            connection = await held.enter_async_context(AsyncExitStack())
+            rest: AsyncIterator[bytes] | None = None
+            if start_bytes is None:
+                stream = await connection.enter_async_context(self._storage.stream(s3_key))
+                rest = stream.chunks(None)
+                try:
+                    head, start = stream.head, await read_first_bytes(rest)
+                except StorageUnavailableError:
+                    rest = None  # the connection broke: start over, as a reader would
+            if rest is None:
+                size_bytes = START_BYTES if start_bytes is None else start_bytes
+                head, start = await self._storage.read_start(s3_key, size_bytes)
+            opened = await self._open_dek(caller, secrets, object_key, head, start)
+            if opened is None:
+                # A reader of plaintext opens its own connection. Holding this one meanwhile
+                # could exhaust the pool, with every reader waiting for another connection.
+                await connection.aclose()
+            reader = self._reader(s3_key, head, start, opened, rest)
+            await stack.enter_async_context(held.pop_all())
+            return reader
 
     async def require_unused_key(self, caller: Caller, object_key: str) -> None:
         """Refuse a key that has been used: it never gets another body (SPEC 4.4, 9.3).
@@ -477,7 +547,12 @@ class ObjectOpener:
         return EncryptedReader(self._storage, s3_key, head, start, chunks, size_bytes, rest)
 
     async def _open_dek(
-        self, caller: Caller, object_key: str, head: ObjectHead, start: bytes
+        self,
+        caller: Caller,
+        secrets: CustomerSecrets,
+        object_key: str,
+        head: ObjectHead,
+        start: bytes,
     ) -> OpenedDek | None:
         envelope = object_metadata.parse(head.metadata)
         keyring = caller.snapshot.keyring
@@ -486,10 +561,14 @@ class ObjectOpener:
             # label is forged. A new read of the keyring decides.
             caller = await self._auth.reauthenticate(caller)
             keyring = caller.snapshot.keyring
+            if keyring.customer_keys != secrets.keys:
+                raise _NewerKeyringError(caller)
         header, kek = start[:HEADER_BYTES], caller.kek
-        opened = await self._keys.open_with(
-            keyring.project,
-            lambda keks: open_dek(envelope, header, object_key, ReaderKeys.of(keyring, keks, kek)),
-        )
+
+        def opening(keks: AdminKeks) -> OpenedDek | None:
+            reader = ReaderKeys.of(keyring, keks.with_secrets(secrets), kek)
+            return open_dek(envelope, header, object_key, reader)
+
+        opened = await self._keys.open_with(keyring.project, opening)
         check_not_rolled_back(keyring, envelope, opened)
         return opened

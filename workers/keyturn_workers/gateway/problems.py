@@ -14,6 +14,8 @@ from starlette.responses import Response
 
 from keyturn.errors import (
     CodedError,
+    CustomerKeyRefusedError,
+    CustomerKeyUnavailableError,
     KmsUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
@@ -23,6 +25,8 @@ from keyturn_workers.gateway.auth import NoApiKeyError
 MEDIA_TYPE: Final = "application/problem+json"
 UNAUTHORIZED: Final = "not the project's current API key, or no such project"
 NO_MASTER_KEY: Final = "a master key is not available to this gateway now"
+CUSTOMER_KEY_REFUSED: Final = "the store of the project's customer key refuses to decrypt with it"
+NO_CUSTOMER_KEY: Final = "the project's customer key is not available to this gateway now"
 _STATUS: Final[Mapping[str, int]] = {
     "malformed_request": 400,
     "bad_seal": 400,
@@ -32,6 +36,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "unauthorized": 401,
     "not_permitted": 403,
     "bad_signature": 403,
+    "customer_key_refused": 403,
     "request_expired": 403,
     "not_found": 404,
     "source_missing": 404,
@@ -70,6 +75,10 @@ def problem_from_error(error: CodedError, headers: Mapping[str, str] | None = No
         detail = UNAUTHORIZED
     elif isinstance(error, KmsUnavailableError | UnknownMasterKeyError):
         detail = NO_MASTER_KEY  # where the operator's keys are held is no customer's business
+    elif isinstance(error, CustomerKeyRefusedError):
+        detail = CUSTOMER_KEY_REFUSED  # the holder of a link must not learn which key it is
+    elif isinstance(error, CustomerKeyUnavailableError):
+        detail = NO_CUSTOMER_KEY
     return problem(status_for_code(error.code), detail, code=error.code, headers=headers)
 
 

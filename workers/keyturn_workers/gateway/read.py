@@ -254,13 +254,16 @@ class ObjectRoutes:
             if scope["method"] == "PUT":  # 404 would say that it might exist later
                 raise MalformedRequestError(_KEY_RULE)
             raise NotFoundError("this is not a valid object key")
-        with self._limit.hold(project):
-            if (handle := self._handlers.get(scope["method"])) is not None:
-                caller = await self._auth.with_marks(caller)
-                response = await handle(request, caller, object_key)
-                await response(scope, receive, send)
-                return
+        handle = self._handlers.get(scope["method"])
+        if handle is None:
             await self._read(scope, receive, send, caller, object_key)
+            return
+        if scope["method"] == "PUT":  # a tombstone needs no customer secret
+            await self._opener.require_customer_key(caller)
+        with self._limit.hold(project):
+            caller = await self._auth.with_marks(caller)
+            response = await handle(request, caller, object_key)
+            await response(scope, receive, send)
 
     async def _read(
         self, scope: Scope, receive: Receive, send: Send, caller: Caller, object_key: str
@@ -270,7 +273,10 @@ class ObjectRoutes:
         head_only = scope["method"] == "HEAD"
         byte_range = None if head_only else _requested_range(headers)
         start_bytes = _start_bytes(headers, caller, byte_range, head_only=head_only)
-        async with self._opener.open(caller, object_key, start_bytes=start_bytes) as reader:
+        hold = partial(self._limit.hold, caller.project)
+        async with self._opener.open(
+            caller, object_key, start_bytes=start_bytes, hold=hold
+        ) as reader:
             options = _ReadOptions(byte_range, delivery, head_only=head_only)
             selected = await self._select(headers, reader, options)
             if isinstance(selected, Response):

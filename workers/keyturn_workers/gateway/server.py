@@ -22,6 +22,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX, STAGING_PREFIX, path_order
 from keyturn.publisher.client import Publisher
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
+from keyturn_workers.core.customer_key_port import CustomerKeys, GivenSecrets
 from keyturn_workers.core.errors import PreconditionError, StorageResponseError, StorageTlsError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import Capabilities, Headers, IfAbsent
@@ -95,7 +96,7 @@ async def run_gateway(settings: GatewaySettings, tracing: GatewayTracing | None 
     tolerate_odd_properties()
     metrics = GatewayMetrics()
     metrics.registry.add_process()
-    async with open_app(settings, metrics, tracing) as app:
+    async with open_app(settings, metrics, GivenSecrets(), tracing) as app:
         await serve(settings, app, certificate)
     _log.info("gateway stopped")
 
@@ -104,6 +105,7 @@ async def run_gateway(settings: GatewaySettings, tracing: GatewayTracing | None 
 async def open_app(
     settings: GatewaySettings,
     metrics: GatewayMetrics,
+    customer_keys: CustomerKeys,
     tracing: GatewayTracing | None = None,
 ) -> AsyncIterator[ASGIApp]:
     """Yield the application, with its storage and its publisher open."""
@@ -158,7 +160,7 @@ async def open_app(
             deployment=settings.deployment,
             cache_s=settings.keyring_cache_s,
         )
-        opener = ObjectOpener(storage, auth, keys)
+        opener = ObjectOpener(storage, auth, keys, customer_keys)
         sweeps = SweepStore(storage, keys)
         gateway = Gateway(settings, auth, opener, storage, sweeps, publisher, metrics)
         purging = asyncio.create_task(keys.purge_periodically())

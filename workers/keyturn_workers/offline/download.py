@@ -7,7 +7,7 @@ of a body.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from keyturn import metadata as object_metadata
@@ -25,6 +25,8 @@ from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Envelope
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.body_stream import read_first_bytes
+from keyturn_workers.core.customer_key_port import GivenSecrets
+from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import Keyring
@@ -40,10 +42,14 @@ READ_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class OperatorAccess:
-    """Access by the operator's keys. Only admin wraps are opened."""
+    """Access by the operator's keys. Only admin wraps are opened.
+
+    `customer_keys` has the customer secrets of a project whose wraps need them.
+    """
 
     project: str
     operator_keys: KekDeriver
+    customer_keys: GivenSecrets = field(default_factory=GivenSecrets)
 
 
 class OpenObject:
@@ -123,6 +129,7 @@ async def open_object(
         KeyringRolledBackError: the operator's keyring is older than the object (SPEC 5.4).
         UnknownMasterKeyError: the keyring names a master key that is not available.
         KmsUnavailableError: the provider of a needed master key is unavailable.
+        CustomerKeyUnavailableError: a needed customer secret was not given.
         ArchivedObjectError: the object must be restored first.
         StorageUnavailableError: the storage failed.
     """
@@ -150,13 +157,18 @@ async def _open_dek(
     header: bytes,
     object_key: str,
 ) -> OpenedDek | None:
-    def opening(keks: AdminKeks) -> OpenedDek | None:
-        reader = ReaderKeys(access.project, admin_keks=keks)
-        if keyring is not None:
-            reader = ReaderKeys.of(keyring, keks, None)
-        return open_dek(envelope, header, object_key, reader)
+    async def opening_with(secrets: CustomerSecrets) -> OpenedDek | None:
+        def opening(keks: AdminKeks) -> OpenedDek | None:
+            reader = ReaderKeys(access.project, admin_keks=keks.with_secrets(secrets))
+            if keyring is not None:
+                reader = ReaderKeys.of(keyring, reader.admin_keks, None)
+            return open_dek(envelope, header, object_key, reader)
 
-    return await access.operator_keys.open_with(access.project, opening)
+        return await access.operator_keys.open_with(access.project, opening)
+
+    if keyring is None:
+        return await opening_with(access.customer_keys.by_label(envelope))
+    return await access.customer_keys.open_with(keyring, opening_with)
 
 
 async def _read_keyring(storage: Storage, access: OperatorAccess) -> Keyring | None:

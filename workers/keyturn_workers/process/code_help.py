@@ -53,6 +53,18 @@ CODES: Final = {
         "not authenticate, or metadata was stripped",
         "restore the object from a backup; find out who writes to the bucket",
     ),
+    "customer_key_refused": CodeHelp(
+        "the store of the project's customer key answered, and gives no secret or another one: "
+        "access denied, the key disabled, scheduled for deletion or missing",
+        "ask the customer whether this was intended, and check the key's policy; the project is "
+        "stopped until the key is enabled",
+    ),
+    "customer_key_unavailable": CodeHelp(
+        "the store of the project's customer key did not respond, throttled or failed, or is not "
+        "in the settings of this process",
+        "check the store, the way to it, and KEYTURN_CUSTOMER_KEY_STORES of each process; the "
+        "project waits",
+    ),
     "deleted_key": CodeHelp(
         "the object key was deleted, and can never be used again", "use a new object key"
     ),
@@ -63,9 +75,10 @@ CODES: Final = {
     "generation_mismatch": CodeHelp(
         "a rotation that is older than the last one, or not from the expected generation; a "
         "recovery of a keyring that has changed since it was shown, or needs no recovery; a sweep "
-        "whose master key another request has replaced",
+        "whose master key another request has replaced; a rotation to a customer key while the "
+        "project allows plaintext",
         "look at the current generation, then rotate again; for a recovery, run keyturn recover "
-        "again",
+        "again; where plaintext is allowed, keyturn sweep --encrypt-plaintext first",
     ),
     "hidden_wrap": CodeHelp(
         "the metadata, a content header or a tag of the object holds a wrap that a retired key "
@@ -106,11 +119,13 @@ CODES: Final = {
     ),
     "not_found": CodeHelp("nothing at this object key, or a tombstone", ""),
     "not_permitted": CodeHelp(
-        "the publisher's grant does not cover this type, this project or this source, or the "
-        "source maps its object to another place; or the gateway "
+        "the publisher's grant does not cover this type, this project, this source or customer "
+        "keys; KEYTURN_CUSTOMER_KEY_STORES does not give the project this key; or the source maps "
+        "its object to another place; or the gateway "
         "has KEYTURN_GATEWAY_ROTATION=forbidden or KEYTURN_GATEWAY_DELETE=forbidden",
-        "add the type, the project or the source to the grant in KEYTURN_PUBLISHERS; if a gateway "
-        "forbids it, ask its operator",
+        "add the type, the project, the source or customer_key to the grant in "
+        "KEYTURN_PUBLISHERS, or the project and the key to their store; if a gateway forbids it, "
+        "ask its operator",
     ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),
     "request_expired": CodeHelp(
@@ -135,7 +150,9 @@ CODES: Final = {
         "the staged body is missing, or has another size than the request states", "publish again"
     ),
     "storage_unavailable": CodeHelp(
-        "the storage did not respond, or reported an error", "wait; look at the storage"
+        "the storage did not respond, or reported an error; or a record was written by a later "
+        "release",
+        "wait; look at the storage; upgrade this process",
     ),
     "too_many_requests": CodeHelp(
         "the project has used up its share of the gateway, or has too many uploads pending. For a "

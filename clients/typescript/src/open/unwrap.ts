@@ -1,5 +1,5 @@
 /**
- * The DEK that a project's API key opens, from an object's metadata (SPEC 2.1, 4).
+ * The DEK that a project's API key opens, from an object's metadata (SPEC 2.1, 2.6, 4).
  *
  * Without the operator's keys and the keyring there is only the user wrap. So no plaintext object
  * is opened, which only the keyring can allow.
@@ -20,6 +20,11 @@ export interface ObjectKeys {
   readonly apiKey: string;
   /** The deployment's `KEYTURN_PEPPER`; empty by default. */
   readonly pepper?: string | undefined;
+  /**
+   * For a project with a customer key, the secrets that the customer's KMS decrypted, 32 bytes each:
+   * `Keyturn.keys` has what it needs.
+   */
+  readonly customerSecrets?: readonly Uint8Array[] | undefined;
 }
 
 const ALGORITHM = "Cobblestone-256";
@@ -28,24 +33,44 @@ const utf8 = new TextEncoder();
 
 /** The object's DEK, by its user wrap. */
 export async function userDek(keys: ObjectKeys): Promise<Bytes> {
-  const { project, key, metadata, apiKey, pepper = "" } = keys;
+  const { project, key, metadata, apiKey, pepper = "", customerSecrets = [] } = keys;
   checkProject(project);
   checkObjectKey(key);
   checkApiKey(apiKey);
   if (typeof pepper !== "string" || !isWellFormed(pepper)) {
     throw malformed("a pepper is text");
   }
+  if (customerSecrets.some((secret) => secret?.length !== KEY_BYTES)) {
+    throw malformed(`a customer secret is ${KEY_BYTES} bytes long`);
+  }
   requireWebCrypto();
-  const { generation, kekId, wrap } = userWrap(metadata);
+  const { generation, kekId, secretId, wrap } = userWrap(metadata);
   const kek = await userKek(apiKey, project, pepper);
   const context = ["keyturn/v1/dek", "user", ALGORITHM, project, key, generation].join("\0");
-  const dek = await openSealed(kek, utf8.encode(context), wrap).catch(() => undefined);
-  if (dek?.length === KEY_BYTES) {
-    return dek;
+  const secrets = new Map<string, Bytes>();
+  for (const secret of customerSecrets) {
+    secrets.set(await idOf(Uint8Array.from(secret), "customer-secret-id"), Uint8Array.from(secret));
+  }
+  // Labels are hints: what they name comes first, and then everything else.
+  for (const id of new Set([secretId, undefined, ...secrets.keys()])) {
+    const secret = id === undefined ? undefined : secrets.get(id);
+    if (id !== undefined && secret === undefined) {
+      continue;
+    }
+    const candidate = secret && id ? await compositeKek(kek, secret, project, id) : kek;
+    const dek = await openSealed(candidate, utf8.encode(context), wrap).catch(() => undefined);
+    if (dek?.length === KEY_BYTES) {
+      return dek;
+    }
+  }
+  if (secretId !== undefined && !secrets.has(secretId)) {
+    throw noUsableWrap(
+      `the object also needs the customer secret ${secretId}: decrypt it with the customer's KMS`,
+    );
   }
   // The label authorizes nothing, but it explains the usual mistakes.
   throw noUsableWrap(
-    (await idOf(kek)) === kekId
+    (await idOf(kek, "kek-id")) === kekId
       ? "the wrap is not of this project and object key"
       : "another API key or pepper than the one that this metadata was written under: " +
           "after a rotation, get a new link and use the new API key",
@@ -62,6 +87,7 @@ function requireWebCrypto(): void {
 function userWrap(metadata: Readonly<Record<string, string>>): {
   generation: string;
   kekId: string;
+  secretId: string | undefined;
   wrap: Bytes;
 } {
   if (typeof metadata !== "object" || metadata === null) {
@@ -77,12 +103,14 @@ function userWrap(metadata: Readonly<Record<string, string>>): {
   if (algorithm !== ALGORITHM) {
     throw new CodedError("unknown_algorithm", shown(algorithm));
   }
-  const label = /^([1-9]\d{0,17}):([0-9a-f]{16})$/.exec(metadata["enc-kek-user"] ?? "");
+  const label = /^([1-9]\d{0,17}):([0-9a-f]{16})(?::([0-9a-f]{16}))?$/.exec(
+    metadata["enc-kek-user"] ?? "",
+  );
   if (label?.[1] === undefined || label[2] === undefined) {
     throw corrupt("enc-kek-user is missing or unreadable");
   }
   const wrap = fromBase64(metadata["enc-dek-user"]);
-  return { generation: label[1], kekId: label[2], wrap };
+  return { generation: label[1], kekId: label[2], secretId: label[3], wrap };
 }
 
 function noUsableWrap(detail: string): CodedError {
@@ -108,21 +136,29 @@ function fromBase64(text: unknown): Bytes {
 }
 
 /** The project's user KEK (SPEC 2.1). */
-async function userKek(apiKey: string, project: string, pepper: string): Promise<Bytes> {
-  const secret = await crypto.subtle.importKey("raw", utf8.encode(apiKey), "HKDF", false, [
-    "deriveBits",
-  ]);
-  const salt = utf8.encode(pepper);
-  const info = utf8.encode(`keyturn/v1/user-kek\0${project}`);
-  const derivation = { name: "HKDF", hash: "SHA-256", salt, info };
-  return new Uint8Array(await crypto.subtle.deriveBits(derivation, secret, KEY_BYTES * 8));
+function userKek(apiKey: string, project: string, pepper: string): Promise<Bytes> {
+  return derived(utf8.encode(apiKey), pepper, `keyturn/v1/user-kek\0${project}`);
 }
 
-/** A KEK's id: HKDF-Expand-SHA256 to 8 bytes, in hex (SPEC 2.3). */
-async function idOf(kek: Bytes): Promise<string> {
+/** The KEK of user wraps that also need a customer secret (SPEC 2.6). */
+function compositeKek(kek: Bytes, secret: Bytes, project: string, id: string): Promise<Bytes> {
+  const info = `keyturn/v1/composite-kek\0user\0${project}\0${id}`;
+  return derived(Uint8Array.from([...kek, ...secret]), "", info);
+}
+
+/** HKDF-SHA256 to 32 bytes. */
+async function derived(input: Bytes, salt: string, info: string): Promise<Bytes> {
+  const key = await crypto.subtle.importKey("raw", input, "HKDF", false, ["deriveBits"]);
+  const texts = { salt: utf8.encode(salt), info: utf8.encode(info) };
+  const derivation = { name: "HKDF", hash: "SHA-256", ...texts };
+  return new Uint8Array(await crypto.subtle.deriveBits(derivation, key, KEY_BYTES * 8));
+}
+
+/** The id of a KEK or of a customer secret: HKDF-Expand-SHA256 to 8 bytes, in hex (SPEC 2.3). */
+async function idOf(secret: Bytes, kind: "kek-id" | "customer-secret-id"): Promise<string> {
   const algorithm = { name: "HMAC", hash: "SHA-256" };
-  const key = await crypto.subtle.importKey("raw", kek, algorithm, false, ["sign"]);
-  const block = await crypto.subtle.sign("HMAC", key, utf8.encode("keyturn/v1/kek-id\u0001"));
+  const key = await crypto.subtle.importKey("raw", secret, algorithm, false, ["sign"]);
+  const block = await crypto.subtle.sign("HMAC", key, utf8.encode(`keyturn/v1/${kind}\u0001`));
   return hex(new Uint8Array(block, 0, 8));
 }
 

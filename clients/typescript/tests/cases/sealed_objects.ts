@@ -30,21 +30,34 @@ export async function made(size: number): Promise<Made> {
   return { plaintext, body, metadata: await metadataOf(dek) };
 }
 
-/** The metadata of an object with this DEK. */
-export async function metadataOf(dek: Uint8Array): Promise<Record<string, string>> {
-  const secret = await crypto.subtle.importKey("raw", utf8.encode(API_KEY), "HKDF", false, [
-    "deriveBits",
-  ]);
-  const info = utf8.encode(`keyturn/v1/user-kek\0${PROJECT}`);
-  const derivation = { name: "HKDF", hash: "SHA-256", salt: utf8.encode(PEPPER), info };
-  const kek = new Uint8Array(await crypto.subtle.deriveBits(derivation, secret, 256));
+/** The metadata of an object with this DEK, which also needs the customer secret, if any. */
+export async function metadataOf(
+  dek: Uint8Array,
+  customer?: { readonly secret: Uint8Array; readonly id: string },
+): Promise<Record<string, string>> {
+  let kek = await hkdf(utf8.encode(API_KEY), PEPPER, `keyturn/v1/user-kek\0${PROJECT}`);
+  if (customer) {
+    const info = `keyturn/v1/composite-kek\0user\0${PROJECT}\0${customer.id}`;
+    kek = await hkdf(concatenated(kek, customer.secret), "", info);
+  }
   const context = `keyturn/v1/dek\0user\0Cobblestone-256\0${PROJECT}\0${KEY}\x001`;
   const wrap = await seal(kek, utf8.encode(context), dek);
   return {
     "enc-algo": "Cobblestone-256",
     "enc-dek-user": btoa(String.fromCharCode(...wrap)),
-    "enc-kek-user": `1:${"0".repeat(16)}`,
+    "enc-kek-user": `1:${"0".repeat(16)}${customer ? `:${customer.id}` : ""}`,
   };
+}
+
+async function hkdf(
+  input: Uint8Array<ArrayBuffer>,
+  salt: string,
+  info: string,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const key = await crypto.subtle.importKey("raw", input, "HKDF", false, ["deriveBits"]);
+  const texts = { salt: utf8.encode(salt), info: utf8.encode(info) };
+  const derivation = { name: "HKDF", hash: "SHA-256", ...texts };
+  return new Uint8Array(await crypto.subtle.deriveBits(derivation, key, 256));
 }
 
 /** Cobblestone-256, written down once more, so that it does not test itself. */

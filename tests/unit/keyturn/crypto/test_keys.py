@@ -11,6 +11,8 @@ import pytest
 from keyturn.crypto import (
     Secret,
     admin_kek,
+    associated_data,
+    encryption_context,
     kek_id,
     new_api_key,
     new_dek,
@@ -125,3 +127,16 @@ def test_a_part_that_is_no_text_is_refused_and_not_repeated() -> None:
         label("a", "secret \ud800")
     assert refused.value.__cause__ is None
     assert "secret" not in str(refused.value)
+
+
+def test_a_customer_secret_is_bound_to_its_deployment_project_and_id() -> None:
+    place = ("rig", "acme", "366923941b9116e5")
+    # As an independent implementation of SPEC 2.6 makes them.
+    assert encryption_context(*place) == {
+        "keyturn:deployment": "rig",
+        "keyturn:project": "acme",
+        "keyturn:secret": "366923941b9116e5",
+    }
+    assert associated_data(*place) == (
+        "a2V5dHVybi92MS9jdXN0b21lci1zZWNyZXQAcmlnAGFjbWUAMzY2OTIzOTQxYjkxMTZlNQ=="
+    )

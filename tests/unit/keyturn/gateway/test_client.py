@@ -26,14 +26,17 @@ from keyturn.gateway import (
     Client,
     DeleteManyReceipt,
     DeleteReceipt,
+    GenerationKeys,
     Link,
     ListedObject,
     ListedPrefix,
+    ProjectKeys,
     RejectedKey,
     UnencryptedGatewayWarning,
     UnexpectedResponseError,
     UploadPendingError,
     UploadReceipt,
+    WrappedSecret,
 )
 from keyturn.gateway.transport import is_unencrypted
 from tests.unit.keyturn.gateway.gateway import (
@@ -416,6 +419,68 @@ async def test_an_answer_about_no_rotation_is_none(document: object) -> None:
     async with connected(json_always(200, document)) as (_, client):
         with pytest.raises(UnexpectedResponseError, match="another rotation"):
             await client.rotation("acme", AN_ID)
+
+
+_WRAPPED: dict[str, Any] = {
+    "store": "kms-eu",
+    "key": "arn:aws:kms:eu-central-1:111122223333:key/a",
+    "secret_id": "5f0c1a7be2d94386",
+    "wrapped": "YQ==",
+    "context": {"keyturn:project": "acme"},
+}
+
+
+async def test_the_keys_say_what_the_customers_kms_needs() -> None:
+    vault = {**_WRAPPED, "wrapped": "vault:v1:YQ==", "context": "YWNtZQ=="}
+    document = {
+        "dek_floor": 0,
+        "generations": [
+            {"generation": 3, "dek_since": 0},
+            {"generation": 4, "dek_since": 0, "customer_key": _WRAPPED},
+            {"generation": 5, "dek_since": 0, "customer_key": vault},
+        ],
+    }
+    async with connected(json_always(200, document)) as (gateway, client):
+        assert await client.keys("acme") == ProjectKeys(
+            0,
+            (
+                GenerationKeys(3, 0, None),
+                GenerationKeys(4, 0, WrappedSecret(**_WRAPPED)),
+                GenerationKeys(5, 0, WrappedSecret(**vault)),
+            ),
+        )
+    (seen,) = gateway.seen
+    assert (seen.method, seen.target) == ("GET", "/v1/projects/acme/keys")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"dek_floor": 0, "generations": []},
+        {"dek_floor": -1, "generations": [{"generation": 1, "dek_since": 0}]},
+        {"dek_floor": 0, "generations": {"generation": 1}},
+        {"dek_floor": 0, "generations": [{"generation": "1", "dek_since": 0}]},
+        *(
+            {
+                "dek_floor": 0,
+                "generations": [{"generation": 1, "dek_since": 0, "customer_key": key}],
+            }
+            for key in (
+                7,
+                {},
+                {**_WRAPPED, "context": 7},
+                {**_WRAPPED, "context": None},
+                {**_WRAPPED, "context": {"keyturn:project": 7}},
+                {**_WRAPPED, "wrapped": None},
+            )
+        ),
+    ],
+)
+async def test_an_answer_that_describes_no_keys_is_none(document: object) -> None:
+    async with connected(json_always(200, document)) as (_, client):
+        with pytest.raises(UnexpectedResponseError, match="does not describe the keys"):
+            await client.keys("acme")
 
 
 async def test_a_listing_is_read_page_by_page_as_it_is_iterated() -> None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from keyturn.crypto import user_kek
+from keyturn.crypto import (
+    Secret,
+    composite_kek,
+    customer_secret_id,
+    from_base64,
+    kek_id,
+    new_customer_secret,
+    user_kek,
+)
 from keyturn.errors import (
     CodedError,
     CorruptObjectError,
@@ -40,9 +50,6 @@ from tests.unit.keyturn.open.storage import (
     open_link,
 )
 from tools.servers.certificates import Authority
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OBJECT = made(40_000)
 ANSWER = object_of(OBJECT.body, HEADERS)
@@ -122,6 +129,8 @@ GOOD: dict[str, Any] = {
         {"object_key": ""},
         {"api_key": "too-short"},
         {"pepper": "\ud800"},
+        {"customer_secrets": [bytes(31)]},
+        {"customer_secrets": ["5ec4e7" * 6]},
         {"length": 0},
         {"start": -1, "length": 1},
         {"url": "ftp://s3.example.com/5ec4e7"},
@@ -208,3 +217,65 @@ def test_metadata_of_anything_else_has_its_code(
     metadata = {n: v for n, v in {**EMPTY.metadata, **changes}.items() if v is not None}
     with pytest.raises(error):
         user_dek(metadata, KEK, project=PROJECT, object_key=KEY)
+
+
+# A project with a customer key: the user wrap also needs the secret (SPEC 2.6).
+
+
+SECRETS = [new_customer_secret(), new_customer_secret()]
+SECRET_ID = customer_secret_id(SECRETS[0])
+LOCKED = made(0, kek=composite_kek(KEK, SECRETS[0], "user", PROJECT, SECRET_ID))
+
+
+@pytest.mark.parametrize("label", [f":{SECRET_ID}", "", f":{customer_secret_id(SECRETS[1])}"])
+def test_a_wrap_opens_with_the_secret_whatever_its_label_says(label: str) -> None:
+    metadata = {**LOCKED.metadata, "enc-kek-user": f"1:{kek_id(KEK)}{label}"}
+    names: dict[str, str] = {"project": PROJECT, "object_key": KEY}
+    for given in (SECRETS, SECRETS[::-1]):
+        assert user_dek(metadata, KEK, **names, customer_secrets=given) == LOCKED.dek
+    for few in ([], SECRETS[1:]):
+        with pytest.raises(NoUsableWrapError):
+            user_dek(metadata, KEK, **names, customer_secrets=few)
+
+
+def test_who_lacks_the_secret_is_told_which_one() -> None:
+    metadata = {**LOCKED.metadata, "enc-kek-user": f"1:{kek_id(KEK)}:{SECRET_ID}"}
+    with pytest.raises(NoUsableWrapError, match=f"customer secret {SECRET_ID}"):
+        user_dek(metadata, KEK, project=PROJECT, object_key=KEY)
+
+
+def test_a_secret_that_is_not_needed_does_no_harm() -> None:
+    given: dict[str, Any] = {"project": PROJECT, "object_key": KEY, "customer_secrets": SECRETS}
+    assert user_dek(EMPTY.metadata, KEK, **given) == EMPTY.dek
+
+
+async def test_an_object_is_opened_with_given_secrets() -> None:
+    stored = made(50_000, kek=composite_kek(KEK, SECRETS[0], "user", PROJECT, SECRET_ID))
+    secrets = [secret.reveal() for secret in SECRETS]
+    async with (
+        serving(object_of(stored.body)) as storage,
+        open_object(
+            link_to(storage, stored.metadata),
+            project=PROJECT,
+            object_key=KEY,
+            api_key=API_KEY,
+            pepper=PEPPER,
+            customer_secrets=secrets,
+        ) as opened,
+    ):
+        assert await opened.read() == stored.plaintext
+
+
+_R4 = Path(__file__).resolve().parents[5] / "shared" / "vectors" / "keyturn_r4.json"
+
+
+@pytest.mark.skipif(not _R4.exists(), reason=f"{_R4} is not there")
+def test_composite_keks_are_those_of_an_independent_implementation() -> None:
+    cases = [c for c in json.loads(_R4.read_text())["composites"] if c["role"] == "user"]
+    assert cases
+    for case in cases:
+        project = case["project"]
+        stored = made(0, kek=Secret(from_base64(case["composite"])), project=project)
+        kek, secret = Secret(from_base64(case["kek"])), Secret(from_base64(case["secret"]))
+        names: dict[str, str] = {"project": project, "object_key": KEY}
+        assert user_dek(stored.metadata, kek, **names, customer_secrets=[secret]) == stored.dek

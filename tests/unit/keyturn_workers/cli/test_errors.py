@@ -44,6 +44,7 @@ _USAGE = [
     (["upload", "acme", "x", "--content-type", "a\nb"], "malformed_request: content_type"),
     (["download", "acme", "k", "--as-operator", "--api-key-file", "f"], "cannot be used together"),
     (["download", "acme", "k", "--as-operator"], "--as-operator requires --reason"),
+    (["download", "acme", "k", "--customer-secret-file", "f"], "requires --as-operator"),
     (["audit", "tail"], "KEYTURN_AMQP_URL is missing"),
     (["audit", "verify", "nowhere"], "KEYTURN_EVENT_PUBLIC_KEY is missing"),
     (["--env-file", "nowhere.env", "ls", "acme"], "nowhere.env: No such file"),

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from keyturn.crypto import Secret, admin_kek, record_kek, to_base64
+from keyturn.crypto import (
+    Secret,
+    admin_kek,
+    composite_kek,
+    new_customer_secret,
+    record_kek,
+    to_base64,
+)
 from keyturn.errors import KmsUnavailableError
 from keyturn.project_keks import parse_project_keks
 from keyturn_workers.cli.app import app
 from keyturn_workers.cli.keys import concerns, derive_known_kek, describe_source, opened, parse_uri
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.key_uris import parse_key_uri
 from keyturn_workers.keys.keyring.store import create_keyring
 from keyturn_workers.keys.master_keys.known_text import RESERVED_PROJECT, check_known_text
@@ -497,6 +506,34 @@ def test_named_master_keys_need_no_keyring(tmp_path: Path) -> None:
     assert parse_project_keks(out.read_text()).admin_keks == {
         name: admin_kek(MASTER_KEYS[name].reveal(), "other") for name in ("m1", "m2")
     }
+
+
+@pytest.mark.usefixtures("audit")
+def test_composites_are_written_with_the_customer_secrets_and_say_what_ends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = new_customer_secret()
+    customer_key = CustomerKey.of(KeyName("kms-eu", "a"), secret, "YQ==")
+    plain = keyring("acme", master_key="m2")
+    ring = replace(plain, current=replace(plain.current, customer_key=customer_key))
+    storage = MemoryStorage()
+    assert asyncio.run(create_keyring(storage, ring, operator_keys(MASTER_KEYS), lease_s=15))
+    use_bucket(monkeypatch, "keys", storage)
+    out, file = tmp_path / "acme.kek", tmp_path / "acme.secrets"
+    result = _export("acme", "--out", str(out), *REASON)
+    assert result.exit_code == 1
+    assert f"customer_key_unavailable: the secret {customer_key.secret_id}" in result.stderr
+    assert not out.exists()
+    file.write_text(to_base64(secret.reveal()))
+    given = ("--customer-secret-file", str(file))
+    result = _export("acme", "--out", str(out), *REASON, *given)
+    assert result.exit_code == 0
+    assert "only a rotation to another customer key ends that" in " ".join(result.stderr.split())
+    kek = admin_kek(MASTER_KEYS["m2"].reveal(), "acme")
+    composite = composite_kek(kek, secret, "admin", "acme", customer_key.secret_id)
+    keks = parse_project_keks(out.read_text())
+    assert keks.admin_keks == {"m2": kek}
+    assert keks.composites == {("m2", customer_key.secret_id): composite}
 
 
 @pytest.mark.usefixtures("audit", "enrolled")

@@ -11,14 +11,23 @@ import pytest
 from typer.testing import CliRunner
 
 from keyturn.crypto import (
+    BODY_CONTEXT,
     admin_kek,
+    composite_kek,
+    customer_secret_id,
     kek_id,
     new_api_key,
+    new_customer_secret,
+    new_dek,
+    seal,
+    to_base64,
     user_kek,
 )
 from keyturn.project_keks import ProjectKeks, build_project_keks
 from keyturn_workers.cli.app import app
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.wraps import wrap
 from tests.unit.keyturn_workers.cli.fakes import use_bucket
 from tests.unit.keyturn_workers.factories import (
     AT,
@@ -37,6 +46,7 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
+    from keyturn.crypto import Secret
     from keyturn_workers.core.keyring import Keyring
 
 OLD, NEW = new_api_key(), new_api_key()
@@ -62,6 +72,21 @@ class Bench:
     def put(self, api_key: str, number: int, key: str, **labels: Any) -> None:
         wraps, body = sealed_object(desired_state(_ring(api_key, number), MASTER_KEYS), key)
         self.storage.plant(f"acme/{key}", body, Headers(enc(replace(wraps, **labels))))
+
+    def put_locked(self, api_key: str, key: str, secret: Secret) -> None:
+        """Put an object whose wraps also need a customer secret."""
+        customer_key = CustomerKey.of(KeyName("kms-eu", "a"), secret, "YQ==")
+        ring = _ring(api_key, 2)
+        ring = replace(ring, current=replace(ring.current, customer_key=customer_key))
+        secrets = replace(ring.secrets, held={customer_key.secret_id: secret})
+        dek = new_dek()
+        wraps = wrap(desired_state(ring, MASTER_KEYS), key, dek, secrets)
+        self.storage.plant(f"acme/{key}", seal(dek, BODY_CONTEXT, b"x"), Headers(enc(wraps)))
+
+    def put_evidence(self, predicate: dict[str, Any] | None) -> None:
+        payload = to_base64(json.dumps({"predicate": predicate}).encode())
+        body = json.dumps({"payload": payload}).encode()
+        self.storage.plant(".keyturn/evidence/acme/2-x.json", body, Headers({}))
 
     def metadata(self, key: str) -> dict[str, str]:
         head = asyncio.run(self.storage.head(f"acme/{key}"))
@@ -300,6 +325,8 @@ def test_an_old_master_keys_kek_opens_nothing(bucket: Bench, tmp_path: Path) -> 
         ((), {}, "no API key"),
         (("--limit", "0"), {"API_KEY": NEW}, "--limit"),
         (("--generation", "0"), {"API_KEY": NEW}, "--generation"),
+        (("--expect-gone", "--customer-secret-id", "5F"), {"API_KEY": NEW}, "16 hex digits"),
+        (("--customer-secret-id", "0" * 16), {"API_KEY": NEW}, "only with --expect-gone"),
     ],
 )
 def test_wrong_usage(
@@ -357,3 +384,112 @@ def test_plaintext_fails_unless_it_is_allowed(bucket: Bench) -> None:
     bucket.storage.plant("acme/plain", b"x", Headers({}))
     assert bucket.run(API_KEY=NEW).exit_code == 1
     assert bucket.run("--allow-plaintext", API_KEY=NEW).exit_code == 0
+
+
+# A project with a customer key: without its secret, no key opens a wrap, and none is gone.
+
+
+SECRET, FORMER = new_customer_secret(), new_customer_secret()
+SECRET_ID, FORMER_ID = customer_secret_id(SECRET), customer_secret_id(FORMER)
+
+
+def _secrets(folder: Path, *secrets: Secret) -> tuple[str, str]:
+    file = folder / "acme.secrets"
+    file.write_text("".join(to_base64(secret.reveal()) + "\n" for secret in secrets))
+    return "--customer-secret-file", str(file)
+
+
+def test_a_wrap_opens_with_the_customer_secret(bucket: Bench, tmp_path: Path) -> None:
+    bucket.put_locked(NEW, "locked", SECRET)
+    assert "1 of 3 objects do not open" in bucket.run(API_KEY=NEW).stderr
+    for secrets in ((SECRET,), (FORMER, SECRET)):
+        result = bucket.run(*_secrets(tmp_path, *secrets), API_KEY=NEW)
+        assert (result.exit_code, result.stderr) == (0, "")
+    assert bucket.run(*_secrets(tmp_path, FORMER), API_KEY=NEW).exit_code == 1
+
+
+def test_an_admin_kek_opens_with_a_secret_or_as_a_composite(bucket: Bench, tmp_path: Path) -> None:
+    bucket.put_locked(NEW, "locked", SECRET)
+    file = _kek_file(tmp_path)
+    given = ("--admin-kek-file", str(file))
+    assert bucket.run(*given).exit_code == 1
+    assert bucket.run(*given, *_secrets(tmp_path, SECRET)).exit_code == 0
+    kek = admin_kek(MASTER_KEYS["m1"].reveal(), "acme")
+    composite = composite_kek(kek, SECRET, "admin", "acme", SECRET_ID)
+    keks = ProjectKeks("acme", AT, {"m1": kek}, {("m1", SECRET_ID): composite})
+    file.write_text(build_project_keks(keks))
+    assert bucket.run(*given).exit_code == 0
+    result = bucket.run(*given, "--expect-gone")
+    assert "it opens 3 of 3 wraps" in result.stderr
+
+
+@pytest.mark.parametrize("shown_by", ["evidence", "label", "option"])
+def test_a_key_is_not_gone_while_a_secret_is_missing(
+    bucket: Bench, tmp_path: Path, shown_by: str
+) -> None:
+    arguments = ["--expect-gone"]
+    match shown_by:
+        case "evidence":
+            bucket.put_evidence({"customer_key": {"secret_id": SECRET_ID}})
+        case "label":
+            bucket.put_locked(NEW, "locked", SECRET)
+        case _:
+            arguments += ["--customer-secret-id", SECRET_ID]
+    for given in ((), _secrets(tmp_path, FORMER)):
+        result = bucket.run(*arguments, *given, API_KEY=OLD)
+        assert result.exit_code == 1
+        assert "undecided: with a customer secret that was not given" in result.stderr
+        assert SECRET_ID in result.stderr
+    document = json.loads(bucket.run(*arguments, "--json", API_KEY=OLD).stdout)
+    assert (document["verified"], document["missing_customer_secrets"]) == (False, [SECRET_ID])
+    result = bucket.run(*arguments, *_secrets(tmp_path, SECRET, FORMER), API_KEY=OLD)
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("label", [SECRET_ID, FORMER_ID, None], ids=["its own", "another", "none"])
+def test_a_wrap_of_an_old_key_and_a_secret_is_found_whatever_its_label(
+    bucket: Bench, tmp_path: Path, label: str | None
+) -> None:
+    bucket.put_locked(OLD, "locked", SECRET)
+    metadata = bucket.metadata("locked")
+    label_text = ":".join(metadata["enc-kek-user"].split(":")[:2] + ([label] if label else []))
+    bucket.relabel("locked", {**metadata, "enc-kek-user": label_text})
+    secrets = _secrets(tmp_path, SECRET, FORMER)
+    result = bucket.run("--expect-gone", *secrets, API_KEY=OLD)
+    assert result.exit_code == 1
+    assert "it opens 1 of 3 wraps" in result.stderr
+
+
+def test_evidence_without_a_customer_key_needs_no_secret(bucket: Bench) -> None:
+    bucket.put_evidence({"generation": 2})
+    assert bucket.run("--expect-gone", API_KEY=OLD).exit_code == 0
+
+
+@pytest.mark.parametrize("predicate", [None, {"customer_key": {}}, {"customer_key": 7}])
+def test_evidence_that_cannot_be_read_shows_no_gone_key(
+    bucket: Bench, predicate: dict[str, Any] | None
+) -> None:
+    bucket.put_evidence(predicate)
+    result = bucket.run("--expect-gone", API_KEY=OLD)
+    assert result.exit_code == 1
+    assert "which customer keys the project had is not known" in result.stderr
+    assert bucket.run(API_KEY=NEW).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it has no customer secret"),
+        ("AAAA\n", "line 1: not the base64 of 32 bytes"),
+        (to_base64(bytes(32)) + "\n\nsesame\n", "line 3: not the base64 of 32 bytes"),
+    ],
+)
+def test_a_malformed_file_of_secrets_is_refused(
+    bucket: Bench, tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "secrets"
+    file.write_text(text)
+    result = bucket.run("--customer-secret-file", str(file), API_KEY=NEW)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert "sesame" not in result.stderr

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from keyturn.crypto import HEADER_BYTES, Secret, user_kek
+from keyturn.crypto import BODY_CONTEXT, HEADER_BYTES, Secret, new_dek, seal, user_kek
 from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.wraps import wrap
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.keyring_lookups import KeyringLookups
 from keyturn_workers.gateway.objects import ObjectOpener
@@ -22,8 +23,8 @@ from tests.unit.keyturn_workers.factories import (
     enc,
     generation,
     keyring,
-    sealed_object,
 )
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
@@ -162,6 +163,7 @@ class Bench:
     cache_s: float = 2.0
     refusal_min_s: float = 0.0
     witness: Witness | None = None
+    customer_keys: HeldCustomerKeys = field(default_factory=HeldCustomerKeys)
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
@@ -183,7 +185,7 @@ class Bench:
             refusal_min_s=self.refusal_min_s,
         )
         keys = OperatorKeys.local(MASTER_KEYS)
-        self.opener = ObjectOpener(self.storage, self.auth, keys)
+        self.opener = ObjectOpener(self.storage, self.auth, keys, self.customer_keys)
 
     @property
     def desired(self) -> DesiredState:
@@ -207,8 +209,10 @@ class Bench:
 
     def plant_sealed(self, plaintext: bytes = b"hello", key: str = KEY, **more: Any) -> bytes:
         """Put an encrypted object at the desired state; return its body."""
-        wraps, body = sealed_object(self.desired, key, plaintext)
-        return self.plant(enc(wraps), body, key, **more)
+        dek = new_dek()
+        secrets = replace(self.ring.secrets, held=self.customer_keys.secrets)
+        wraps = wrap(self.desired, key, dek, secrets)
+        return self.plant(enc(wraps), seal(dek, BODY_CONTEXT, plaintext), key, **more)
 
     async def authenticate(self, api_key: str = API_KEY) -> Caller:
         return await self.auth.authenticate("acme", [f"Bearer {api_key}"])

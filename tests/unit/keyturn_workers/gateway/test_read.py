@@ -57,6 +57,7 @@ from keyturn_workers.keys.keyring.store import create_keyring
 from tests.unit.keyturn_workers.factories import deleted, enc, sealed_object
 from tests.unit.keyturn_workers.gateway.bench import API_KEY, CHUNK, KEY, NEW_API_KEY, TARGET
 from tests.unit.keyturn_workers.gateway.serving import PATH, Connection, Serving
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
@@ -732,7 +733,7 @@ async def _ask(storage: _Watched, method: str, project: str, authorization: str)
         cache_s=0,
         refusal_min_s=0,
     )
-    opener = ObjectOpener(storage, auth, operator_keys(_MASTER))
+    opener = ObjectOpener(storage, auth, operator_keys(_MASTER), HeldCustomerKeys())
     limit = ConcurrencyLimit(4, 1.0, "requests")
     objects = ObjectRoutes(auth, limit, opener, {}, GatewayMetrics(), presign_plaintext=True)
     headers = [(b"authorization", authorization.encode())]

@@ -19,6 +19,7 @@ from keyturn_workers.process.background import background
 from keyturn_workers.process.settings import GatewaySettings
 from tests.unit.keyturn_workers.gateway.serving import ask
 from tests.unit.keyturn_workers.storage.probe.broken_storages import ListsLate
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.deployment import Deployment
 from tools.harness.memory_storage import MemoryStorage
 from tools.servers import S3Server
@@ -82,7 +83,7 @@ async def test_without_a_broker_it_starts_and_says_that_it_is_not_ready(
     )
     with capture_logs():
         async with (
-            server.open_app(settings, GatewayMetrics()) as app,
+            server.open_app(settings, GatewayMetrics(), HeldCustomerKeys()) as app,
             asyncio.timeout(30),
         ):
             alive, ready = await ask(app, "GET", "/healthz"), await ask(app, "GET", "/readyz")

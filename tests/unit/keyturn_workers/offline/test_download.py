@@ -19,7 +19,11 @@ from keyturn.crypto import (
     SEALED_CHUNK_BYTES,
     SealError,
     Secret,
+    customer_secret_id,
+    new_customer_secret,
+    new_dek,
     open_sealed,
+    seal,
     seal_tombstone,
     to_base64,
     user_kek,
@@ -28,6 +32,7 @@ from keyturn.errors import (
     ArchivedObjectError,
     CodedError,
     CorruptObjectError,
+    CustomerKeyUnavailableError,
     KeyringRolledBackError,
     KmsUnavailableError,
     NotFoundError,
@@ -37,9 +42,11 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.customer_key_port import GivenSecrets
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.open_dek import ReaderKeys, open_dek
 from keyturn_workers.core.storage_values import Headers
-from keyturn_workers.core.wraps import build_object_metadata
+from keyturn_workers.core.wraps import build_object_metadata, wrap
 from keyturn_workers.keys.keyring.store import create_keyring
 from keyturn_workers.offline.download import OperatorAccess, open_object
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, sealed_object
@@ -319,3 +326,72 @@ def test_the_keyring_record_opens_as_the_vectors_say() -> None:
     assert keyring.current.rotation_id == expected["rotation_id"]
     assert not keyring.plaintext_allowed
     assert keyring.history == ()
+
+
+# A project with a customer key: the admin wrap also needs the secret (SPEC 2.6).
+
+
+_SECRET, _FORMER = new_customer_secret(), new_customer_secret()
+
+
+def _locked(secret: Secret, before: Keyring | None = None) -> Keyring:
+    ring = keyring() if before is None else rotated(before)
+    customer_key = CustomerKey.of(KeyName("kms-eu", "a"), secret, "YQ==")
+    return replace(ring, current=replace(ring.current, customer_key=customer_key))
+
+
+def _plant_locked(storage: MemoryStorage, ring: Keyring, secret: Secret) -> None:
+    dek = new_dek()
+    secrets = replace(ring.secrets, held={customer_secret_id(secret): secret})
+    wraps = wrap(desired_state(ring, MASTER_KEYS), _KEY, dek, secrets)
+    metadata = build_object_metadata(wraps, upload_id=None, caller_wire={})
+    body = seal(dek, BODY_CONTEXT, b"locked")
+    storage.plant(object_s3_key("acme", _KEY), body, Headers(metadata))
+
+
+def _access(*secrets: Secret) -> OperatorAccess:
+    return OperatorAccess("acme", operator_keys(MASTER_KEYS), GivenSecrets(secrets))
+
+
+@pytest.mark.parametrize("has_keyring", [True, False], ids=["keyring", "lost keyring"])
+async def test_the_operator_needs_the_customer_secret(has_keyring: bool) -> None:
+    storage, ring = MemoryStorage(), _locked(_SECRET)
+    if has_keyring:
+        assert await create_keyring(storage, ring, operator_keys(MASTER_KEYS), lease_s=15)
+    _plant_locked(storage, ring, _SECRET)
+    assert await _read(storage, access=_access(_FORMER, _SECRET)) == b"locked"
+    for secrets in ((), (_FORMER,)):
+        with pytest.raises(CustomerKeyUnavailableError, match="was not given"):
+            await _read(storage, access=_access(*secrets))
+
+
+async def test_a_former_secret_suffices_for_an_object_of_its_generation() -> None:
+    storage, former = MemoryStorage(), _locked(_FORMER)
+    ring = _locked(_SECRET, former)
+    assert await create_keyring(storage, ring, operator_keys(MASTER_KEYS), lease_s=15)
+    _plant_locked(storage, former, _FORMER)
+    assert await _read(storage, access=_access(_FORMER)) == b"locked"
+    with pytest.raises(CustomerKeyUnavailableError, match=customer_secret_id(_FORMER)):
+        await _read(storage, access=_access(_SECRET))
+
+
+async def test_given_secrets_unlock_only_with_the_current_one() -> None:
+    ring = _locked(_SECRET, _locked(_FORMER))
+    secrets = await GivenSecrets([_SECRET, _FORMER]).unlock(ring)
+    assert secrets.held.keys() == {customer_secret_id(each) for each in (_SECRET, _FORMER)}
+    with pytest.raises(CustomerKeyUnavailableError, match=customer_secret_id(_SECRET)):
+        await GivenSecrets([_FORMER]).unlock(ring)
+    assert (await GivenSecrets().unlock(keyring())).keys == {}
+    with pytest.raises(CustomerKeyUnavailableError, match="asks no store"):
+        await GivenSecrets([_SECRET]).create("acme", KeyName("kms-eu", "a"))
+
+
+async def test_another_secret_of_the_same_id_is_none() -> None:
+    """The id is a short hash: the keyring's SHA-256 decides."""
+    ring = _locked(_SECRET)
+    key = ring.current.customer_key
+    assert key is not None
+    other = replace(key, secret_sha256="0" * 64)
+    forged = replace(ring, current=replace(ring.current, customer_key=other))
+    with pytest.raises(CustomerKeyUnavailableError):
+        await GivenSecrets([_SECRET]).unlock(forged)

@@ -148,3 +148,20 @@ def test_a_gateway_knows_the_marks_once_it_has_read_them(
     ]
     process = ManagedProcess("gateway-1", nothing, {}, 0, running=WorkerProcess(nothing, lines))
     assert process.knows_marks() is knows
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], False),
+        (["worker started roles=['ingest']"], False),
+        (["the broker cannot be reached (refused) address=amqp://b", "worker started"], False),
+        (["worker started", "the broker cannot be reached (refused) address=amqp://b"], True),
+        (["worker started", "the broker cannot be reached (refused)"], False),
+    ],
+    ids=["silent", "started", "started late", "starts again", "reconnects"],
+)
+def test_a_start_is_repeated_after_the_broker_was_lost_in_it(
+    lines: list[str], expected: bool
+) -> None:
+    assert crews._starts_again(lines) is expected

@@ -1,6 +1,7 @@
 """The check of one object with one key: its wrap, and the DEK in the header (SPEC 4, 15.2). Pure.
 
-The key is a project's user KEK, or its admin KEKs by master key id. An object is in order if the
+The key is a project's user KEK, or its admin KEKs by master key id; where customer secrets are
+given, also its composite with each of them (2.6). An object is in order if the
 wrap of that role opens by its labels, and the metadata hold nothing that Keyturn does not write.
 Otherwise, and always if the key must be gone, every value is searched for a wrap that it opens.
 
@@ -13,12 +14,12 @@ in the keys' role. An attempt takes about 5 microseconds.
 import binascii
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import commits_to
-from keyturn.crypto.keys import Secret
+from keyturn.crypto.keys import Secret, composite_kek, customer_secret_id
 from keyturn.crypto.wraps import (
     BODY_CONTEXT,
     WRAP_BYTES,
@@ -59,19 +60,52 @@ class VerificationKeys:
     """The key to check with: one user KEK, or the admin KEKs by the ids of their master keys.
 
     `role` is that of the wraps they open. `keks` has at least one; the id of a user KEK has no
-    meaning. `generations` are further ones at which a wrap may have been made.
+    meaning. `generations` are further ones at which a wrap may have been made. `composites` are the
+    KEKs of wraps that also need a customer secret, by the id of the plain one and the secret's.
     """
 
     project: str
     role: Role
     keks: Mapping[str, Secret]
     generations: Collection[int] = ()
+    composites: Mapping[tuple[str, str], Secret] = field(default_factory=dict)
 
-    def ordered(self, first: str) -> Iterator[Secret]:
-        """Yield all KEKs, that of the master key `first` before the others."""
+    def with_secrets(self, secrets: Collection[Secret]) -> "VerificationKeys":
+        """Return a copy with the composite of each KEK with each of these customer secrets."""
+        made = {
+            (name, secret_id): composite_kek(kek, secret, self.role, self.project, secret_id)
+            for secret in secrets
+            for secret_id in [customer_secret_id(secret)]
+            for name, kek in self.keks.items()
+        }
+        return replace(self, composites={**self.composites, **made})
+
+    @property
+    def secret_ids(self) -> frozenset[str]:
+        """The ids of the customer secrets that each of the keys can be tried with."""
+        ids = {secret_id for _, secret_id in self.composites}
+        return frozenset(
+            secret_id
+            for secret_id in ids
+            if all((name, secret_id) in self.composites for name in self.keks)
+        )
+
+    @property
+    def all_keks(self) -> list[Secret]:
+        """The plain KEKs and the composites."""
+        return [*self.keks.values(), *self.composites.values()]
+
+    def ordered(self, first: str, secret_id: str | None) -> Iterator[Secret]:
+        """Yield all KEKs, those that the labels name before the others."""
+        for (_, composite_of), kek in self.composites.items():
+            if composite_of == secret_id:
+                yield kek
         if first in self.keks:
             yield self.keks[first]
         yield from (kek for name, kek in self.keks.items() if name != first)
+        for (_, composite_of), kek in self.composites.items():
+            if composite_of != secret_id:
+                yield kek
 
 
 def find_wrap(
@@ -94,7 +128,7 @@ def find_wrap(
         if found := _opens_as(wrap, object_key, keys, _ROLES, generations):
             return f"{name} opens as {found}"
     # A key of one role opens no wrap that Keyturn made for the other.
-    attempts, per_wrap = 0, len(generations) * len(keys.keks)
+    attempts, per_wrap = 0, len(generations) * len(keys.all_keks)
     for name, wrap in _embedded(others):
         attempts += per_wrap
         if attempts > _MAX_ATTEMPTS:
@@ -158,9 +192,10 @@ def _opens_as(
     roles: Collection[Role],
     generations: Collection[int],
 ) -> str | None:
+    keks = keys.all_keks
     for generation in generations:
         for role in roles:
-            for kek in keys.keks.values():
+            for kek in keks:
                 try:
                     unwrap_dek(
                         kek,
@@ -326,7 +361,7 @@ def _check_wraps(
 
 def _unwrap(wraps: Wraps, object_key: str, keys: VerificationKeys) -> bytes | None:
     """Return the DEK in the wrap of the keys' role, as its labels say."""
-    for kek in keys.ordered(wraps.master_key):
+    for kek in keys.ordered(wraps.master_key, wraps.secret_id):
         try:
             return unwrap_dek(
                 kek,

@@ -5,14 +5,25 @@ one ranged GET of its header. A few are read at once, so memory is bounded, howe
 """
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
+from keyturn.crypto.base64 import from_base64
 from keyturn.crypto.cobblestone import HEADER_BYTES
-from keyturn.errors import ArchivedObjectError, NotFoundError, StorageUnavailableError
-from keyturn.metadata import OWN_PREFIX
+from keyturn.errors import (
+    ArchivedObjectError,
+    MalformedEvidenceError,
+    MalformedRequestError,
+    NotFoundError,
+    StorageUnavailableError,
+)
+from keyturn.evidence.envelope import MAX_EVIDENCE_BYTES
+from keyturn.identifiers import evidence_prefix
+from keyturn.messages.json_text import load_json
+from keyturn.metadata import KEK_USER, OWN_PREFIX
 from keyturn.tasks import task_group
 from keyturn_workers.core.errors import ArchivedError, MissingError, StorageResponseError
 from keyturn_workers.core.storage_port import Storage
@@ -21,6 +32,7 @@ from keyturn_workers.offline.verify.object_check import ObjectCheck, Verificatio
 from keyturn_workers.offline.verify.report import VerifyReport
 
 DEFAULT_CONCURRENCY: Final = 32
+_SECRET_LABEL: Final = re.compile(r"[^:]*:[^:]*:\s*([0-9a-f]{16})\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +65,37 @@ async def check_project(
 
         async def check_rows() -> None:
             while (row := await _next(rows, turn)) is not None:
-                check = await _check(storage, keys, row, must_be_gone=must_be_gone)
+                check = await _check(storage, keys, row, report, must_be_gone=must_be_gone)
                 report.add(row.s3_key, row.version_id, check)
                 on_checked()
 
         async with task_group() as group:
             for _ in range(concurrency):
                 group.create_task(check_rows())
+
+
+async def find_secret_ids(storage: Storage, project: str) -> set[str]:
+    """Return the ids of the customer secrets that the project's evidence in the bucket names.
+
+    A file that is no evidence is not passed over: it may be one that was damaged to hide a secret.
+
+    Raises:
+        MalformedEvidenceError: a file cannot be read as evidence.
+        StorageUnavailableError, StorageResponseError: the evidence cannot be read.
+    """
+    found = set()
+    async for listed in storage.list(evidence_prefix(project)):
+        _, body = await storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
+        try:
+            predicate = load_json(from_base64(load_json(body)["payload"]))["predicate"]
+            customer_key = predicate.get("customer_key")
+            if customer_key is not None:
+                found.add(str(customer_key["secret_id"]))
+        except (MalformedRequestError, AttributeError, KeyError, TypeError, ValueError):
+            raise MalformedEvidenceError(
+                f"{listed.key} cannot be read: which customer keys the project had is not known"
+            ) from None
+    return found
 
 
 async def _next(rows: AsyncIterator[Listed], turn: asyncio.Lock) -> Listed | None:
@@ -78,7 +114,12 @@ async def _list(storage: Storage, prefix: str) -> AsyncGenerator[Listed]:
 
 
 async def _check(
-    storage: Storage, keys: VerificationKeys, row: Listed, *, must_be_gone: bool
+    storage: Storage,
+    keys: VerificationKeys,
+    row: Listed,
+    report: VerifyReport,
+    *,
+    must_be_gone: bool,
 ) -> ObjectCheck:
     header: bytes | None
     tags: Mapping[str, str] = {}
@@ -101,6 +142,9 @@ async def _check(
             tags = await storage.read_tags(row.s3_key)
         except StorageResponseError as exc:
             return ObjectCheck.refused("unreadable", StorageUnavailableError(f"its tags: {exc}"))
+    label = _SECRET_LABEL.fullmatch(head.metadata.get(KEK_USER, ""))
+    if label is not None:
+        report.secret_ids.add(label[1])
     return check_object(
         head.metadata,
         header,

@@ -33,7 +33,8 @@ class VerifyReport:
     """The outcomes so far. Memory is bounded: only the first `max_findings` are kept.
 
     `expectation` must hold for every wrap. If `allow_plaintext`, an object that is not encrypted is
-    no finding. `found` counts all findings.
+    no finding. `found` counts all findings. `secret_ids` are the customer secrets that the project
+    is known to have had, and `given_secret_ids` those that the key was tried with.
     """
 
     expectation: Expectation = "opens"
@@ -41,6 +42,8 @@ class VerifyReport:
     max_findings: int = 10_000
     findings: list[Finding] = field(default_factory=list)
     found: int = 0
+    secret_ids: set[str] = field(default_factory=set)
+    given_secret_ids: frozenset[str] = frozenset()
     _groups: Counter[_Group] = field(default_factory=Counter)
 
     def add(self, s3_key: str, version: str | None, check: ObjectCheck) -> None:
@@ -95,9 +98,15 @@ class VerifyReport:
         return sum(n for (_, state, _), n in self._groups.items() if state == "opened")
 
     @property
+    def missing_secret_ids(self) -> list[str]:
+        """The customer secrets without which nothing shows that a key is gone."""
+        needed = self.secret_ids - self.given_secret_ids if self.expectation == "gone" else set()
+        return sorted(needed)
+
+    @property
     def verified(self) -> bool:
-        """True if something was tried, and nothing contradicts the expectation."""
-        return self.tried > 0 and self.found == 0
+        """True if something was tried, nothing contradicts the expectation, and all is decided."""
+        return self.tried > 0 and self.found == 0 and not self.missing_secret_ids
 
     @property
     def verdict(self) -> str:
@@ -111,6 +120,11 @@ class VerifyReport:
     def _gone_verdict(self) -> str:
         if self.verified:
             return f"the key opens none of {_wraps(self.tried)}"
+        if self.found == 0:
+            return (
+                "undecided: with a customer secret that was not given, the key may open wraps: "
+                + ", ".join(self.missing_secret_ids)
+            )
         others = self.found - self.opened
         return (
             f"not verified that the key is gone: it opens {self.opened} of {_wraps(self.tried)}; "
@@ -133,6 +147,7 @@ class VerifyReport:
             "verified": self.verified,
             "verdict": self.verdict,
             "counts": self.counts,
+            "missing_customer_secrets": self.missing_secret_ids,
             "findings": [asdict(finding) for finding in ordered],
             "findings_omitted": self.found - len(self.findings),
         }

@@ -32,6 +32,7 @@ import {
   random,
   SEALED,
   SECRET,
+  seal,
   type StorageOptions,
   storageOf,
 } from "../../cases/sealed_objects.ts";
@@ -433,6 +434,39 @@ test("a wrap of any length is refused, not decoded", async () => {
   const keys = keysOf(OBJECT);
   const metadata = { ...keys.metadata, "enc-dek-user": "AAAA".repeat(5_000_000) };
   await assert.rejects(open({ ...keys, metadata }), CodedError);
+});
+
+// The first customer secret of the vectors of another implementation, and its id.
+const CUSTOMER = {
+  secret: Uint8Array.from(Buffer.from("zSMdz8s1g53jPsZcd7zy2DXtEd84btK+5pXohiRm0d0=", "base64")),
+  id: "366923941b9116e5",
+};
+
+test("a project with a customer key opens with the secret, whatever the label says", async () => {
+  const [plaintext, dek, other] = [random(100), random(32), random(32)];
+  const body = await seal(dek, new TextEncoder().encode("keyturn/v1/body"), plaintext);
+  const metadata = await metadataOf(dek, CUSTOMER);
+  const keys = keysOf({ plaintext, body, metadata });
+  const label = `1:${"0".repeat(16)}`;
+  for (const [text, customerSecrets] of [
+    [`${label}:${CUSTOMER.id}`, [CUSTOMER.secret]],
+    [`${label}:${CUSTOMER.id}`, [other, CUSTOMER.secret]],
+    [`${label}:${"f".repeat(16)}`, [other, CUSTOMER.secret]],
+    [label, [CUSTOMER.secret, other]],
+  ] as const) {
+    const labeled = { ...metadata, "enc-kek-user": text };
+    const opened = await openBytes(body, { ...keys, metadata: labeled, customerSecrets });
+    assert.deepEqual(opened, plaintext);
+  }
+  for (const customerSecrets of [undefined, [], [other]]) {
+    await assert.rejects(openBytes(body, { ...keys, customerSecrets }), (error: Error) => {
+      return hasCode("no_usable_wrap")(error) && error.message.includes(CUSTOMER.id);
+    });
+  }
+  const short = { ...keys, customerSecrets: [random(31)] };
+  await assert.rejects(openBytes(body, short), MalformedRequestError);
+  const plain = { ...keysOf(OBJECT), customerSecrets: [other] };
+  assert.deepEqual(await openBytes(OBJECT.body, plain), OBJECT.plaintext);
 });
 
 const FOLDER = new URL("../../../../../../shared/vectors/", import.meta.url);
