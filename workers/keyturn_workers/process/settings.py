@@ -45,6 +45,10 @@ from keyturn.settings import (
     seed_from_b64,
 )
 from keyturn.topology import AUDIT_MAX_AGE_S, AUDIT_MAX_BYTES
+from keyturn_workers.core.customer_key_stores import (
+    CustomerKeyStore,
+    parse_customer_key_stores,
+)
 from keyturn_workers.core.grants import Grant, parse_grants
 from keyturn_workers.core.key_uris import KeyUri, is_key_uri, parse_key_uri
 from keyturn_workers.core.named_settings import parse_named_settings
@@ -134,6 +138,9 @@ IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_k
 # Pydantic's own validation would copy the mapping; it must stay the object that rereads the file.
 Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]
 Sources = Annotated[dict[str, Source], NoDecode, BeforeValidator(parse_sources)]
+CustomerKeyStores = Annotated[
+    dict[str, CustomerKeyStore], NoDecode, BeforeValidator(parse_customer_key_stores)
+]
 CorsOrigins = Annotated[tuple[str, ...], NoDecode, PlainValidator(_cors_origins)]
 LogFormat = Literal["console", "json"]
 
@@ -209,6 +216,14 @@ class OperatorSettings(S3Settings, KmsSettings):
     master_keys: MasterKeys
 
 
+class CustomerKeySettings(KmsSettings):
+    """The stores of customer keys (SPEC 2.6). They use only the AWS endpoint of `KmsSettings`."""
+
+    customer_key_stores: CustomerKeyStores = Field(default_factory=dict)
+    # A customer secret is forgotten at this age, and asked for again at a quarter of it.
+    customer_key_cache_s: Annotated[float, Field(ge=10, le=3600)] = 300
+
+
 class SourceSettings(S3Settings):
     """The buckets from which objects are ingested (SPEC 17)."""
 
@@ -244,6 +259,7 @@ class AuditSettings(DeploymentSettings, AuditBounds):
 class WorkerSettings(
     DeploymentSettings,
     OperatorSettings,
+    CustomerKeySettings,
     SourceSettings,
     LogSettings,
     AuditBounds,
@@ -322,7 +338,7 @@ class WorkerSettings(
         )
 
 
-class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
+class GatewaySettings(PublisherSettings, OperatorSettings, CustomerKeySettings, LogSettings):
     """Settings of the gateway, which is a publisher and opens objects."""
 
     keyring_cache_s: Annotated[float, Field(ge=0, le=60)] = 2
