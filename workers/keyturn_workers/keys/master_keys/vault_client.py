@@ -461,9 +461,7 @@ class VaultHttp:
             try:
                 self._headers["X-Vault-Namespace"] = header_value(access.namespace)
             except ValueError as exc:
-                raise SettingsError(
-                    f"{access.setting('namespace')} is malformed: {exc}"
-                ) from None
+                raise SettingsError(f"{access.setting('namespace')} is malformed: {exc}") from None
         self._session: aiohttp.ClientSession | None = None
 
     async def call(
