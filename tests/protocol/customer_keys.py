@@ -8,29 +8,40 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from keyturn.crypto import Secret, composite_kek, customer_secret_id
-from keyturn.errors import CustomerKeyRefusedError, CustomerKeyUnavailableError
+from keyturn.crypto import Secret, composite_kek, customer_secret_id, new_customer_secret
+from keyturn.errors import (
+    CustomerKeyRefusedError,
+    CustomerKeyUnavailableError,
+    NotPermittedError,
+)
+from keyturn_workers.core.customer_keys import CustomerKey, SecretNeededError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from keyturn_workers.core.customer_keys import CustomerSecrets, KeyName
+    from keyturn_workers.core.keyring import Keyring
     from tests.protocol.broker import Delivery
     from tests.protocol.process import Process
     from tests.protocol.waiters import SentRequest
     from tests.protocol.wire import Network
 
-STORE: Final = "kms"
-# The keys that the settings give to each project.
-GIVEN: Final = {"acme": ("k1", "k2"), "beta": ("b1",)}
+# The keys that the settings give to each project: store and key.
+GIVEN: Final = {"acme": ("acme-kms/k1", "acme-kms/k2"), "beta": ("beta-kms/b1",)}
+# Of generations that a mark alone has.
+UNKNOWN_KEK_ID: Final = "0" * 16
 CACHE_S: Final = 40
+_T = TypeVar("_T")
 Mood = Literal["gives", "refuses", "away", "lies"]
 
 
 def named(key: str) -> dict[str, str]:
     """A key, as requests name it."""
-    return {"store": STORE, "key": key}
+    store, _, name = key.partition("/")
+    return {"store": store, "key": name}
 
 
 class CustomerKeyLaws:
@@ -64,14 +75,15 @@ class CustomerKeyLaws:
                 if generation in ids:
                     self._violated(f"the keyring of {name} lost a customer key of {generation}")
                 continue
-            if found["store"] != STORE or found["key"] not in GIVEN[name]:
+            if f"{found['store']}/{found['key']}" not in GIVEN[name]:
                 self._violated(f"the keyring of {name} has a key that is not for it")
             if ids.setdefault(generation, found["secret_id"]) != found["secret_id"]:
                 self._violated(f"the keyring of {name} has another secret at {generation}")
-            is_cleared = entry["kek"] is None
-            if ("wrapped" in found, "secret_sha256" in found) != (not is_cleared, not is_cleared):
+            wrapped = found.get("wrapped")
+            # A clean end clears both; of a keyring that was lost, only the secret is known.
+            if (wrapped is None) != (entry["kek"] is None) and entry["kek_id"] != UNKNOWN_KEK_ID:
                 self._violated(f"the keyring of {name} keeps or lost a secret of {generation}")
-            if not is_cleared and self.wrapped.get(found["wrapped"]) != (name, found["secret_id"]):
+            if wrapped is not None and self.wrapped.get(wrapped) != (name, found["secret_id"]):
                 self._violated(f"no store gives back the secret of {name} at {generation}")
         has_any = any("customer_key" in entry for entry in entries)
         if version != (2 if has_any else 1):
@@ -204,7 +216,7 @@ class Stores:
     async def _ask(
         self, process: Process, op: str, key: str, effect: Callable[[], Awaitable[Any]]
     ) -> Any:
-        return await self._network.ask(process, op, f"{STORE}/{key}", effect)
+        return await self._network.ask(process, op, key, effect)
 
     def _check(self, key: str) -> None:
         match self.moods.get(key):
@@ -212,3 +224,62 @@ class Stores:
                 raise CustomerKeyRefusedError(f"{key} is disabled")
             case "away":
                 raise CustomerKeyUnavailableError(f"{key} does not respond")
+
+
+class ProcessKeys:
+    """The customer keys of one process: it remembers a secret for `CACHE_S` at most."""
+
+    def __init__(self, process: Process, stores: Stores) -> None:
+        self._process = process
+        self._stores = stores
+        self._kept: dict[str, tuple[Secret, float]] = {}
+
+    async def unlock(self, keyring: Keyring) -> CustomerSecrets:
+        """See `CustomerKeys.unlock`."""
+        customer_key, secrets = keyring.current.customer_key, keyring.secrets
+        if customer_key is None:
+            return secrets
+        held = await self._give(keyring.project, customer_key)
+        return replace(secrets, held={customer_key.secret_id: held})
+
+    async def open_with(
+        self, keyring: Keyring, opening: Callable[[CustomerSecrets], Awaitable[_T]]
+    ) -> _T:
+        """See `CustomerKeys.open_with`."""
+        secrets = await self.unlock(keyring)
+        while True:
+            try:
+                return await opening(secrets)
+            except SecretNeededError as needed:
+                customer_key = needed.customer_key
+            try:
+                secret = await self._give(keyring.project, customer_key)
+            except (CustomerKeyRefusedError, CustomerKeyUnavailableError) as exc:
+                failed = {**secrets.failed, customer_key.secret_id: exc}
+                secrets = replace(secrets, failed=failed)
+            else:
+                held = {**secrets.held, customer_key.secret_id: secret}
+                secrets = replace(secrets, held=held)
+
+    async def create(self, project: str, name: KeyName) -> CustomerKey:
+        """See `CustomerKeys.create`."""
+        if str(name) not in GIVEN[project]:
+            raise NotPermittedError(f"{project} may not have {name}")
+        secret = new_customer_secret()
+        wrapped = await self._stores.encrypt(self._process, str(name), project, secret)
+        made = CustomerKey.of(name, secret, wrapped)
+        await self._give(project, made)
+        return made
+
+    async def _give(self, project: str, customer_key: CustomerKey) -> Secret:
+        secret_id, name = customer_key.secret_id, str(customer_key.name)
+        sent_s = self._process.world.clock.seconds
+        kept, kept_s = self._kept.get(secret_id, (None, 0.0))
+        if kept is not None and sent_s < kept_s + CACHE_S:
+            return kept
+        wrapped = customer_key.wrapped or ""
+        secret = await self._stores.decrypt(self._process, name, project, wrapped)
+        if not customer_key.is_secret(secret):
+            raise CustomerKeyRefusedError(f"{name} gave another secret")
+        self._kept[secret_id] = (secret, sent_s)
+        return secret

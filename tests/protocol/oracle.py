@@ -27,7 +27,7 @@ from keyturn.crypto import (
     unwrap_dek,
 )
 from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
-from tests.protocol.customer_keys import CustomerKeyLaws
+from tests.protocol.customer_keys import UNKNOWN_KEK_ID, CustomerKeyLaws
 from tests.protocol.evidence_laws import EvidenceLaws
 from tests.protocol.laws import Laws
 from tests.protocol.mark_laws import MarkLaws, project_of
@@ -206,7 +206,7 @@ class Oracle:
         serial: int = rest["serial"]
         return serial
 
-    def _keyring_counts(self, name: str, digest: str) -> None:
+    def _keyring_counts(self, name: str, digest: str, mark: dict[str, Any]) -> None:
         """A state of a keyring is marked: from now on it is what the project's keys are."""
         now = self._current_objects().get(keyring_s3_key(name))
         if (name, digest) in self._keyrings:
@@ -228,9 +228,10 @@ class Oracle:
             self.laws.recovered(name, before[-1][:2] if before else None, delivery)
         self.evidence.rotated(name, rest, master_key)
         self.customer_keys.counts(name, json.loads(stored.body)["v"], rest)
+        self.customer_keys.marked(name, mark, rest)
         project = self.projects.setdefault(name, Project())
         entries = [*rest["history"], rest]
-        ids = [entry["rotation_id"] for entry in entries]
+        ids = [each["rotation_id"] for each in entries if each["kek_id"] != UNKNOWN_KEK_ID]
         if len(set(ids)) != len(ids):
             self.violated(f"a rotation rotated the keyring of {name} twice")
         project.rotation_ids.update(ids)
