@@ -95,7 +95,10 @@ class EvidenceLaws:
         if predicate.previous != newest:
             self._violated(f"the chain of {name} forks")
         said = (predicate.generation, predicate.kek_id, predicate.master_key)
-        if said != (rest["generation"], rest["kek_id"], master_key):
+        key = rest.get("customer_key")
+        of_keyring = key and {each: key[each] for each in ("store", "key", "secret_id", "wrapped")}
+        named_key = predicate.customer_key and predicate.customer_key.model_dump()
+        if (*said, named_key) != (rest["generation"], rest["kek_id"], master_key, of_keyring):
             self._violated(f"the keyring of {name} names evidence of another state")
         chain.append(named)
 
