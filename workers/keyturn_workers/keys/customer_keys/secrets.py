@@ -28,6 +28,7 @@ from keyturn_workers.core.customer_keys import (
     KeyName,
     SecretNeededError,
 )
+from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.keys.customer_keys.port import Place, Store
 from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, StoreCalls
@@ -155,6 +156,12 @@ class CachedCustomerKeys:
         except TimeoutError:
             raise CustomerKeyUnavailableError(f"{name}: no secret within {TIMEOUT_S:g} s") from None
 
+    async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
+        """See `CustomerKeys.ask`."""
+        keys = {key.secret_id: key for key in keyring.customer_keys.values()}
+        asking = (self._state(keyring.project, key) for key in keys.values())
+        return dict(zip(keys, await asyncio.gather(*asking), strict=True))
+
     def purge(self) -> None:
         """Forget the secrets that are too old, and what is not in use."""
         now_s = self._clock_s()
@@ -277,6 +284,28 @@ class CachedCustomerKeys:
         entry.secret, entry.sent_s = secret, sent_s
         self._entries[name] = entry
         return secret
+
+    async def _state(self, project: str, key: CustomerKey) -> KeyState:
+        place, state = Place(self._deployment, project, key.secret_id), None
+
+        async def send(store: Store) -> KeyState:
+            secret = await store.decrypt(key.name.key, place, key.wrapped or "")
+            return KeyState.GIVEN if key.is_secret(secret) else KeyState.UNDECIDED
+
+        try:
+            if self._calls.gives(project, key.name):
+                return await self._calls.call(key.name, send)
+        except KmsRefusedError as exc:
+            state = exc.key_state
+        except (KmsUnavailableError, CustomerKeyUnavailableError):
+            pass
+        if state is None:
+            return KeyState.UNDECIDED
+        try:
+            await self._calls.call(key.name, lambda store: store.check_answers(key.name.key))
+        except KmsUnavailableError:
+            return KeyState.UNDECIDED
+        return state
 
     async def _create(self, project: str, name: KeyName) -> CustomerKey:
         secret = new_customer_secret()
