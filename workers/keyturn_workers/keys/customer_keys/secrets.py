@@ -31,7 +31,7 @@ from keyturn_workers.core.customer_keys import (
 from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.keys.customer_keys.port import Place, Store
-from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, StoreCalls
+from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, Outcome, StoreCalls
 from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from keyturn_workers.process.background import SharedTasks, repeat
@@ -68,6 +68,10 @@ class WaitPolicy:
 IN_WORKERS: Final = WaitPolicy(wait_s=0.25, shuns_slow=True)
 """A delivery holds places that other projects need: it is put off instead."""
 IN_GATEWAYS: Final = WaitPolicy(wait_s=5, callers=8)
+
+
+def observe_nothing(store: str, outcome: Outcome, took_s: float) -> None:
+    """See `Observe`."""
 
 
 @dataclass(slots=True)
@@ -107,7 +111,7 @@ class CachedCustomerKeys:
         policy: WaitPolicy,
         *,
         cache_s: float = 300,
-        observe: Observe = lambda _store, _outcome, _seconds: None,
+        observe: Observe = observe_nothing,
         clock_s: Callable[[], float] = boottime_s,
     ) -> None:
         self._calls = StoreCalls(stores, observe, clock_s)

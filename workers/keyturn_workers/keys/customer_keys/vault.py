@@ -85,9 +85,9 @@ class VaultKeys:
         }
         response = await self._client.call("POST", f"{self.settings.mount}/{operation}/{key}", body)
         if response.status == _BAD_REQUEST:
-            for phrase, text in _REFUSALS.items():
+            for phrase, problem in _REFUSALS.items():
                 if response.says(phrase):
-                    raise KmsRefusedError(text, key_state=_KEY_STATES.get(phrase))
+                    raise KmsRefusedError(problem, key_state=_KEY_STATES.get(phrase))
         if response.status != _OK:
             raise response.failure()
         text = response.section("data").get(result)

@@ -19,7 +19,7 @@ class KmsRefusedError(KmsUnavailableError):
 
     A KEK in memory then ends at `KMS_CACHE_S` instead of `KMS_CACHE_MAX_S`. `has_new_credential`
     returns whether the refused credential has been replaced, so that the next call may succeed.
-    `key_state` is what the answer says of the key itself; None if it was refused for another reason.
+    `key_state` is what the answer says of the key itself; None after a refusal for another reason.
     """
 
     def __init__(
