@@ -279,7 +279,9 @@ async def test_what_a_customer_key_hides_is_counted_and_no_tombstone_or_other_pr
     await bucket.enroll(_WITH_B, _OTHER)
     bucket.customer_keys.refused |= set(refused)
     bucket.customer_keys.away |= set(away)
-    expected = Counter({("encrypted", 1, "m1", None): 1, ("tombstone", None, "m1", None): 1})
+    expected: Counter[_Group] = Counter(
+        {("encrypted", 1, "m1", None): 1, ("tombstone", None, "m1", None): 1}
+    )
     expected.update([of_a, of_b])
     assert await _census(bucket, "acme", filter={"records": False}) == expected
     of_other = await _census(bucket, "other", filter={"records": False})
