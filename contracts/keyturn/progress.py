@@ -23,6 +23,8 @@ Phase = Literal["waiting", "rewrapping", "proving", "ended"]
 | `proving` | has proven `done` of `total`; the rest not before `proof_possible_at` |
 | `ended` | has ended: clean, or not |
 """
+KeyProblem = Literal["customer_key_refused", "customer_key_unavailable"]
+"""The reason why a customer key gives no secret (SPEC 2.6)."""
 
 
 def _check_time(text: str) -> str:
@@ -44,6 +46,8 @@ class Progress(BaseModel):
         proof_possible_at: The earliest moment at which everything can be proven.
         first_rewrap_at: When the first object was changed.
         all_rewrapped_at: When the last object had been brought to the desired state.
+        waits_for_key: Why the project's customer key, without which it does not go on, gives no
+            secret (SPEC 8.5).
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -54,6 +58,7 @@ class Progress(BaseModel):
     proof_possible_at: _Time | None = None
     first_rewrap_at: _Time | None = None
     all_rewrapped_at: _Time | None = None
+    waits_for_key: KeyProblem | None = None
 
     def seconds_to_proof(self, now: datetime) -> float | None:
         """Return the seconds until everything can be proven; None once passed, or if unknown."""
@@ -69,5 +74,7 @@ def describe(progress: Progress, now: datetime) -> str:
     if progress.phase in ("rewrapping", "proving"):
         total = "" if progress.total is None else f" of {progress.total}"
         text += f" {progress.done}{total}"
+    if progress.waits_for_key is not None:
+        return f"{text}, waiting for the customer key ({progress.waits_for_key})"
     seconds = progress.seconds_to_proof(now) if progress.phase == "proving" else None
     return text if seconds is None else f"{text}, waiting {math.ceil(seconds)} s for leases"

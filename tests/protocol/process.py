@@ -19,6 +19,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.core.authorization import Rules
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.grants import Grant
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.keys.audit.trail import AuditProcess, AuditTrail
@@ -326,6 +327,7 @@ class Process:
             self._storage,
             self.keyrings,
             self._keys,
+            GivenSecrets(),
             sessions,
             limits,
             sources=Sources("test", {source.NAME: bucket}),
@@ -352,10 +354,12 @@ class Process:
         parts, store, context = self.world.parts, self._store, self._sweep_context
         options = self.world.options
         paginator = parts.paginator(storage, options.page_keys)
-        reconciler = parts.reconciler(context, paginator, lease_s=self.lease_s)
+        reconciler = parts.reconciler(
+            context, paginator, GivenSecrets(), lease_s=self.lease_s, max_wait=_MAX_AGE
+        )
         all_projects = parts.all_projects(context, self._starter)
         limit = options.copy_limit_bytes
         page_worker = parts.page_worker(
-            storage, keyrings, keys, store, concurrency=4, copy_limit_bytes=limit
+            storage, keyrings, keys, GivenSecrets(), store, concurrency=4, copy_limit_bytes=limit
         )
         return SweepHandler(store, reconciler, all_projects, page_worker)

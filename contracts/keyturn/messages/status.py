@@ -174,6 +174,18 @@ KeyringMark = Literal["current", "unmarked", "rolled_back", "removed", "unknown"
 """The result of a keyring's comparison with its mark: no worker uses one in the last three."""
 
 
+class CustomerKeyStatus(ExtensibleModel):
+    """The customer key of a project's current generation (SPEC 2.6).
+
+    Attributes:
+        code: Why it gives no secret to the project's sweep or rotation that waits for it.
+    """
+
+    store: ShortName
+    key: str
+    code: Code | None = None
+
+
 class ProjectStatus(ExtensibleModel):
     """One keyring (SPEC 5.2); of one that does not open only `project`, `code` and `detail`.
 
@@ -193,6 +205,7 @@ class ProjectStatus(ExtensibleModel):
         objects: How many objects the sweep or rotation counted that ended last, without tombstones.
         objects_at: When it ended.
         running_sweeps: What is under way; also parts of a sweep of `*`.
+        customer_key: The customer key, if it has one.
     """
 
     project: Project
@@ -215,6 +228,7 @@ class ProjectStatus(ExtensibleModel):
     objects: Count | None = None
     objects_at: Time | None = None
     running_sweeps: Rows[RequestId] | None = None
+    customer_key: CustomerKeyStatus | None = None
 
 
 class SweepStatus(ExtensibleModel):

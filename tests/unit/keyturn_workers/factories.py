@@ -19,7 +19,13 @@ from keyturn.crypto import (
     seal_tombstone,
 )
 from keyturn.messages import RequestOrigin
-from keyturn_workers.core.keyring import DesiredState, Generation, Keyring
+from keyturn_workers.core.customer_keys import (
+    NO_SECRETS,
+    CustomerKey,
+    CustomerSecrets,
+    KeyName,
+)
+from keyturn_workers.core.keyring import DesiredState, Generation, Keyring, rotate
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.plan_action import ObjectView
 from keyturn_workers.core.storage_values import Headers, ObjectHead
@@ -70,12 +76,27 @@ def rotated(before: Keyring) -> Keyring:
     return replace(before, current=generation(number), history=(*before.history, earlier))
 
 
+def turned_to(before: Keyring, secret: Secret, key: str = "acme") -> Keyring:
+    """The same keyring after a rotation to a customer key of the store `kms` with this secret."""
+    return rotate(
+        before,
+        customer_key=CustomerKey.of(KeyName("kms", key), secret, "YQ=="),
+        rotation_id=str(uuid.uuid4()),
+        requested_at=AT,
+        at=AT,
+        origin=ORIGIN,
+    )
+
+
 def sealed_object(
-    desired: DesiredState, key: str, plaintext: bytes = b"hello"
+    desired: DesiredState,
+    key: str,
+    plaintext: bytes = b"hello",
+    secrets: CustomerSecrets = NO_SECRETS,
 ) -> tuple[Wraps, bytes]:
     """The wraps and the body of an object in that state."""
     dek = new_dek()
-    return wrap(desired, key, dek), seal(dek, BODY_CONTEXT, plaintext)
+    return wrap(desired, key, dek, secrets), seal(dek, BODY_CONTEXT, plaintext)
 
 
 def enc(wraps: Wraps, upload_id: str | None = None) -> dict[str, str]:

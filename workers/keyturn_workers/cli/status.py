@@ -67,6 +67,8 @@ from keyturn_workers.process.settings import OperatorSettings
 _SPARE_CONNECTIONS: Final = 4
 _MAX_SHOWN: Final = 20
 _SEVERAL: Final = 2
+# Columns of tables that are shown only if a row has a value there.
+_RARE: Final = ("code", "mark", "customer_key", "customer_key_code")
 _NO_SWEEP: Final = "the bucket has no sweep or rotation with this id"
 _REMOVED: Final = "removed"
 WAYS_OUT: Final = {
@@ -367,6 +369,7 @@ def marks_by_key(marks: MarkStream, verify_keys: tuple[VerifyKey, ...]) -> dict[
 
 def _keyring_row(row: ProjectStatus) -> Row:
     permissions = {True: "allowed", False: "forbidden", None: None}
+    customer_key = row.customer_key
     return {
         "project": row.project,
         "generation": row.generation,
@@ -377,6 +380,8 @@ def _keyring_row(row: ProjectStatus) -> Row:
         "enrolled_at": shown_time(row.enrolled_at),
         "rotated_at": shown_time(row.rotated_at),
         "evidence": row.evidence,
+        "customer_key": customer_key and f"{customer_key.store}/{customer_key.key}",
+        "customer_key_code": customer_key and customer_key.code,
         "mark": row.mark,
         "code": row.code,
         "detail": row.detail,
@@ -427,14 +432,14 @@ def _print_overview(document: dict[str, Any], project: str | None) -> None:
 def _print_section(
     title: str, rows: list[Row], columns: Sequence[str] = (), *, first: bool = False
 ) -> None:
-    """Print a table; by default without `detail` and long digests, `code` only if one has it."""
+    """Print a table; by default without `detail`, long digests, and rare columns that are empty."""
     if not first:
         print_line("")
     print_line(title)
     if not rows:
         print_line("none")
         return
-    unused = [name for name in ("code", "mark") if not any(row.get(name) for row in rows)]
+    unused = [name for name in _RARE if not any(row.get(name) for row in rows)]
     hidden = {"detail", "evidence", *unused}
     columns = columns or [name for name in rows[0] if name not in hidden]
     print_rows(columns, rows)

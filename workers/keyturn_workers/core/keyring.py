@@ -140,6 +140,18 @@ class Keyring:
         """The record's customer keys, before any secret was asked for."""
         return CustomerSecrets(self.customer_keys)
 
+    def secrets_from(self, earlier: CustomerSecrets) -> CustomerSecrets:
+        """The secrets that were given for an earlier read of the project's record.
+
+        Raises:
+            SecretNeededError: that of the current generation was not asked for yet.
+            CustomerKeyRefusedError, CustomerKeyUnavailableError: it was not given. Then nothing of
+                the project is opened, not even by a former secret.
+        """
+        secrets = replace(earlier, keys=self.customer_keys)
+        secrets.require(self.current.generation)
+        return secrets
+
     def desired(self, admin_kek: Secret) -> DesiredState:
         """The desired state, given the project's admin KEK under the record's master key."""
         if self.current.kek is None:

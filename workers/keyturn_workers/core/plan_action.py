@@ -22,6 +22,7 @@ from keyturn.errors import (
 )
 from keyturn.metadata import Plaintext, Tombstone, Wraps
 from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.keyring import DesiredState, Keyring
 from keyturn_workers.core.storage_values import ObjectHead
 from keyturn_workers.core.sweep_options import SweepOptions
@@ -197,5 +198,5 @@ def _plan_tombstone(
             return ResealTombstone(
                 seal_tombstone(desired.admin_kek, desired.project, object_key, time)
             )
-    target.admin_keks.check_complete()
+    target.admin_keks.with_secrets(NO_SECRETS).check_complete()  # a tombstone needs no secret
     raise NoUsableWrapError("the tombstone opens under no available master key")

@@ -31,8 +31,11 @@ def progress_of(record: ProjectRecord | AllRecord, origin: Origin) -> Progress:
         )
     if isinstance(current, Walk):
         return Progress(phase="rewrapping", done=current.projects)
-    if current is None or isinstance(record, AllRecord):
+    if isinstance(record, AllRecord):
         return Progress(phase="waiting")
+    waits_for_key = None if record.key_wait is None else record.key_wait.code
+    if current is None:
+        return Progress(phase="waiting", waits_for_key=waits_for_key)
     counts = current.counts
     is_rewrapped = current.all_rewrapped_at is not None
     keys = max(current.keys - counts.foreign, counts.objects)
@@ -44,6 +47,7 @@ def progress_of(record: ProjectRecord | AllRecord, origin: Origin) -> Progress:
         proof_possible_at=_text(max([record.proof_after, *waits])),
         first_rewrap_at=_text(current.first_rewrap_at),
         all_rewrapped_at=_text(current.all_rewrapped_at),
+        waits_for_key=waits_for_key,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from keyturn.errors import StorageUnavailableError
+from keyturn.errors import CustomerKeyUnavailableError, StorageUnavailableError
 from keyturn.topology import RETRY_DELAYS_S
 from keyturn_workers.core.sweep_record import OpenPage, ProjectRecord, Result, Round
 
@@ -25,6 +25,7 @@ RESEND_AFTER_S: Final = 900
 MIN_WIDTH: Final = 16
 MAX_WIDTH: Final = 512
 _RESULTS_TO_WIDTH: Final = 4
+_TRANSIENT: Final = (StorageUnavailableError.code, CustomerKeyUnavailableError.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,8 @@ def _next_attempt(
         and _matches(record, page, result)
     )
     failures = page.failures + (1 if result.failures and is_proof else 0)
-    # A storage that fails for a moment says nothing against the object (SPEC 12).
-    is_transient = any(failure.code == StorageUnavailableError.code for failure in result.failures)
+    # A storage or a KMS that fails for a moment says nothing against the object (SPEC 12).
+    is_transient = any(failure.code in _TRANSIENT for failure in result.failures)
     max_failures = len(RETRY_DELAYS_S) if is_transient else MAX_FAILURES
     if is_proof and (not result.failures or failures >= max_failures):
         return None

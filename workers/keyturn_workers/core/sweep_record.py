@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from keyturn.counts import Counts
 from keyturn.identifiers import ALL_PROJECTS
+from keyturn.progress import KeyProblem
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.sweep_options import SweepOptions
@@ -319,6 +320,15 @@ class CleanEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyWait:
+    """The project's customer key gave no secret to any step since then (SPEC 8.5)."""
+
+    code: KeyProblem
+    detail: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ProjectRecord:
     """The record of one project.
 
@@ -342,6 +352,7 @@ class ProjectRecord:
         evidence: The envelope of the newest evidence, in case its file is lost.
         clock_contradicted: A worker reported `Result.clock_contradicted` since a round last came
             to its end. A round that was replaced, or whose step gave up, did not come to its end.
+        key_wait: Set while the project's customer key gives no secret: no page is sent.
     """
 
     project: str
@@ -361,6 +372,7 @@ class ProjectRecord:
     clean_end: CleanEnd | None = None
     evidence: str | None = None
     clock_contradicted: bool = False
+    key_wait: KeyWait | None = None
 
     @property
     def proof_after(self) -> datetime:

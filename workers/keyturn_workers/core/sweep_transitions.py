@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from keyturn.counts import Counts
 from keyturn.errors import (
+    CodedError,
     GenerationMismatchError,
     LeaseMismatchError,
     MalformedRequestError,
@@ -28,6 +29,7 @@ from keyturn_workers.core.sweep_record import (
     AllRecord,
     End,
     KeyRange,
+    KeyWait,
     OpenPage,
     Origin,
     OriginName,
@@ -46,6 +48,8 @@ _MAX_AHEAD_S: Final = 60
 # For each publisher: the number of open sweeps, and of ends that are kept.
 MAX_OPEN_SWEEPS: Final = 16
 _MAX_ENDS: Final = 64
+# A part of a sweep of all waits this long for a customer key: the others must not wait for it.
+PART_KEY_WAIT: Final = timedelta(minutes=2)
 
 _RecordT = TypeVar("_RecordT", ProjectRecord, AllRecord)
 
@@ -197,24 +201,56 @@ def end_failed(record: _RecordT, code: str, detail: str, now: datetime) -> _Reco
     """
 
     def end(origin: Origin) -> Origin:
-        if not origin.is_open:
-            return origin
-        is_served = record.round is not None and origin.name in record.round.origins
-        failed = End(
-            now,
-            clean=False,
-            counts=record.counts_of(origin),
-            round_id=record.round.id if record.round is not None and is_served else None,
-            code=code,
-            detail=detail,
-            failed_at_step=record.step,
-        )
-        return replace(origin, end=failed)
+        return _given_up(record, origin, code, detail, now) if origin.is_open else origin
 
     record = replace(_map_origins(record, end), round=None)
     if isinstance(record, ProjectRecord) and record.clean_end is not None:
         record = replace(record, clean_end=replace(record.clean_end, origins=()))
     return record
+
+
+def _given_up(
+    record: ProjectRecord | AllRecord, origin: Origin, code: str, detail: str, now: datetime
+) -> Origin:
+    is_served = record.round is not None and origin.name in record.round.origins
+    failed = End(
+        now,
+        clean=False,
+        counts=record.counts_of(origin),
+        round_id=record.round.id if record.round is not None and is_served else None,
+        code=code,
+        detail=detail,
+        failed_at_step=record.step,
+    )
+    return replace(origin, end=failed)
+
+
+def with_key_wait(
+    record: ProjectRecord, problem: CodedError | None, now: datetime, max_wait: timedelta
+) -> ProjectRecord:
+    """Note whether the customer key gives its secret, and fail what has waited for too long.
+
+    A part of a sweep of all fails within minutes, and everything else after `max_wait`. The round
+    ends if it serves nothing any more.
+    """
+    if problem is None:
+        return replace(record, key_wait=None)
+    since = now if record.key_wait is None else min(record.key_wait.since, now)
+    code: Any = problem.code
+    record = replace(record, key_wait=KeyWait(code, problem.detail, since))
+
+    def end(origin: Origin) -> Origin:
+        limit = PART_KEY_WAIT if origin.kind == "part" else max_wait
+        if not origin.is_open or now - max(since, origin.added_at) <= limit:
+            return origin
+        return _given_up(record, origin, code, problem.detail, now)
+
+    after = _map_origins(record, end)
+    left = {each.name for each in open_origins(after)}
+    if after.round is not None and left.isdisjoint(after.round.origins):
+        after = replace(after, round=None)
+    # A request that is repeated waits anew.
+    return after if left else replace(after, key_wait=None)
 
 
 def reopen_failed(record: _RecordT) -> _RecordT:

@@ -393,6 +393,8 @@ def find_key_usage(
         CorruptObjectError: metadata stripped or unreadable.
         NoUsableWrapError: the admin wrap, or the tombstone, opens under no available master key.
         KmsUnavailableError: it opens under no available key, and a provider is unreachable.
+        SecretNeededError, CustomerKeyRefusedError, CustomerKeyUnavailableError: likewise, of a
+            customer key.
     """
     match object_metadata.parse(metadata):
         case Plaintext():
@@ -401,6 +403,7 @@ def find_key_usage(
             for master_key, kek in admin_keks.in_order():
                 if try_tombstone(kek, project, object_key, sealed) is not None:
                     return KeyUsage("tombstone", master_key=master_key)
+            admin_keks.with_secrets(NO_SECRETS).check_complete()
         case Wraps() as wraps:
             # Every master key at the label's generation first: one of them nearly always fits.
             for candidates in ((wraps.generation,), generations):
@@ -410,5 +413,5 @@ def find_key_usage(
                     )
                     if opened is not None:
                         return KeyUsage("encrypted", opened.generation, master_key)
-    admin_keks.check_complete()
+            admin_keks.check_complete(wraps.generation)
     raise NoUsableWrapError("it opens under no available master key")

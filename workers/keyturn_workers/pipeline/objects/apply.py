@@ -40,6 +40,7 @@ from keyturn.metadata import (
 from keyturn.parts import part_size, send_parts
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.body_stream import seal_stream
+from keyturn_workers.core.customer_keys import NO_SECRETS, CustomerSecrets
 from keyturn_workers.core.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
@@ -404,12 +405,13 @@ async def reconcile_object(
     storage: Storage,
     keyrings: KeyringReader,
     operator_keys: KekDeriver,
+    secrets: CustomerSecrets = NO_SECRETS,
     *,
     copy_limit_bytes: int = COPY_LIMIT_BYTES,
 ) -> KeyringSnapshot:
     """Bring an object to the state of a keyring read that began after its last change.
 
-    Returns that keyring read.
+    Returns that keyring read. `secrets` were given for an earlier one.
 
     Raises:
         CorruptObjectError, NoUsableWrapError, UnknownAlgorithmError: the object is left as it is.
@@ -418,6 +420,8 @@ async def reconcile_object(
         StorageUnavailableError: the storage failed, the object kept changing, or a rewrap would
             drop its tags, so that only a sweep may do it.
         KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError: try again later.
+        SecretNeededError, CustomerKeyRefusedError, CustomerKeyUnavailableError: a customer secret
+            is missing.
     """
     executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
     s3_key = object_s3_key(project, object_key)
@@ -427,7 +431,7 @@ async def reconcile_object(
         snapshot = await keyrings.read_fresh(project)
         action = await operator_keys.open_with(
             project,
-            partial(_plan, view, object_key, snapshot),
+            partial(_plan, view, object_key, snapshot, snapshot.keyring.secrets_from(secrets)),
         )
         if isinstance(action, NoOp):
             return snapshot
@@ -446,9 +450,16 @@ async def reconcile_object(
 
 
 def _plan(
-    view: ObjectView, object_key: str, snapshot: KeyringSnapshot, keks: AdminKeks
+    view: ObjectView,
+    object_key: str,
+    snapshot: KeyringSnapshot,
+    secrets: CustomerSecrets,
+    keks: AdminKeks,
 ) -> PlannedAction:
-    return plan_action(view, object_key, snapshot.keyring, snapshot.desired, keks, SweepOptions())
+    keyring, desired = snapshot.keyring, snapshot.desired
+    return plan_action(
+        view, object_key, keyring, desired, keks.with_secrets(secrets), SweepOptions()
+    )
 
 
 async def _read_wrapped_object(storage: Storage, s3_key: str, object_key: str) -> ObjectView:

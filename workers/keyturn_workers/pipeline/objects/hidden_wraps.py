@@ -15,11 +15,12 @@ from typing import Final, TypeAlias
 
 from keyturn.crypto.keys import Secret
 from keyturn.crypto.wraps import Role, unwrap_dek
-from keyturn.errors import HiddenWrapError, SealError
+from keyturn.errors import CustomerKeyRefusedError, HiddenWrapError, SealError
 from keyturn.metadata import ALGO, COBBLESTONE, OWN_NAMES, unknown_names
 from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import DesiredState, Keyring
+from keyturn_workers.core.keyring import DesiredState, Generation, Keyring
 from keyturn_workers.core.storage_values import ObjectHead
 from keyturn_workers.core.wraps import past_generations
 
@@ -35,30 +36,55 @@ _FOREIGN: Final = re.compile(r"[^A-Za-z0-9+/]")
 
 
 RetiredKeys: TypeAlias = Sequence[tuple[Role, int, Secret]]
-"""A project's KEKs that the next clean end retires, or that a change of master key retired: the
-role, the generation and the KEK of the wraps that each opens."""
+"""A project's KEKs that the next clean end retires, or that a change of master key or of customer
+key retired: the role, the generation and the KEK of the wraps that each opens."""
 
 
 def retired_keys(keyring: Keyring, desired: DesiredState, admin_keks: AdminKeks) -> RetiredKeys:
     """Return the KEKs that must open nothing at a clean end.
 
+    At a generation with a customer key, the KEK is the composite one. A secret that its store
+    refuses makes none.
+
     Raises:
         KmsUnavailableError, UnknownMasterKeyError: one of them is not available now.
+        SecretNeededError, CustomerKeyUnavailableError: likewise, of a customer key.
     """
-    admin_keks.check_complete()
-    wraps: list[tuple[Role, int, Secret]] = [
+    secrets = admin_keks.secrets
+    secrets.check_keys(keyring.customer_keys)
+    for generation in secrets.keys:
+        with suppress(CustomerKeyRefusedError):
+            secrets.require(generation)
+    admin_keks.with_secrets(NO_SECRETS).check_complete()
+    plain: list[tuple[Role, int, Secret]] = [
         ("user", entry.generation, entry.kek) for entry in keyring.history if entry.kek is not None
     ]
     for master_key, kek in admin_keks.in_order():
         if master_key != desired.master_key:
             generations = (desired.generation, *past_generations(keyring))
-            wraps += [("admin", generation, kek) for generation in generations]
-    return wraps
+            plain += [("admin", generation, kek) for generation in generations]
+    for entry in _without_secret(keyring):
+        plain.append(("admin", entry.generation, desired.admin_kek))
+        if entry.kek is None and entry.kek_id == desired.kek_id:
+            plain.append(("user", entry.generation, desired.user_kek))
+    return [
+        (role, generation, there)
+        for role, generation, kek in plain
+        if (there := secrets.kek_at(generation, role, keyring.project, kek)) is not None
+    ]
 
 
 def may_retire(keyring: Keyring, desired: DesiredState, keys: KekDeriver) -> bool:
     """Return whether `retired_keys` may find any. Asks no provider."""
     return keyring.has_old_keks or any(master_key != desired.master_key for master_key in keys.ids)
+
+
+def _without_secret(keyring: Keyring) -> Sequence[Generation]:
+    """The generations whose wraps lack the secret that the next clean end says every wrap needs."""
+    secret_id = keyring.current.secret_id
+    if secret_id is None or not keyring.has_old_keks:
+        return ()
+    return [each for each in keyring.history if each.secret_id != secret_id]
 
 
 def long_values(head: ObjectHead, tags: Mapping[str, str]) -> list[tuple[str, str]]:

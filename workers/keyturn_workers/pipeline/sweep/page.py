@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -21,6 +21,8 @@ from keyturn.crypto.cobblestone import HEADER_BYTES
 from keyturn.errors import (
     ArchivedObjectError,
     CodedError,
+    CustomerKeyRefusedError,
+    CustomerKeyUnavailableError,
     ForeignObjectError,
     HiddenWrapError,
     KeyringRolledBackError,
@@ -35,6 +37,8 @@ from keyturn.errors import (
 from keyturn.identifiers import is_object_key, object_s3_key
 from keyturn.metadata import ALGO, DELETED, OWN_PREFIX
 from keyturn.tasks import gather_all
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.customer_keys import NO_SECRETS, CustomerSecrets, SecretNeededError
 from keyturn_workers.core.errors import (
     ArchivedError,
     MissingError,
@@ -149,6 +153,7 @@ class PageWorker:
         storage: Storage,
         keyrings: KeyringReader,
         keys: KekDeriver,
+        customer_keys: CustomerKeys,
         store: SweepStore,
         *,
         concurrency: int,
@@ -157,6 +162,7 @@ class PageWorker:
         self.storage = storage
         self.keyrings = keyrings
         self.keys = keys
+        self.customer_keys = customer_keys
         self.store = store
         self.executor = ActionExecutor(storage, keyrings, copy_limit_bytes)
         self.copy_limit_bytes = copy_limit_bytes
@@ -167,7 +173,8 @@ class PageWorker:
 
         Raises:
             KeyringRolledBackError, UnknownMasterKeyError, KmsUnavailableError,
-                StorageUnavailableError: no result; the attempt must be repeated later.
+                CustomerKeyRefusedError, CustomerKeyUnavailableError, StorageUnavailableError: no
+                result; the attempt must be repeated later.
             CorruptObjectError, UnknownProjectError: the keyring is forged or gone.
         """
         try:
@@ -194,6 +201,9 @@ class PageAttempt:
         # Set by the first keyring read of the attempt.
         self._state: State | None = None
         self._null_is_current = False
+        # Before any object is inspected; former ones join as objects need them (SPEC 2.6).
+        self._secrets = NO_SECRETS
+        self._asking = asyncio.Lock()
 
     async def run(self) -> Result:
         """Make the attempt; raises as `PageWorker.process`."""
@@ -201,6 +211,7 @@ class PageAttempt:
         # Begins before every other read of the attempt, so its date is no later than theirs.
         first = await self._fresh_keyring()
         self._check_can_prove(first)
+        self._secrets = await self._worker.customer_keys.unlock(first.keyring)
         self._state = State.of(first)
         versioning = await self._storage.versioning()
         self._null_is_current = versioning == "Suspended"
@@ -309,7 +320,10 @@ class PageAttempt:
         values = long_values(head, tags)
         if not values:
             return  # before requesting any key: an object must not wait for a provider
-        retired = await keys.open_with(self._project, partial(retired_keys, keyring, desired))
+        secrets = keyring.secrets_from(self._secrets)
+        retired = await keys.open_with(
+            self._project, lambda keks: retired_keys(keyring, desired, keks.with_secrets(secrets))
+        )
         # In a thread: a bucket writer's long values must not stall the page beyond its lease.
         await asyncio.to_thread(check_nothing_hidden, values, self._project, key, retired)
 
@@ -329,10 +343,50 @@ class PageAttempt:
         self, key: str, view: ObjectView, snapshot: KeyringSnapshot
     ) -> PlannedAction:
         keyring, desired = snapshot.keyring, snapshot.desired
+        secrets = keyring.secrets_from(self._secrets)
         return await self._worker.keys.open_with(
             self._project,
-            lambda keks: plan_action(view, key, keyring, desired, keks, self._options),
+            lambda keks: plan_action(
+                view, key, keyring, desired, keks.with_secrets(secrets), self._options
+            ),
         )
+
+    # Customer secrets.
+
+    async def _in_slot(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Do some work in a slot, and again with each customer secret that it turns out to need.
+
+        No slot is held while the secret's store is asked.
+        """
+        while True:
+            try:
+                async with self._worker.slots:
+                    return await work()
+            except SecretNeededError as exc:
+                await self._ask(exc)
+
+    async def _ask(self, needed: SecretNeededError) -> None:
+        """Ask for a customer secret; where it is a former one, note the reason if it is not given.
+
+        Raises:
+            CustomerKeyRefusedError, CustomerKeyUnavailableError: it is the current one.
+        """
+        secret_id = needed.customer_key.secret_id
+
+        async def joined(given: CustomerSecrets) -> CustomerSecrets:
+            known = replace(
+                given,
+                held={**self._secrets.held, **given.held},
+                failed={**self._secrets.failed, **given.failed},
+            )
+            if secret_id not in known.held and secret_id not in known.failed:
+                raise needed
+            return known
+
+        async with self._asking:
+            if secret_id not in self._secrets.held and secret_id not in self._secrets.failed:
+                keyring = (await self._recent_keyring()).keyring
+                self._secrets = await self._worker.customer_keys.open_with(keyring, joined)
 
     async def _restore_tags(self, planned: PlannedObject) -> PlannedObject:
         self._tally.changed += await self._tags.restore_missing(planned)
@@ -347,7 +401,8 @@ class PageAttempt:
 
     async def _guard(self, key: str, work: Callable[[], Awaitable[_T]]) -> _T | None:
         """Do one object's work in a slot. A failure of this object alone is noted, not raised."""
-        async with self._worker.slots:
+
+        async def guarded() -> _T | None:
             try:
                 return await work()
             except (
@@ -355,6 +410,7 @@ class PageAttempt:
                 MarksUnavailableError,
                 UnknownMasterKeyError,
                 KmsUnavailableError,
+                SecretNeededError,
             ):
                 raise
             except CodedError as exc:
@@ -362,6 +418,8 @@ class PageAttempt:
             except StorageResponseError as exc:
                 self._note_failure(key, StorageUnavailableError(str(exc)))
             return None
+
+        return await self._in_slot(guarded)
 
     def _note_failure(self, key: str, error: CodedError, *, version: str | None = None) -> None:
         """Note a failure. For a noncurrent version, the object is counted elsewhere."""
@@ -496,20 +554,24 @@ class PageAttempt:
             # `null`: removing that would remove the object itself.
             is_current = version == NULL_VERSION and self._null_is_current
             is_superseded = row.key in superseded and not is_current
-            async with self._worker.slots:
-                try:
-                    is_stale, is_ours = await self._inspect_version(
-                        row.key, version, is_superseded=is_superseded
-                    )
-                except MissingError:
-                    # The version was listed, as in `_inspect`. If another attempt at this page
-                    # removed it, the next listing no longer shows it.
-                    self._note_failure(row.key, _not_found(), version=version)
-                    continue
-                if is_ours and is_superseded:
-                    await self._remove_version(row.key, version)
-                elif is_stale:
-                    self._tally.noncurrent_stale += 1
+            await self._in_slot(
+                partial(self._remove_if_old, row.key, version, is_superseded=is_superseded)
+            )
+
+    async def _remove_if_old(self, key: str, version: str, *, is_superseded: bool) -> None:
+        try:
+            is_stale, is_ours = await self._inspect_version(
+                key, version, is_superseded=is_superseded
+            )
+        except MissingError:
+            # The version was listed, as in `_inspect`. If another attempt at this page removed it,
+            # the next listing no longer shows it.
+            self._note_failure(key, _not_found(), version=version)
+            return
+        if is_ours and is_superseded:
+            await self._remove_version(key, version)
+        elif is_stale:
+            self._tally.noncurrent_stale += 1
 
     async def _remove_version(self, key: str, version: str) -> None:
         try:
@@ -541,8 +603,11 @@ class PageAttempt:
             action, snapshot = await self._plan_action(key, view)
             if not (is_ours and is_superseded):  # else it is removed, whatever it holds
                 await self._check_nothing_hidden(key, view.head, snapshot, has_tags=False)
-        except HiddenWrapError as exc:
-            self._note_failure(key, exc, version=version)
+        except SecretNeededError:
+            raise
+        except (HiddenWrapError, CustomerKeyRefusedError, CustomerKeyUnavailableError) as exc:
+            if not (is_ours and is_superseded):
+                self._note_failure(key, exc, version=version)
             return True, is_ours
         except TransientError:
             # The keyring is unreadable now, or this version shows that it was rolled back: that

@@ -8,6 +8,8 @@ worker that continues after another died finds all its state in the record.
 
 The record holds the state that is proven. Whenever the keyring shows another state, the round
 begins again, whoever changed it. Once every page is proven, each origin of the round has its end.
+
+While the project's customer key gives no secret, no page is sent; steps go on, and look for it.
 """
 
 from dataclasses import replace
@@ -17,8 +19,14 @@ from uuid import uuid4
 
 import structlog
 
-from keyturn.errors import CodedError, StorageUnavailableError
+from keyturn.errors import (
+    CodedError,
+    CustomerKeyRefusedError,
+    CustomerKeyUnavailableError,
+    StorageUnavailableError,
+)
 from keyturn.evidence.envelope import parse
+from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.keyring import Keyring, forbid_plaintext, retire_old_keys, with_evidence
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
@@ -42,6 +50,7 @@ from keyturn_workers.core.sweep_transitions import (
     served_origins,
     unpublished_origins,
     with_contradictions,
+    with_key_wait,
     with_lease,
     with_pages_unsent,
     with_state,
@@ -67,11 +76,22 @@ _log = structlog.get_logger()
 class Reconciler(StepRunner[ProjectRecord]):
     """Makes the steps of projects.
 
-    `lease_s` is the lease of this process, which should be that of all (SPEC 8.4).
+    `lease_s` is the lease of this process, which should be that of all (SPEC 8.4). What waits for
+    a customer key for longer than `max_wait` fails.
     """
 
-    def __init__(self, context: SweepContext, paginator: Paginator, *, lease_s: int) -> None:
+    def __init__(
+        self,
+        context: SweepContext,
+        paginator: Paginator,
+        customer_keys: CustomerKeys,
+        *,
+        lease_s: int,
+        max_wait: timedelta,
+    ) -> None:
         super().__init__(context)
+        self._customer_keys = customer_keys
+        self._max_wait = max_wait
         self._evidence = context.evidence
         self._paginator = paginator
         self._lease_s = lease_s
@@ -130,18 +150,28 @@ class Reconciler(StepRunner[ProjectRecord]):
         if state != record.state:
             record = with_state(record, state, now, dated=snapshot.proves)
         record = end_overtaken(record, snapshot.keyring, now)
+        problem = await self._key_problem(snapshot.keyring)
+        record = with_key_wait(record, problem, now, self._max_wait)
         if record.round is None or begins_again:
             record = await self._begin_round(record)
+        own = self._keyrings.clock.is_contradicted
+        record = with_contradictions(record, results.values(), own=own)
         if record.round is None:
             return await self._continue(stored, record, snapshot)
         extended = await self._paginator.extend(project, record.round)
-        own = self._keyrings.clock.is_contradicted
-        record = with_contradictions(record, results.values(), own=own)
         record = replace(record, round=extended)
         if extended.complete:
             return await self._complete(stored, record, extended)
-        marked, sent = mark_due_pages(extended, now)
+        marked, sent = (extended, ()) if problem else mark_due_pages(extended, now)
         return await self._continue(stored, replace(record, round=marked), snapshot, sent, proven)
+
+    async def _key_problem(self, keyring: Keyring) -> CodedError | None:
+        """The reason why the current customer secret is not given; None if nothing is missing."""
+        try:
+            await self._customer_keys.unlock(keyring)
+        except (CustomerKeyRefusedError, CustomerKeyUnavailableError) as exc:
+            return exc
+        return None
 
     async def _begin_round(self, record: ProjectRecord) -> ProjectRecord:
         is_first = record.round is None
@@ -412,6 +442,9 @@ def _is_news(before: ProjectRecord, record: ProjectRecord, origin: Origin) -> bo
     if record.counts_of(origin) != before.counts_of(origin):
         return True
     then, now = progress_of(before, origin), progress_of(record, origin)
+    is_key_back = then.waits_for_key is not None and now.waits_for_key is None
+    if origin.kind != "part" and (is_key_back or (now.waits_for_key and record.idle_steps == 1)):
+        return True
     if origin.kind == "part" or (now.phase == "rewrapping" and not now.done):
         return False
     if now.phase == "proving" and before.proof_after != record.proof_after:

@@ -18,6 +18,8 @@ from keyturn.messages.requests import (
     UploadRequested,
 )
 from keyturn.metadata import UPLOAD, encode_caller_metadata, format_upload_tag
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.customer_keys import NO_SECRETS, CustomerSecrets
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.storage_port import Storage
@@ -53,6 +55,7 @@ class UploadContext:
     storage: Storage
     keyrings: KeyringReader
     operator_keys: KekDeriver
+    customer_keys: CustomerKeys
     sessions: OpenedSessions
     limits: Limits
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
@@ -67,10 +70,14 @@ class UploadContext:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload request and the publisher that signed it."""
+    """An upload request and the publisher that signed it.
+
+    `secrets` are the customer secrets that it has asked for. It keeps them until it ends.
+    """
 
     request: UploadRequested
     publisher: str
+    secrets: CustomerSecrets = NO_SECRETS
 
     @property
     def s3_key(self) -> str:
@@ -172,7 +179,7 @@ class Attempt:
         return Headers(self._metadata(size_bytes), content_type)
 
     def _metadata(self, size_bytes: int) -> dict[str, str]:
-        request = self.upload.request
+        request, snapshot = self.upload.request, self.snapshot
         caller_wire = encode_caller_metadata(request.metadata or {})
         if not self.is_encrypted:
             return {**caller_wire, UPLOAD: request.upload_id}
@@ -184,8 +191,9 @@ class Attempt:
             upload_id=request.upload_id,
             size_bytes=size_bytes,
         )
+        secrets = snapshot.keyring.secrets_from(self.upload.secrets)
         return build_object_metadata(
-            wrap(self.snapshot.desired, request.key, self.dek),
+            wrap(snapshot.desired, request.key, self.dek, secrets),
             upload_id=request.upload_id,
             tag=format_upload_tag(tag),
             caller_wire=caller_wire,

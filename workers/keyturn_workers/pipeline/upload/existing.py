@@ -72,6 +72,8 @@ async def find_own_object(
     `known_etag` is that of plaintext that this upload put itself, or that was already compared.
 
     Raises:
+        SecretNeededError, CustomerKeyRefusedError, CustomerKeyUnavailableError: a customer secret
+            is missing.
         DeletedKeyError: a tombstone is there.
         AlreadyExistsError: another upload's object is there, whatever id it carries.
         CorruptObjectError: the object carries this upload's id, but does not verify.
@@ -157,9 +159,11 @@ async def _check_wrapped(
         raise CorruptObjectError(
             "its object is empty: a connection to the storage was cut, or another program wrote it"
         )
+    keyring = snapshot.keyring
+    secrets = keyring.secrets_from(upload.secrets)
     verified = await context.operator_keys.open_with(
         upload.request.project,
-        lambda keks: verify_upload(wraps, header, object_key, snapshot.keyring, keks),
+        lambda keks: verify_upload(wraps, header, object_key, keyring, keks.with_secrets(secrets)),
     )
     size_bytes = _plaintext_size(head)
     tag = object_metadata.upload_tag(head.metadata)

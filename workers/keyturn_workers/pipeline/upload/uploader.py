@@ -5,9 +5,11 @@ continues from what exists there. Each attempt to put the object has its own DEK
 costs one put and nothing else.
 """
 
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, TypeVar
 
 import structlog
 
@@ -18,6 +20,7 @@ from keyturn.errors import (
 )
 from keyturn.messages.requests import UploadRequested
 from keyturn.topology import UPLOAD_QUEUE
+from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.errors import (
     MissingError,
     PreconditionError,
@@ -44,6 +47,8 @@ from keyturn_workers.pipeline.upload.put import (
 
 # A put is tried again when its lease expired or the desired state moved.
 _MAX_ATTEMPTS: Final = 4
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger()
 
@@ -77,6 +82,22 @@ class Uploader:
         upload = Upload(request, publisher)
         if upload.source is not None:
             self._context.sources.bucket_of(request)
+        return await self._unlocked(upload, partial(self._serve, seen_before=seen_before))
+
+    async def _unlocked(self, upload: Upload, work: Callable[[Upload], Awaitable[_T]]) -> _T:
+        """Do an upload's work with its project's customer secrets (SPEC 2.6).
+
+        They are asked for before the work takes any place that other projects need. Where it needs
+        yet another one, it gives up its places and begins again, like a second delivery.
+        """
+        snapshot = await self._context.keyrings.read_recent(upload.request.project)
+
+        def with_secrets(secrets: CustomerSecrets) -> Awaitable[_T]:
+            return work(replace(upload, secrets=secrets))
+
+        return await self._context.customer_keys.open_with(snapshot.keyring, with_secrets)
+
+    async def _serve(self, upload: Upload, *, seen_before: bool) -> UploadResult:
         existing: ExistingUpload | None = None
         # A body that is not in the request is deleted once its upload is stored, so such a request
         # that was published twice is answered from its target.
@@ -99,11 +120,14 @@ class Uploader:
         try:
             if upload.source is not None:
                 self._context.sources.bucket_of(request)
-            existing = await self._find_own_object(upload)
-            return None if existing is None else await self._continue(upload, existing)
+            return await self._unlocked(upload, self._find_completed)
         except PermanentError as exc:
             _log.info("upload not completed", upload_id=request.upload_id, code=exc.code)
             return None
+
+    async def _find_completed(self, upload: Upload) -> UploadResult | None:
+        existing = await self._find_own_object(upload)
+        return None if existing is None else await self._continue(upload, existing)
 
     async def holds_another_upload(self, request: UploadRequested) -> bool:
         """Check if an object with another upload's id exists at the request's target."""
@@ -264,6 +288,7 @@ class Uploader:
             context.storage,
             context.keyrings,
             context.operator_keys,
+            upload.secrets,
             copy_limit_bytes=context.limits.copy_limit_bytes,
         )
         return UploadResult(size_bytes, snapshot.desired.generation)

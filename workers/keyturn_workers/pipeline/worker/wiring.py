@@ -16,6 +16,7 @@ from keyturn.topology import (
     SWEEP_QUEUE,
 )
 from keyturn_workers.core.authorization import Rules
+from keyturn_workers.core.customer_key_port import CustomerKeys, GivenSecrets
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.audit.requests import RequestRecorder
 from keyturn_workers.keys.audit.trail import AuditProcess, AuditTrail
@@ -93,7 +94,9 @@ class Wiring:
         witness: Witness | None = None,
         sources: Sources | None = None,
         ingest: Ingest | None = None,
+        customer_keys: CustomerKeys | None = None,
     ) -> None:
+        self._customer_keys = customer_keys or GivenSecrets()
         self._sources = sources or Sources()
         self._tracing = tracing
         self._ingest = ingest
@@ -221,6 +224,7 @@ class Wiring:
                     self._storage,
                     self._keyrings,
                     self._keys,
+                    self._customer_keys,
                     OpenedSessions(settings.deployment, settings.intake_keys),
                     limits,
                     self._metrics,
@@ -263,6 +267,7 @@ class Wiring:
                 in_hand=lambda: self._metrics.queue(CONTROL_QUEUE).in_flight,
                 witness=self._witness,
                 feeds=BrokerFeeds(address, settings.deployment, event_keys),
+                customer_keys=self._customer_keys,
             ),
         )
 
@@ -270,12 +275,19 @@ class Wiring:
     def _sweep(self) -> SweepHandler:
         settings, context = self._settings, self._sweep_context
         paginator = Paginator(context.storage, settings.sweep_page_keys)
-        reconciler = Reconciler(context, paginator, lease_s=settings.lease_s)
+        reconciler = Reconciler(
+            context,
+            paginator,
+            self._customer_keys,
+            lease_s=settings.lease_s,
+            max_wait=timedelta(seconds=settings.request_max_age_s),
+        )
         all_projects = AllProjectsSweep(context, self._starter)
         page_worker = PageWorker(
             context.storage,
             context.keyrings,
             context.keys,
+            self._customer_keys,
             context.store,
             concurrency=settings.sweep_concurrency,
             copy_limit_bytes=settings.copy_limit_bytes,

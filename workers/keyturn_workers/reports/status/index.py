@@ -429,4 +429,8 @@ def _joined(row: ProjectStatus, of_sweeps: _Entry | None) -> ProjectStatus:
             )
             or None,
         }
+        waits = [each.progress.waits_for_key for each in of_sweeps.sweeps if each.progress]
+        if row.customer_key is not None and any(waits):
+            code = next(filter(None, waits))
+            fields["customer_key"] = row.customer_key.model_copy(update={"code": code})
     return row.model_copy(update=fields)

@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from keyturn.errors import (
     ArchivedObjectError,
     CodedError,
+    CustomerKeyRefusedError,
+    CustomerKeyUnavailableError,
     KmsUnavailableError,
     MalformedRequestError,
     NoUsableWrapError,
@@ -26,6 +29,8 @@ from keyturn.errors import (
 from keyturn.identifiers import ALL_PROJECTS, OWN_PREFIX, is_object_key, is_project, keyring_s3_key
 from keyturn.messages.status import ObjectGroupStatus
 from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.customer_keys import NO_SECRETS, CustomerSecrets
 from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import Keyring
@@ -55,8 +60,8 @@ from keyturn_workers.reports.status.rows import short_detail
 
 _TAG_CHARACTERS: Final = 16
 
-FindGenerations = Callable[[str], Awaitable[Sequence[int]]]
-"""The generations that a project ever had, the newest first; none if they are not known."""
+FindKeyring = Callable[[str], Awaitable[Keyring | None]]
+"""The keyring of a project; None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +100,20 @@ async def list_objects(storage: Storage, prefix: str) -> AsyncIterator[tuple[str
 class ObjectInspector:
     """Finds the group of one object after the other.
 
-    `generations` is asked only if an object opens at no generation that its label names.
+    `find_keyring` is asked only if an object does not open by its label and an admin KEK alone.
     """
 
-    def __init__(self, storage: Storage, keys: KekDeriver, generations: FindGenerations) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        keys: KekDeriver,
+        customer_keys: CustomerKeys,
+        find_keyring: FindKeyring,
+    ) -> None:
         self._storage = storage
         self._keys = keys
-        self._generations = generations
+        self._customer_keys = customer_keys
+        self._find_keyring = find_keyring
 
     async def inspect(self, s3_key: str, version_id: str | None) -> ObjectGroup | None:
         """Return the group of one object, or of an older version; None if it is gone.
@@ -119,7 +131,12 @@ class ObjectInspector:
             return None
         except ArchivedError:  # an older version: its metadata comes with its bytes
             return ObjectGroup(project, UNREADABLE, code=ArchivedObjectError.code)
-        except (PermanentError, UnknownMasterKeyError) as exc:
+        except (
+            PermanentError,
+            UnknownMasterKeyError,
+            CustomerKeyRefusedError,
+            CustomerKeyUnavailableError,
+        ) as exc:
             return ObjectGroup(project, UNREADABLE, code=exc.code)
         kind = usage.kind if version_id is None else NONCURRENT
         return ObjectGroup(project, kind, usage.generation, usage.master_key)
@@ -130,28 +147,31 @@ class ObjectInspector:
         return (await self._storage.read_start(s3_key, 1, version_id=version_id))[0]
 
     async def _usage(self, head: ObjectHead, project: str, object_key: str) -> KeyUsage:
-        def of(generations: Sequence[int]) -> Callable[[AdminKeks], KeyUsage]:
-            return lambda keks: find_key_usage(
-                head.metadata, project, object_key, keks, generations
-            )
+        def of(secrets: CustomerSecrets, generations: Sequence[int] = ()) -> Awaitable[KeyUsage]:
+            def find(keks: AdminKeks) -> KeyUsage:
+                keks = keks.with_secrets(secrets)
+                return find_key_usage(head.metadata, project, object_key, keks, generations)
+
+            return self._keys.open_with(project, find)
 
         try:
-            return await self._keys.open_with(project, of(()))
+            return await of(NO_SECRETS)
         except (NoUsableWrapError, KmsUnavailableError, UnknownMasterKeyError):
-            generations = await self._generations(project)
-            if not generations:
+            keyring = await self._find_keyring(project)
+            if keyring is None:
                 raise
-        return await self._keys.open_with(project, of(generations))
+        generations = (keyring.current.generation, *past_generations(keyring))
+        opening = partial(of, generations=generations)
+        return await self._customer_keys.open_with(keyring, opening)
 
 
-async def read_generations(storage: Storage, keys: KekDeriver, project: str) -> Sequence[int]:
-    """Return a project's generations by its keyring; none if that is missing or does not open."""
+async def find_keyring(storage: Storage, keys: KekDeriver, project: str) -> Keyring | None:
+    """Return a project's keyring; None if it is missing or does not open."""
     try:
         _, body = await storage.read(keyring_s3_key(project))
-        keyring = await parse_keyring(body, project, keys)
+        return await parse_keyring(body, project, keys)
     except (MissingError, *RECORD_ERRORS):
-        return ()
-    return (keyring.current.generation, *past_generations(keyring))
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +204,16 @@ class ObjectsView:
     """Inspects objects and records, some S3 keys a page."""
 
     def __init__(
-        self, storage: Storage, keys: KekDeriver, pace: Pace, bounds: Bounds = OF_WORKER
+        self,
+        storage: Storage,
+        keys: KekDeriver,
+        customer_keys: CustomerKeys,
+        pace: Pace,
+        bounds: Bounds = OF_WORKER,
     ) -> None:
         self._storage = storage
         self._keys = keys
+        self._customer_keys = customer_keys
         self._pace = pace
         self._bounds = bounds
 
@@ -281,14 +307,14 @@ class ObjectsView:
     # Inspection.
 
     async def _inspect(self, items: Sequence[_Item]) -> Census:
-        known: dict[str, Sequence[int]] = {}
+        known: dict[str, Keyring | None] = {}
 
-        async def generations(project: str) -> Sequence[int]:
+        async def find(project: str) -> Keyring | None:
             if project not in known:
-                known[project] = await read_generations(self._storage, self._keys, project)
+                known[project] = await find_keyring(self._storage, self._keys, project)
             return known[project]
 
-        inspector = ObjectInspector(self._storage, self._keys, generations)
+        inspector = ObjectInspector(self._storage, self._keys, self._customer_keys, find)
         census: Census = Counter()
         at_once = self._bounds.at_once
         for begin in range(0, len(items), at_once):

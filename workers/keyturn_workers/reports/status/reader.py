@@ -25,6 +25,7 @@ from keyturn.messages.events import StatusReported
 from keyturn.messages.requests import StatusRequested
 from keyturn.messages.status import MasterKeyStatus, StatusView
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
+from keyturn_workers.core.customer_key_port import CustomerKeys, GivenSecrets
 from keyturn_workers.core.errors import StorageResponseError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.keyring.marks import Witness
@@ -116,6 +117,7 @@ class StatusReader:
 
     `in_hand` returns how many requests this process has in hand, those for reports included. At
     most `max_waiting` reports wait. `witness` has the marks that keyrings are compared with.
+    Without `customer_keys`, objects that need a customer secret count as unreadable.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class StatusReader:
         witness: Witness | None = None,
         bounds: Bounds = OF_WORKER,
         feeds: BrokerFeeds | None = None,
+        customer_keys: CustomerKeys | None = None,
     ) -> None:
         self._feeds = feeds
         self._bounds = bounds
@@ -143,7 +146,7 @@ class StatusReader:
         store = SweepStore(storage, keys)
         pace = Pace(lambda: in_hand() - self._in_hand)
         self._evidence = EvidenceView(storage, identity.deployment, identity.event_keys, pace)
-        self._objects = ObjectsView(storage, keys, pace, bounds)
+        self._objects = ObjectsView(storage, keys, customer_keys or GivenSecrets(), pace, bounds)
         # A command shows everything or fails.
         is_whole = bounds.wait_s is None
         self._index = Index(

@@ -7,7 +7,7 @@ from typing import Any, Final
 from keyturn.counts import Counts
 from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
-from keyturn.messages.status import ProjectStatus, SweepStatus
+from keyturn.messages.status import CustomerKeyStatus, ProjectStatus, SweepStatus
 from keyturn.progress import Progress
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.sweep_progress import current_round, progress_of
@@ -19,6 +19,7 @@ _MAX_DETAIL: Final = 500
 def project_status(keyring: Keyring) -> ProjectStatus:
     """Return a keyring as a row."""
     current = keyring.current
+    key = None if current.customer_key is None else current.customer_key.name
     return ProjectStatus(
         project=keyring.project,
         generation=current.generation,
@@ -29,6 +30,7 @@ def project_status(keyring: Keyring) -> ProjectStatus:
         enrolled_at=keyring.enrollment.at,
         rotated_at=current.at if keyring.history else None,
         evidence=keyring.evidence,
+        customer_key=None if key is None else CustomerKeyStatus(store=key.store, key=key.key),
     )
 
 

@@ -6,7 +6,7 @@ takes minutes takes milliseconds here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -44,6 +44,7 @@ from tests.unit.keyturn_workers.factories import (
     sealed_object,
 )
 from tests.unit.keyturn_workers.pipeline.sweep.records import LEASE_S, SWEEP, origin, round_of
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import build_keyring, desired_state
 from tools.harness.memory_storage import MemoryStorage
 
@@ -61,6 +62,7 @@ ORIGIN: Final = RequestOrigin("api", "0" * 64)
 EVENT_KEY: Final = SigningKey.from_seed(bytes(range(32)))
 KEYS: Final = OPERATOR_KEYS
 KEEP_FOR: Final = timedelta(days=8)
+MAX_WAIT: Final = timedelta(days=7)
 
 
 class Messages:
@@ -100,6 +102,7 @@ class Project:
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
     ring: Keyring = field(default_factory=keyring)
+    customer_keys: HeldCustomerKeys = field(default_factory=HeldCustomerKeys)
 
     def write_keyring(self, ring: Keyring) -> None:
         self.ring = ring
@@ -107,8 +110,10 @@ class Project:
 
     def plant(self, *keys: str) -> None:
         """An object at each key, as the keyring desires it now."""
+        secrets = replace(self.ring.secrets, held=self.customer_keys.secrets)
+        desired = desired_state(self.ring, MASTER_KEYS)
         for key in keys:
-            wraps, body = sealed_object(desired_state(self.ring, MASTER_KEYS), key)
+            wraps, body = sealed_object(desired, key, secrets=secrets)
             self.storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
 
@@ -119,11 +124,12 @@ class Sweeping(Project):
     keys: tuple[str, ...] = ("a", "b", "c")
     page_keys: int = 2
     witness: FakeWitness | None = None
+    turn: Callable[[Keyring], Keyring] = rotated
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
         self.plant(*self.keys)
-        self.write_keyring(rotated(self.ring))
+        self.write_keyring(self.turn(self.ring))
         self.messages = Messages(self.storage.elapsed_s)
         self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
         self.keyrings = KeyringReader(
@@ -146,14 +152,26 @@ class Sweeping(Project):
         )
         self.starter = SweepStarter(self.context, active_master_key="m1")
         pages = PageWorker(
-            self.storage, self.keyrings, KEYS, self.store, concurrency=4, copy_limit_bytes=2**30
+            self.storage,
+            self.keyrings,
+            KEYS,
+            self.customer_keys,
+            self.store,
+            concurrency=4,
+            copy_limit_bytes=2**30,
         )
         all_projects = AllProjectsSweep(self.context, self.starter)
         self.handler = SweepHandler(self.store, self.process(LEASE_S), all_projects, pages)
 
     def process(self, lease_s: int) -> Reconciler:
         """The steps of a process with this lease."""
-        return Reconciler(self.context, Paginator(self.storage, self.page_keys), lease_s=lease_s)
+        return Reconciler(
+            self.context,
+            Paginator(self.storage, self.page_keys),
+            self.customer_keys,
+            lease_s=lease_s,
+            max_wait=MAX_WAIT,
+        )
 
     def evidence_log(self, *event_keys: SigningKey) -> EvidenceLog:
         """The evidence of a process that holds these event keys."""
@@ -214,6 +232,7 @@ class Page(Project):
     repair: bool = False
     cache_s: float = 0
     master_keys: OperatorKeys = OPERATOR_KEYS
+    concurrency: int = 4
 
     def __post_init__(self) -> None:
         self.clock = StorageClock(LEASE_S, self.storage.elapsed_s)
@@ -248,8 +267,9 @@ class Page(Project):
             self.storage,
             self.keyrings,
             self.master_keys,
+            self.customer_keys,
             self.store,
-            concurrency=4,
+            concurrency=self.concurrency,
             copy_limit_bytes=2**30,
         )
 

@@ -39,6 +39,7 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     rotated,
 )
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
@@ -70,6 +71,7 @@ class Bench:
     ring: Keyring = field(default_factory=unleased)
     encryption_enabled: bool = True
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    customer_keys: HeldCustomerKeys = field(default_factory=HeldCustomerKeys)
 
     def __post_init__(self) -> None:
         self.write_keyring(self.ring)
@@ -85,7 +87,13 @@ class Bench:
         )
         sessions = OpenedSessions("test", {"main": INTAKE})
         self.context = UploadContext(
-            self.storage, self.keyrings, OPERATOR_KEYS, sessions, limits, self.metrics
+            self.storage,
+            self.keyrings,
+            OPERATOR_KEYS,
+            self.customer_keys,
+            sessions,
+            limits,
+            self.metrics,
         )
         self.uploader = Uploader(self.context)
 

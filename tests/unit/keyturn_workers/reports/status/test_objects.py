@@ -15,18 +15,19 @@ from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.reports.status.key_usage import (
     ObjectGroup,
     ObjectInspector,
+    find_keyring,
     list_objects,
-    read_generations,
 )
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, keyring, rotated
 from tests.unit.keyturn_workers.reports.status.bucket import KEYS, Bucket, done, record, round_id
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import desired_state
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from keyturn.crypto import Secret
+    from keyturn_workers.core.keyring import Keyring
+    from tests.unit.keyturn_workers.reports.status.bucket import Objects
 
 _FIRST = keyring()
 _OTHER = keyring("other", master_key="m2")
@@ -170,23 +171,27 @@ async def test_a_position_outside_of_the_project_tells_nothing(versioned: bool) 
 
 
 class _Asked:
-    """The generations of a project, and how often they were asked for."""
+    """The keyring of a project, and how often it was asked for."""
 
-    def __init__(self, *generations: int) -> None:
-        self.generations = generations
+    def __init__(self, ring: Keyring | None = None) -> None:
+        self.ring = ring
         self.times = 0
 
-    async def __call__(self, project: str) -> Sequence[int]:
+    async def __call__(self, project: str) -> Keyring | None:
         del project
         self.times += 1
-        return self.generations
+        return self.ring
+
+
+def _inspector(bucket: Objects, keys: OperatorKeys, asked: _Asked) -> ObjectInspector:
+    return ObjectInspector(bucket.storage, keys, HeldCustomerKeys(), asked)
 
 
 async def test_a_true_label_needs_no_keyring_and_a_wrong_one_does() -> None:
-    bucket, asked = Bucket(), _Asked(2, 1)
+    bucket, asked = Bucket(), _Asked(_RING)
     bucket.put(_RING, "a")
     bucket.put(_RING, "wrong", generation=7, master_key="m2")
-    inspector = ObjectInspector(bucket.storage, KEYS, asked)
+    inspector = _inspector(bucket, KEYS, asked)
     group = ObjectGroup("acme", "encrypted", 2, "m1")
     assert await inspector.inspect("acme/a", None) == group
     assert asked.times == 0
@@ -197,14 +202,14 @@ async def test_a_true_label_needs_no_keyring_and_a_wrong_one_does() -> None:
 async def test_what_opens_at_no_known_generation_is_unreadable() -> None:
     bucket = Bucket()
     bucket.put(_RING, "wrong", generation=7)
-    for generations in ((), (1, 5)):
-        inspector = ObjectInspector(bucket.storage, KEYS, _Asked(*generations))
+    for ring in (None, keyring()):
+        inspector = _inspector(bucket, KEYS, _Asked(ring))
         found = await inspector.inspect("acme/wrong", None)
         assert found == ObjectGroup("acme", "unreadable", code="no_usable_wrap")
 
 
 async def test_foreign_names_and_what_is_gone() -> None:
-    inspector = ObjectInspector(MemoryStorage(), KEYS, _Asked())
+    inspector = _inspector(Bucket(), KEYS, _Asked())
     assert await inspector.inspect("acme//odd", None) == ObjectGroup("acme", "foreign")
     assert await inspector.inspect("No Project/a", None) == ObjectGroup("", "foreign")
     assert await inspector.inspect("acme/gone", None) is None
@@ -214,7 +219,7 @@ async def test_an_older_version_that_is_archived_cannot_be_read() -> None:
     bucket = Bucket()
     bucket.put(_RING, "a")
     bucket.storage.fail_next("read_start", ArchivedError("InvalidObjectState"))
-    inspector = ObjectInspector(bucket.storage, KEYS, _Asked())
+    inspector = _inspector(bucket, KEYS, _Asked())
     found = await inspector.inspect("acme/a", "1")
     assert found == ObjectGroup("acme", "unreadable", code="archived_object")
 
@@ -231,7 +236,7 @@ async def test_a_provider_that_is_away_makes_the_census_incomplete() -> None:
     held = {name: LocalMasterKey(secret) for name, secret in MASTER_KEYS.items()}
     keys = OperatorKeys(held, check=check)
     with pytest.raises(KmsUnavailableError):
-        await ObjectInspector(bucket.storage, keys, _Asked(2)).inspect("acme/a", None)
+        await _inspector(bucket, keys, _Asked(_RING)).inspect("acme/a", None)
 
 
 async def test_all_but_our_own_is_listed_with_older_versions_and_no_markers() -> None:
@@ -246,13 +251,15 @@ async def test_all_but_our_own_is_listed_with_older_versions_and_no_markers() ->
         assert [version is None for _, version in listed][-1] is not versioned
 
 
-async def test_the_generations_are_those_of_the_keyring_if_it_opens() -> None:
+async def test_the_keyring_is_known_if_it_opens() -> None:
     bucket = Bucket()
     await bucket.enroll(_RING)
     bucket.plant(".keyturn/keyrings/forged.json", {})
-    assert await read_generations(bucket.storage, KEYS, "acme") == (2, 1)
-    assert await read_generations(bucket.storage, KEYS, "forged") == ()
-    assert await read_generations(bucket.storage, KEYS, "unknown") == ()
+    found = await find_keyring(bucket.storage, KEYS, "acme")
+    assert found is not None
+    assert found.current.generation == 2
+    assert await find_keyring(bucket.storage, KEYS, "forged") is None
+    assert await find_keyring(bucket.storage, KEYS, "unknown") is None
     bucket.storage.fail_next("read", StorageUnavailableError("no answer"))
     with pytest.raises(StorageUnavailableError):
-        await read_generations(bucket.storage, KEYS, "acme")
+        await find_keyring(bucket.storage, KEYS, "acme")
