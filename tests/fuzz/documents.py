@@ -32,6 +32,8 @@ NAMES: Final = (
     "metadata",
     "sealed_key",
     "sealed_kek",
+    "customer_key",
+    "store",
     "body",
     "inline",
     "staged",

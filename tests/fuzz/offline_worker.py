@@ -34,6 +34,7 @@ from tests.fuzz.wire import FRAME_BYTES
 from tests.support.routes import deliver
 from tests.unit.keyturn_workers.factories import generation, keyring
 from tests.unit.keyturn_workers.witness import FakeWitness
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import build_keyring, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
@@ -181,6 +182,7 @@ class Worker:
             self.storage,
             broker,
             keys,
+            HeldCustomerKeys(),
             WorkerMetrics(),
             audit=self._audit,
             witness=FakeWitness(),

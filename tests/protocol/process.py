@@ -336,10 +336,10 @@ class Process:
 
     def _control(self) -> ControlHandler:
         storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
-        parts, starter = self.world.parts, self._starter
+        parts, starter, given = self.world.parts, self._starter, GivenSecrets()
         return ControlHandler(
-            parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter),
-            parts.rotator(storage, keyrings, self._keys, intake_keys, starter),
+            parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter, given),
+            parts.rotator(storage, keyrings, self._keys, intake_keys, starter, given),
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
             recoverer=parts.recoverer(storage, self._keys, self.marks, lease_s=self.lease_s),

@@ -92,6 +92,8 @@ _NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+$"
 Actor = Annotated[str, Field(max_length=200, pattern=_NO_CONTROLS)]
 # A person's reason, in one line.
 Reason = Annotated[str, Field(max_length=REASON_MAX_CHARACTERS, pattern=_NO_CONTROLS)]
+# A key of a customer key's store: an AWS key's ARN, or a transit key's name (SPEC 2.6).
+StoreKey = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,2048}$")]
 CODE_PATTERN = r"^[a-z0-9_]{1,64}$"
 Code = Annotated[str, Field(pattern=CODE_PATTERN)]
 DeadLettersAction = Literal["replay", "discard"]

@@ -4,25 +4,28 @@ A bucket writer can restore an earlier state of a keyring. So each change of a k
 on the stream `keyturn.marks`, signed by an event key under a separate label.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import orjson
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from keyturn.errors import MalformedRequestError
 from keyturn.identifiers import MARK_LIMIT, parse_time
 from keyturn.messages.fields import (
     EventModel,
+    ExtensibleModel,
     Project,
     RequestDigest,
+    Rows,
     ShortName,
+    StoreKey,
     Time,
 )
 from keyturn.messages.json_text import load_json, problems
 from keyturn.topology import KEYRING_MARKED
 
 KekId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-
+_MarkedGeneration = Annotated[int, Field(ge=1, lt=MARK_LIMIT)]
 
 _FIRST_YEAR: Final = 1970
 
@@ -37,6 +40,28 @@ class InvalidMarkError(MalformedRequestError):
     """A field of the mark has a value that no worker writes."""
 
 
+class MarkedCustomerKey(ExtensibleModel):
+    """A customer key of a keyring, with all that its store needs to give the secret (SPEC 2.6).
+
+    Attributes:
+        store: The store's name in the settings.
+        key: The store's name of the key.
+        secret_id: The secret's id.
+        secret_sha256: Hex SHA-256 of the secret.
+        wrapped: The secret as the store encrypted it.
+        generations: Those that have it.
+    """
+
+    store: ShortName
+    key: StoreKey
+    secret_id: KekId
+    secret_sha256: RequestDigest
+    wrapped: Annotated[
+        str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[A-Za-z0-9+/]+={0,2}$")
+    ]
+    generations: Rows[_MarkedGeneration]
+
+
 class KeyringMarked(EventModel):
     """One state of a project's keyring.
 
@@ -47,6 +72,8 @@ class KeyringMarked(EventModel):
         generation: The current generation.
         kek_id: The id of the current user KEK.
         master_key: The id of the master key that the record names.
+        customer_keys: Those that a clean end has not cleared. Without them nothing opens, and only
+            the keyring has them, too.
         at: When the mark was published.
     """
 
@@ -54,10 +81,18 @@ class KeyringMarked(EventModel):
     project: Project
     serial: Annotated[int, Field(ge=0, lt=MARK_LIMIT)]
     digest: RequestDigest
-    generation: Annotated[int, Field(ge=1, lt=MARK_LIMIT)]
+    generation: _MarkedGeneration
     kek_id: KekId
     master_key: ShortName
+    customer_keys: Rows[MarkedCustomerKey] | None = None
     at: Annotated[Time, AfterValidator(_check_year)]
+
+    @model_validator(mode="after")
+    def _check_generations(self) -> Self:
+        named = [number for each in self.customer_keys or () for number in each.generations]
+        if len(set(named)) < len(named) or max(named, default=1) > self.generation:
+            raise ValueError("customer_keys: each generation once, and none above the current one")
+        return self
 
 
 MARK_MODELS: Final[dict[str, type[KeyringMarked]]] = {KEYRING_MARKED: KeyringMarked}

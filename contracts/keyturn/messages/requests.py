@@ -23,6 +23,7 @@ from keyturn.messages.fields import (
     RequestDigest,
     RequestId,
     ShortName,
+    StoreKey,
     StrictModel,
     Time,
 )
@@ -165,6 +166,13 @@ class UploadRequested(RequestModel):
         return self
 
 
+class RequestedCustomerKey(StrictModel):
+    """The customer key that a project shall have (SPEC 2.6): a key in a store of the settings."""
+
+    store: ShortName
+    key: StoreKey
+
+
 class EnrollRequested(ControlRequestModel):
     """Give a project its keyring (SPEC 6.5)."""
 
@@ -174,16 +182,33 @@ class EnrollRequested(ControlRequestModel):
     sealed_kek: SealedSecret
     plaintext: Literal["allowed"] | None = None
     adopt: bool = False
+    customer_key: RequestedCustomerKey | None = None
+
+    @model_validator(mode="after")
+    def _check_plaintext(self) -> Self:
+        if self.customer_key is not None and self.plaintext is not None:
+            raise ValueError("a project with a customer_key cannot allow plaintext")
+        return self
 
 
 class RotationRequested(ControlRequestModel):
-    """Replace a project's user KEK (SPEC 6.5)."""
+    """Replace a project's user KEK, give it a customer key with a new secret, or both (SPEC 6.5).
+
+    The new generation keeps from the one before what the request does not have.
+    """
 
     type: Literal["rotation.requested"] = "rotation.requested"
     rotation_id: RequestId
     project: Project
     expected_generation: Generation | None = None
-    sealed_kek: SealedSecret
+    sealed_kek: SealedSecret | None = None
+    customer_key: RequestedCustomerKey | None = None
+
+    @model_validator(mode="after")
+    def _check_change(self) -> Self:
+        if self.sealed_kek is None and self.customer_key is None:
+            raise ValueError("sealed_kek or customer_key is required")
+        return self
 
 
 class SweepRequested(ControlRequestModel):

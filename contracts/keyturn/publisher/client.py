@@ -200,6 +200,7 @@ class Publisher:
         api_key: ApiKey,
         plaintext: bool = False,
         adopt: bool = False,
+        customer_key: str | None = None,
         actor: str | None = None,
         request_id: str | None = None,
     ) -> str:
@@ -210,11 +211,13 @@ class Publisher:
             api_key: Its secret. Only a key derived from it is sent, sealed to the workers.
             plaintext: Whether the project may hold unencrypted objects.
             adopt: Enroll although objects already exist under the project's prefix.
+            customer_key: A customer key that every wrap shall need (SPEC 2.6), as `STORE/KEY`; it
+                needs the right `customer_key`, and excludes plaintext.
             actor: The person for whom this is requested; the audit trail names them.
             request_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
-            MalformedRequestError: a name or an API key is not valid.
+            MalformedRequestError: a name, an API key or a customer key is not valid.
             NotDeliveredError: no worker serves enrollments, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `request_id`.
         """
@@ -225,6 +228,7 @@ class Publisher:
                 api_key=api_key,
                 plaintext=plaintext,
                 adopt=adopt,
+                customer_key=customer_key,
                 actor=actor,
                 request_id=request_id or new_id(),
             )
@@ -330,26 +334,29 @@ class Publisher:
         self,
         project: str,
         *,
-        api_key: ApiKey,
+        api_key: ApiKey | None = None,
+        customer_key: str | None = None,
         expected_generation: int | None = None,
         actor: str | None = None,
         rotation_id: str | None = None,
     ) -> str:
-        """Request a rotation of a project's key; return the rotation's id.
+        """Request a rotation of a project's API key, its customer key, or both; return its id.
 
-        `wait` returns once it is accepted: from then on the new API key opens the project and the
+        `wait` returns once it is accepted: from then on a new API key opens the project and the
         old one does not. `wait_completed` returns once its sweep has ended; if the event is
         `clean`, no object is left under the old key.
 
         Args:
             project: The project's id (SPEC 1).
-            api_key: Its new secret; save it before this call.
+            api_key: Its new secret, which replaces the old one; save it before this call.
+            customer_key: A customer key that every wrap shall need, with a new secret (SPEC 2.6),
+                as `STORE/KEY`; it needs the right `customer_key`.
             expected_generation: Refuse unless this is the project's current generation.
             actor: The person for whom this is requested; the audit trail names them.
             rotation_id: The id of an earlier attempt to repeat; a new one by default.
 
         Raises:
-            MalformedRequestError: a name or the API key is not valid.
+            MalformedRequestError: a name or a key is not valid, or no key is given.
             NotDeliveredError: no worker serves rotations, or the broker cannot be reached.
             OutcomeUnknownError: not confirmed; repeat it with the same `rotation_id`.
         """
@@ -358,6 +365,7 @@ class Publisher:
                 self._settings,
                 project,
                 api_key=api_key,
+                customer_key=customer_key,
                 expected_generation=expected_generation,
                 actor=actor,
                 rotation_id=rotation_id or new_id(),

@@ -26,6 +26,7 @@ from keyturn.messages.requests import (
     EnrollRequested,
     InlineBody,
     Request,
+    RequestedCustomerKey,
     RotationRequested,
     SealedKey,
     SealedSecret,
@@ -134,13 +135,15 @@ def build_enroll(
     api_key: ApiKey,
     plaintext: bool,
     adopt: bool,
+    customer_key: str | None = None,
     actor: str | None = None,
     request_id: str,
 ) -> EnrollRequested:
     """Return an enrollment. The user KEK is derived here, and leaves only sealed to the workers.
 
     Raises:
-        MalformedRequestError: a name or the API key does not have the form of SPEC 1.
+        MalformedRequestError: a name or the API key does not have the form of SPEC 1, or the
+            customer key is malformed or given together with plaintext.
     """
     checked = build(
         EnrollRequested,
@@ -150,6 +153,7 @@ def build_enroll(
         sealed_kek=_UNSEALED_KEK,
         plaintext="allowed" if plaintext else None,
         adopt=adopt,
+        customer_key=_parse_customer_key(customer_key),
         actor=actor,
     )
     sealed = _sealed_kek(settings, api_key, "enroll", request_id, project)
@@ -160,15 +164,19 @@ def build_rotation(
     settings: PublisherSettings,
     project: str,
     *,
-    api_key: ApiKey,
+    api_key: ApiKey | None,
+    customer_key: str | None = None,
     expected_generation: int | None,
     actor: str | None = None,
     rotation_id: str,
 ) -> RotationRequested:
-    """Return a rotation to the KEK of a new API key, derived and sealed as in an enrollment.
+    """Return a rotation to the KEK of a new API key, to a customer key, or to both.
+
+    The KEK is derived and sealed as in an enrollment.
 
     Raises:
-        MalformedRequestError: a name or the API key does not have the form of SPEC 1.
+        MalformedRequestError: a name or the API key does not have the form of SPEC 1, the customer
+            key is malformed, or neither is given.
     """
     checked = build(
         RotationRequested,
@@ -176,11 +184,30 @@ def build_rotation(
         rotation_id=rotation_id,
         project=project,
         expected_generation=expected_generation,
-        sealed_kek=_UNSEALED_KEK,
+        sealed_kek=None if api_key is None else _UNSEALED_KEK,
+        customer_key=_parse_customer_key(customer_key),
         actor=actor,
     )
+    if api_key is None:
+        return checked
     sealed = _sealed_kek(settings, api_key, "rotation", rotation_id, project)
     return checked.model_copy(update={"sealed_kek": sealed})
+
+
+def parse_customer_key(text: str) -> RequestedCustomerKey:
+    """Return the customer key in `STORE/KEY`: the store's name up to the first `/`, then the key.
+
+    Raises:
+        MalformedRequestError: it has another form.
+    """
+    store, slash, key = text.partition("/")
+    if not slash:
+        raise MalformedRequestError("customer_key: must be STORE/KEY")
+    return build(RequestedCustomerKey, store=store, key=key)
+
+
+def _parse_customer_key(text: str | None) -> RequestedCustomerKey | None:
+    return None if text is None else parse_customer_key(text)
 
 
 def _sealed_kek(

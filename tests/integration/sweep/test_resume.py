@@ -15,6 +15,7 @@ import pytest
 from faststream.rabbit import RabbitBroker
 
 from keyturn import topology
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.pipeline.sweep.periodic import STALLED_AFTER, PeriodicScan
 from keyturn_workers.pipeline.worker.wiring import Wiring
@@ -92,7 +93,7 @@ async def resumed(deployment: Deployment) -> int:
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
         keys = operator_keys(settings.master_keys)
-        process = Wiring(settings, storage, broker, keys, WorkerMetrics())
+        process = Wiring(settings, storage, broker, keys, GivenSecrets(), WorkerMetrics())
         periodic = PeriodicScan(process._sweep_context, process._sweep, process._starter)
         return await periodic.scan(datetime.now(UTC) + STALLED_AFTER + timedelta(seconds=5))
 

@@ -85,4 +85,4 @@ class FakeWitness:
 def mark_of(body: bytes, project: str = "acme") -> Mark:
     """The mark of a keyring's record."""
     keyring = parse_keyring(body, project, MASTER_KEYS)
-    return Mark(keyring.serial, hashlib.sha256(body).digest(), keyring.current.generation)
+    return Mark.of(keyring, hashlib.sha256(body).digest())

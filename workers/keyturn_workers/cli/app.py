@@ -34,7 +34,7 @@ GROUPS: Final = {
     },
     "Projects": {
         "enroll": "Enroll a project: create its keyring.",
-        "rotate": "Rotate a project to a new API key.",
+        "rotate": "Rotate a project to a new API key, to a customer key, or to both.",
         "verify": "Check that one key opens every object of a project.",
         "evidence": "List, show, export or verify evidence.",
     },

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
+from keyturn.errors import MalformedRequestError
 from keyturn.gateway.transport import is_gateway_url
 from keyturn.identifiers import (
     check_object_key,
@@ -16,6 +17,7 @@ from keyturn.identifiers import (
     parse_time,
 )
 from keyturn.messages.fields import REASON_MAX_CHARACTERS
+from keyturn.publisher.requests import parse_customer_key
 from keyturn_workers.cli.output import AS_JSON_HELP
 from keyturn_workers.cli.settings import GATEWAY_URL_FORM
 
@@ -77,6 +79,23 @@ def validate_reason(value: str | None) -> str | None:
     return reason
 
 
+def validate_customer_key(value: str | None) -> str | None:
+    """Return a customer key as `STORE/KEY`, or None.
+
+    Raises:
+        typer.BadParameter: it has another form.
+    """
+    if value is not None:
+        try:
+            parse_customer_key(value)
+        except MalformedRequestError as exc:
+            raise typer.BadParameter(
+                "malformed_request: must be STORE/KEY: a store's name of 1 to 32 characters from "
+                "a-z, 0-9 and -, and the name or ARN of its key"
+            ) from exc
+    return value
+
+
 def validate_gateway_url(value: str | None) -> str | None:
     """Return a URL that can be a gateway's, or None.
 
@@ -108,6 +127,15 @@ AsJsonText = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option(help="File with the project's API key. Default: KEYTURN_API_KEY, then a prompt."),
+]
+CustomerKey = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STORE/KEY",
+        callback=validate_customer_key,
+        help="Make every object need this customer key: the name of a store in "
+        "KEYTURN_CUSTOMER_KEY_STORES, and of a key there.",
+    ),
 ]
 CustomerSecretFile = Annotated[
     Path | None,

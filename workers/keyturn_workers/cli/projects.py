@@ -1,7 +1,7 @@
 """`keyturn enroll`, `rotate` and `sweep`: a project and its keys (SPEC 5.4, 6.5, 6.6, 8, 14).
 
 An API key never leaves this process. A request contains a key derived from it, sealed to the
-workers.
+workers. A customer key is only named: the workers ask its store (SPEC 2.6).
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import (
     ApiKeyFile,
     AsJson,
+    CustomerKey,
     GenerateApiKey,
     NewApiKeyFile,
     OptionalProject,
@@ -50,6 +51,7 @@ def enroll(
         bool,
         typer.Option("--adopt", help="Enroll even if objects exist under the project's prefix."),
     ] = False,
+    customer_key: CustomerKey = None,
     wait: Annotated[
         bool, typer.Option(help="Wait until the project is enrolled or rejected.")
     ] = True,
@@ -57,6 +59,8 @@ def enroll(
     as_json: AsJson = False,
 ) -> None:
     """Enroll a project: create its keyring."""
+    if customer_key is not None and plaintext:
+        raise typer.BadParameter("--customer-key and --plaintext cannot be used together")
     settings = PublisherSettings.read()
     api_key = read_or_generate_api_key(
         project, api_key_file, save_to, generate=generate, as_json=as_json
@@ -71,6 +75,7 @@ def enroll(
                     api_key=api_key,
                     plaintext=plaintext,
                     adopt=adopt,
+                    customer_key=customer_key,
                     request_id=request.id,
                 )
             )
@@ -90,6 +95,7 @@ def rotate(
     api_key_file: NewApiKeyFile = None,
     generate: GenerateApiKey = False,
     save_to: SaveTo = None,
+    customer_key: CustomerKey = None,
     expected_generation: Annotated[
         int | None,
         typer.Option(min=1, help="Reject unless the project is at this generation."),
@@ -98,7 +104,7 @@ def rotate(
         bool,
         typer.Option(
             "--watch/--no-watch",
-            help="Wait until every object is under the new key; exit with 1 if one is not. "
+            help="Wait until every object is under the new keys; exit with 1 if one is not. "
             "Ctrl-C leaves the rotation running.",
         ),
     ] = False,
@@ -108,16 +114,19 @@ def rotate(
     timeout_s: TimeoutS = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Rotate a project to a new API key.
+    """Rotate a project to a new API key, to a customer key, or to both.
 
-    Every object is rewrapped. No ciphertext changes, and the project stays available.
+    Every object is rewrapped. No ciphertext changes, and the project stays available. With
+    --customer-key, the API key changes only if --api-key-file or --generate gives a new one.
     """
     if watching and not wait:
         raise typer.BadParameter("--watch and --no-wait cannot be used together")
     settings = PublisherSettings.read()
-    api_key = read_or_generate_api_key(
-        project, api_key_file, save_to, generate=generate, as_json=as_json, new=True
-    )
+    api_key = None
+    if customer_key is None or generate or (api_key_file, save_to) != (None, None):
+        api_key = read_or_generate_api_key(
+            project, api_key_file, save_to, generate=generate, as_json=as_json, new=True
+        )
     request = PendingRequest(project=project)
 
     async def run() -> Event | None:
@@ -127,6 +136,7 @@ def rotate(
                 lambda: publisher.rotate(
                     project,
                     api_key=api_key,
+                    customer_key=customer_key,
                     expected_generation=expected_generation,
                     rotation_id=request.id,
                 )

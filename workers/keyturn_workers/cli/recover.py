@@ -186,7 +186,7 @@ async def read_contradicted(
         except (MissingError, *RECORD_ERRORS):
             return None
         digest = hashlib.sha256(body).digest()
-        found = Mark(keyring.serial, digest, keyring.current.generation)
+        found = Mark.of(keyring, digest)
         state = table.find_state(project, found, since)
         if state is None:  # a mark arrived meanwhile
             continue

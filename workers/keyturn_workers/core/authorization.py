@@ -20,10 +20,16 @@ from keyturn.errors import (
 )
 from keyturn.messages.codec import claimed_type, identity, parse_request, rejection
 from keyturn.messages.events import Rejected
-from keyturn.messages.requests import Request, SourceBody, UploadRequested
+from keyturn.messages.requests import (
+    EnrollRequested,
+    Request,
+    RotationRequested,
+    SourceBody,
+    UploadRequested,
+)
 from keyturn.request_origin import RequestOrigin
 from keyturn.topology import PUBLISHER_HEADER, REQUESTS, SIGNATURE_HEADER
-from keyturn_workers.core.grants import Grant
+from keyturn_workers.core.grants import CUSTOMER_KEY_RIGHT, Grant
 
 MAX_AHEAD: Final = timedelta(minutes=5)
 
@@ -100,6 +106,15 @@ def authorize(body: bytes, signer: Signer, arrival: Arrival) -> Request:
     _check_routing(request.type, arrival)
     if not signer.grant.allows(request.type, request.project):
         raise NotPermittedError(f"{signer.name} may not send {request.type} for this project")
+    if (
+        isinstance(request, EnrollRequested | RotationRequested)
+        and request.customer_key is not None
+        and not signer.grant.allows(CUSTOMER_KEY_RIGHT, request.project)
+    ):
+        raise NotPermittedError(
+            f"publisher {signer.name} may not name a customer key: its grant does not list "
+            f'"{CUSTOMER_KEY_RIGHT}" in "may"'
+        )
     if isinstance(request, UploadRequested) and isinstance(request.body, SourceBody):
         source = request.body.source.name
         if source not in signer.grant.sources:

@@ -10,21 +10,27 @@ from keyturn.topology import REQUESTS
 from keyturn_workers.core.named_settings import parse_named_settings
 
 _ALL: Final = "*"
+CUSTOMER_KEY_RIGHT: Final = "customer_key"
+"""To name a customer key, beside the type of the request that names it (SPEC 6.5)."""
+_RIGHTS: Final = (*REQUESTS, CUSTOMER_KEY_RIGHT)
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The grant of one publisher: its public keys, types, projects and sources."""
+    """The grant of one publisher: its public keys, rights, projects and sources.
+
+    A right is a type of request, or `customer_key`.
+    """
 
     keys: tuple[VerifyKey, ...]
     may: frozenset[str]
     projects: frozenset[str]
     sources: frozenset[str] = frozenset()
 
-    def allows(self, message_type: str, project: str) -> bool:
-        """Return True if the publisher may send this type for this project (`*`: all)."""
+    def allows(self, right: str, project: str) -> bool:
+        """Return True if the publisher has this right for this project (`*`: all)."""
         # A request for all projects needs the grant for all: its project is then "*".
-        return (_ALL in self.may or message_type in self.may) and (
+        return (_ALL in self.may or right in self.may) and (
             _ALL in self.projects or project in self.projects
         )
 
@@ -47,8 +53,8 @@ def _grant(fields: object) -> Grant:
         isinstance(items, list) and all(isinstance(i, str) for i in items) for items in lists
     ):
         raise ValueError("keys, may, projects and sources must be lists of strings")
-    if any(item not in (*REQUESTS, _ALL) for item in fields["may"]):
-        raise ValueError(f"may holds * or some of {', '.join(REQUESTS)}")
+    if any(item not in (*_RIGHTS, _ALL) for item in fields["may"]):
+        raise ValueError(f"may holds * or some of {', '.join(_RIGHTS)}")
     if not all(item == _ALL or is_project(item) for item in fields["projects"]):
         raise ValueError("projects holds project ids or *")
     if not all(is_short_name(item) for item in sources):

@@ -29,6 +29,8 @@ _MAX_LEASE_S: Final = 10**6
 _MAX_GENERATION: Final = 10**18
 _MAX_SERIAL: Final = 2**63
 _PERMISSIONS: Final = ("allowed", "forbidden")
+UNKNOWN_KEK_ID: Final = "0" * 16
+"""The KEK id of a generation whose keyring was lost: a mark has its customer key alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,9 @@ class Keyring:
 
     @property
     def enrollment(self) -> Generation:
-        """The generation that the enrollment created."""
-        return self.history[0] if self.history else self.current
+        """The generation that the enrollment created, after those that it adopted, if any."""
+        entries = (*self.history, self.current)
+        return next(e for e in reversed(entries) if e.rotation_id == entries[0].rotation_id)
 
     @cached_property
     def user_keks(self) -> dict[int, Secret]:
@@ -364,11 +367,8 @@ def rotate(
     """
     if kek is not None:
         check_new_kek(keyring, kek)
-    if customer_key is not None and keyring.plaintext_allowed:
-        raise GenerationMismatchError(
-            "the project allows plaintext: end that by a sweep that encrypts it, and then ask for "
-            "the customer key again"
-        )
+    if customer_key is not None:
+        check_no_plaintext(keyring)
     current = Generation(
         generation=keyring.current.generation + 1,
         kek_id=keyring.current.kek_id if kek is None else kek_id(kek),
@@ -396,6 +396,89 @@ def check_new_kek(keyring: Keyring, kek: Secret) -> None:
         raise KekReusedError("the project has or had this key")
 
 
+def check_no_plaintext(keyring: Keyring) -> None:
+    """Check that a project may have a customer key.
+
+    Raises:
+        GenerationMismatchError: it allows plaintext.
+    """
+    if keyring.plaintext_allowed:
+        raise GenerationMismatchError(
+            "the project allows plaintext, which no customer key protects: end that by a sweep "
+            "with encrypt_plaintext first"
+        )
+
+
+def lost_generations(
+    customer_keys: Mapping[int, CustomerKey], created: Generation, origin: RequestOrigin | None
+) -> tuple[Generation, ...]:
+    """Entries for generations of a lost keyring: only their customer keys are known, by a mark.
+
+    The rest is that of the generation that was created when they were found.
+    """
+    return tuple(
+        replace(
+            created,
+            generation=generation,
+            kek_id=UNKNOWN_KEK_ID,
+            kek=None,
+            origin=origin,
+            customer_key=customer_key,
+        )
+        for generation, customer_key in sorted(customer_keys.items())
+    )
+
+
+def take_over(
+    keyring: Keyring,
+    customer_keys: Mapping[int, CustomerKey],
+    *,
+    above: int,
+    recovery: str,
+    at: str,
+) -> Keyring:
+    """A restored keyring, with the customer keys of a later one that it lacks (SPEC 5.5).
+
+    The later one's generations join its history, and its own current generation is repeated above
+    them, and above the number `above`. Otherwise the objects at these generations would be refused
+    for ever, or the next rotation would give the same number to another secret. The repeated
+    generation has the newest customer key: no wrap may need less than before.
+
+    `recovery` is the id of the request that accepts the keyring.
+
+    Raises:
+        GenerationMismatchError: a generation of both has different customer keys.
+    """
+    known = {entry.generation: entry for entry in (*keyring.history, keyring.current)}
+    for generation in known.keys() & customer_keys.keys():
+        if known[generation].secret_id != customer_keys[generation].secret_id:
+            raise GenerationMismatchError(
+                f"the record and the mark have different customer keys at generation {generation}: "
+                "restore the newest record, or remove this one and enroll with adopt"
+            )
+    lost = {number: key for number, key in customer_keys.items() if number not in known}
+    if not lost:
+        return keyring
+    every = {**customer_keys, **keyring.customer_keys}
+    repeated = replace(
+        keyring.current,
+        generation=max(above, keyring.current.generation) + 1,
+        rotation_id=recovery,
+        at=at,
+        customer_key=every[max(every)],
+    )
+    before = replace(keyring.current, origin=keyring.origin)
+    # Without an origin: these generations are no rotations, whose ends would be published.
+    entries = (*keyring.history, before, *lost_generations(lost, repeated, None))
+    return replace(
+        keyring,
+        current=repeated,
+        origin=None,
+        plaintext_allowed=False,
+        history=tuple(sorted(entries, key=lambda entry: entry.generation)),
+    )
+
+
 def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
     """The number of the generation that this request created; None if it created none."""
     entry = find_generation(keyring, rotation_id)
@@ -404,7 +487,7 @@ def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
 
 def find_generation(keyring: Keyring, rotation_id: str) -> Generation | None:
     """The generation that this request created; None if it has not created one yet."""
-    for entry in (keyring.current, *keyring.history):
+    for entry in (keyring.current, *reversed(keyring.history)):
         if entry.rotation_id == rotation_id:
             return entry
     return None

@@ -28,12 +28,24 @@ from keyturn.errors import (
     PublisherError,
 )
 from keyturn.identifiers import format_time, parse_time
-from keyturn.messages.marks import InvalidMarkError, KeyringMarked, encode_mark, parse_mark
+from keyturn.messages.marks import (
+    InvalidMarkError,
+    KeyringMarked,
+    MarkedCustomerKey,
+    encode_mark,
+    parse_mark,
+)
 from keyturn.publisher.connection import Broker, BrokerConnection, persistent_json
 from keyturn.publisher.event_stream import StreamRecord, follow, last_offset
 from keyturn.topology import EVENT_KEY_HEADER, KEYRING_MARKED, MARKS_STREAM, SIGNATURE_HEADER
 from keyturn_workers.core.keyring import Keyring
-from keyturn_workers.keys.keyring.marks import Finding, Mark, MarkTable
+from keyturn_workers.keys.keyring.marks import (
+    Finding,
+    Mark,
+    MarkTable,
+    customer_keys_from_json,
+    customer_keys_to_json,
+)
 from keyturn_workers.process.background import share
 from keyturn_workers.storage.clock import boottime_s
 
@@ -200,6 +212,7 @@ class MarkStream:
             generation=mark.generation,
             kek_id=keyring.current.kek_id,
             master_key=keyring.master_key,
+            customer_keys=_marked_keys(mark),
             at=format_time(datetime.now(UTC)),
         )
         read_back = self._awaited[state] = asyncio.Event()
@@ -300,13 +313,13 @@ class MarkStream:
     def _receive(self, record: StreamRecord) -> None:
         try:
             message = parse_mark(record.body)
+            mark = _mark_of(message)
         except InvalidMarkError as exc:
             self._skip(record, exc.detail)
             return
         except MalformedRequestError:
             return  # the first message of a stream, one of a later version, or an attacker's
         project = message.project
-        mark = Mark(message.serial, bytes.fromhex(message.digest), message.generation)
         known = self.table.find(project)
         awaited = self._awaited.get((project, mark.serial, mark.digest))
         if known is not None and mark.serial < known.serial and awaited is None:
@@ -423,6 +436,25 @@ class MarkStream:
         """Close the connections."""
         await self._publishing.close()
         await self._reading.close()
+
+
+def _marked_keys(mark: Mark) -> tuple[MarkedCustomerKey, ...] | None:
+    documents = customer_keys_to_json(mark.customer_keys)
+    return tuple(map(MarkedCustomerKey.model_validate, documents)) or None
+
+
+def _mark_of(message: KeyringMarked) -> Mark:
+    """The mark in a message.
+
+    Raises:
+        InvalidMarkError: a customer key is malformed.
+    """
+    documents = [each.model_dump() for each in message.customer_keys or ()]
+    try:
+        customer_keys = customer_keys_from_json(documents)
+    except ValueError as exc:
+        raise InvalidMarkError(f"customer_keys: {exc}") from exc
+    return Mark(message.serial, bytes.fromhex(message.digest), message.generation, customer_keys)
 
 
 @asynccontextmanager

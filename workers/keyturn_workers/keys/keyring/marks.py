@@ -11,15 +11,17 @@ workers compare all keyrings several times an hour, and read only changed ones.
 
 import enum
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, Self
 
+import orjson
 import structlog
 
 from keyturn.errors import KeyringRolledBackError, MarksUnavailableError, StorageUnavailableError
 from keyturn.identifiers import MARK_LIMIT
+from keyturn_workers.core.customer_keys import CustomerKey
 from keyturn_workers.core.keyring import Keyring
 
 # Further projects are only counted. After the loss of a broker, all projects are affected.
@@ -37,12 +39,40 @@ class Mark:
     Attributes:
         serial: The keyring's serial.
         digest: SHA-256 of the record, 32 bytes.
-        generation: The generation of the current user KEK.
+        generation: The current generation.
+        customer_keys: Those that are not cleared, by generation. The digest determines them.
     """
 
     serial: int
     digest: bytes
     generation: int
+    customer_keys: Mapping[int, CustomerKey] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, keyring: Keyring, digest: bytes) -> Self:
+        """The mark of a keyring, given the SHA-256 of its record."""
+        return cls(keyring.serial, digest, keyring.current.generation, keyring.customer_keys)
+
+
+def customer_keys_to_json(customer_keys: Mapping[int, CustomerKey]) -> list[dict[str, Any]]:
+    """The customer keys as a mark has them: each once, with its generations."""
+    generations: dict[CustomerKey, list[int]] = {}
+    for generation, customer_key in customer_keys.items():
+        generations.setdefault(customer_key, []).append(generation)
+    return [{**key.to_json(), "generations": numbers} for key, numbers in generations.items()]
+
+
+def customer_keys_from_json(documents: Iterable[Mapping[str, Any]]) -> dict[int, CustomerKey]:
+    """The customer keys of a mark, by generation.
+
+    Raises:
+        ValueError: one is malformed.
+    """
+    return {
+        generation: CustomerKey.from_json(fields)
+        for fields in documents
+        for generation in fields["generations"]
+    }
 
 
 class Finding(enum.Enum):
@@ -113,7 +143,7 @@ _STATES: Final = {
 
 
 class MarkTable:
-    """The highest mark of each project, in about 200 bytes a project.
+    """The highest mark of each project, in about 200 bytes a project without customer keys.
 
     Attributes:
         received: The number of marks received; a reader notes it before it begins a read.
@@ -143,6 +173,8 @@ class MarkTable:
             (at - _EPOCH) // timedelta(microseconds=1),
             mark.digest,
         )
+        if mark.customer_keys:
+            self._marks[project] += orjson.dumps(customer_keys_to_json(mark.customer_keys))
         lost = self.find_lost(project)
         if lost is not None and (mark == lost or mark.serial > lost.serial):
             del self._lost[project]
@@ -158,7 +190,7 @@ class MarkTable:
         packed = self._marks.get(project)
         if packed is None:
             return None
-        _, _, _, micros, _ = _PACKED.unpack(packed)
+        _, _, _, micros, _ = _PACKED.unpack_from(packed)
         return _EPOCH + timedelta(microseconds=micros)
 
     def projects(self) -> Iterator[str]:
@@ -210,8 +242,10 @@ class MarkTable:
 
 
 def _unpack(packed: bytes) -> tuple[Mark, int]:
-    serial, generation, received, _, digest = _PACKED.unpack(packed)
-    return Mark(serial, digest, generation), received
+    serial, generation, received, _, digest = _PACKED.unpack_from(packed)
+    documents = packed[_PACKED.size :]
+    customer_keys = customer_keys_from_json(orjson.loads(documents)) if documents else {}
+    return Mark(serial, digest, generation, customer_keys), received
 
 
 # The first limit holds for a keyring with a record; the second if only its mark is known.

@@ -306,7 +306,7 @@ class KeyringReader:
         else:
             keyring = await parse_keyring(body, project, self._keys)
             desired = keyring.desired(await self._keys.admin_kek(keyring.master_key, project))
-        mark = Mark(keyring.serial, digest, keyring.current.generation)
+        mark = Mark.of(keyring, digest)
         if not await self._is_marked(keyring, mark, since):
             self._cache.invalidate(entry)
             return None

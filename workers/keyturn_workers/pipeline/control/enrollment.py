@@ -4,19 +4,23 @@ One conditional put creates the keyring; all steps before it only decide whether
 request finds its own keyring and gets the same result.
 
 To adopt objects whose keyring is gone, every object under the prefix counts, whatever its name:
-an object whose name SPEC 1 does not allow may still be wrapped at the highest generation.
+an object whose name SPEC 1 does not allow may still be wrapped at the highest generation. An object
+counts as one that does not open only if every customer secret was given that it could need.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
+from keyturn import metadata as object_metadata
 from keyturn.crypto.intake import IntakeKey, kek_info
 from keyturn.crypto.keys import Secret, kek_id
 from keyturn.errors import (
     AlreadyEnrolledError,
+    CustomerKeyUnavailableError,
+    NoUsableWrapError,
     PermanentError,
     StorageUnavailableError,
     UnknownProjectError,
@@ -24,12 +28,21 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages.requests import EnrollRequested
 from keyturn.request_origin import RequestOrigin
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
 from keyturn_workers.core.errors import MissingError, RefusedError
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import Generation, Keyring, has_origin, is_same_request
+from keyturn_workers.core.keyring import (
+    Generation,
+    Keyring,
+    check_no_plaintext,
+    has_origin,
+    is_same_request,
+    lost_generations,
+)
 from keyturn_workers.core.sealed_secrets import open_secret
 from keyturn_workers.core.storage_port import Storage
-from keyturn_workers.core.wraps import find_key_usage
+from keyturn_workers.core.wraps import find_key_usage, past_generations
 from keyturn_workers.keys.keyring.marks import KeyringRemovedError, Mark, check_has_room
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.keys.keyring.store import create_keyring
@@ -41,34 +54,38 @@ _BATCH_SIZE: Final = 64
 
 
 async def find_highest_generation(
-    storage: Storage, project: str, operator_keys: KekDeriver
+    storage: Storage, keyring: Keyring, operator_keys: KekDeriver, customer_keys: CustomerKeys
 ) -> int | None:
     """The highest generation whose admin wrap opens under the project's prefix.
 
+    `keyring` is the one that is about to be put; its history has what is known of a lost one.
     0 if there are objects and none opens; None if there are no objects.
     """
     highest: int | None = None
     batch: list[str] = []
-    async for row in storage.list(f"{project}/"):
+
+    async def highest_of_batch() -> int:
+        reads = (_generation(storage, key, keyring, operator_keys, customer_keys) for key in batch)
+        return max(await asyncio.gather(*reads), default=0)
+
+    async for row in storage.list(f"{keyring.project}/"):
         batch.append(row.key)
         if len(batch) == _BATCH_SIZE:
-            highest = max(highest or 0, await _highest_of(storage, project, batch, operator_keys))
+            highest = max(highest or 0, await highest_of_batch())
             batch = []
     if batch:
-        highest = max(highest or 0, await _highest_of(storage, project, batch, operator_keys))
+        highest = max(highest or 0, await highest_of_batch())
     return highest
 
 
-async def _highest_of(
-    storage: Storage, project: str, s3_keys: Iterable[str], operator_keys: KekDeriver
-) -> int:
-    reads = (_generation(storage, project, s3_key, operator_keys) for s3_key in s3_keys)
-    return max(await asyncio.gather(*reads), default=0)
-
-
 async def _generation(
-    storage: Storage, project: str, s3_key: str, operator_keys: KekDeriver
+    storage: Storage,
+    s3_key: str,
+    keyring: Keyring,
+    operator_keys: KekDeriver,
+    customer_keys: CustomerKeys,
 ) -> int:
+    project = keyring.project
     object_key = s3_key.removeprefix(f"{project}/")
     try:
         head = await storage.head(s3_key)
@@ -78,13 +95,37 @@ async def _generation(
     except RefusedError as exc:
         # It could have the highest generation: do not skip it.
         raise StorageUnavailableError("an object to adopt cannot be read") from exc
+
+    async def open_admin_wrap(secrets: CustomerSecrets) -> int:
+        keks = (await operator_keys.admin_keks(project)).with_secrets(secrets)
+        # Without a keyring, the label names the generation to try, and a mark those with a secret.
+        at = past_generations(keyring)
+        return find_key_usage(head.metadata, project, object_key, keks, at).generation or 0
+
     try:
-        # Without a keyring, only the label names the generation to try.
-        keks = await operator_keys.admin_keks(project)
-        usage = find_key_usage(head.metadata, project, object_key, keks, ())
+        return await customer_keys.open_with(keyring, open_admin_wrap)
+    except NoUsableWrapError:
+        _check_secret_known(head.metadata, keyring)
+        return 0
     except PermanentError:
         return 0
-    return usage.generation or 0
+
+
+def _check_secret_known(metadata: Mapping[str, str], keyring: Keyring) -> None:
+    """Check that an object that does not open does not need a secret of which nothing is known.
+
+    Raises:
+        CustomerKeyUnavailableError: its label says that it does. A backup of the lost keyring may
+            still have the secret, so the object does not count as one that opens nowhere.
+    """
+    envelope = object_metadata.parse(metadata)
+    secret_id = envelope.secret_id if isinstance(envelope, object_metadata.Wraps) else None
+    known = {key.secret_id for key in keyring.customer_keys.values()}
+    if secret_id is not None and secret_id not in known:
+        raise CustomerKeyUnavailableError(
+            f"an object to adopt needs the customer secret {secret_id}, which no mark has: "
+            "restore the newest keyring, or remove the objects that need it"
+        )
 
 
 class Enroller:
@@ -98,6 +139,7 @@ class Enroller:
         active_master_key: str,
         intake_keys: Mapping[str, IntakeKey],
         starter: SweepStarter,
+        customer_keys: CustomerKeys,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
@@ -105,6 +147,7 @@ class Enroller:
         self._active_master_key = active_master_key
         self._intake_keys = intake_keys
         self._starter = starter
+        self._customer_keys = customer_keys
 
     async def enroll(self, request: EnrollRequested, origin: RequestOrigin) -> int:
         """Create the project's keyring; return its generation.
@@ -114,7 +157,10 @@ class Enroller:
             KeyringContradictedError: a mark contradicts the keyring, or shows that one was removed.
             UnknownIntakeKeyError, BadSealError: a KEK in the request does not open.
             CorruptObjectError: a keyring exists that no worker wrote.
-            StorageUnavailableError, UnknownMasterKeyError: try again later.
+            GenerationMismatchError: it allows plaintext, and the lost keyring had a customer key.
+            NotPermittedError: the settings do not give the project this customer key.
+            CustomerKeyRefusedError, CustomerKeyUnavailableError, StorageUnavailableError,
+            UnknownMasterKeyError: try again later.
         """
         generation = await self._find_or_create(request, origin)
         await self._adopt(request, origin)
@@ -141,13 +187,19 @@ class Enroller:
         if (existing := await self._find(request, origin)) is not None:
             return existing
         keyring = self._keyring(request, origin)
-        first = await self._first_generation(request)
-        removed = await self._find_removed(request)
+        removed = await self._find_removed(request) if request.adopt else None
+        if removed is not None:
+            keyring = _with_lost(keyring, removed.customer_keys)
+        first = await self._first_generation(request, keyring)
+        if removed != await self._find_removed(request):
+            raise StorageUnavailableError("the project's mark changed during the enrollment")
         if removed is not None:
             check_has_room(removed)
             first = max(first, removed.generation + 1)
             keyring = replace(keyring, serial=removed.serial)
-        keyring = replace(keyring, current=replace(keyring.current, generation=first))
+        customer_key = await self._customer_key(request, keyring)
+        current = replace(keyring.current, generation=first, customer_key=customer_key)
+        keyring = replace(keyring, current=current)
         await create_keyring(
             self._storage, keyring, self._operator_keys, lease_s=self._keyrings.lease_s
         )
@@ -158,6 +210,13 @@ class Enroller:
         raise StorageUnavailableError(
             "a keyring was put, or its put refused, but no keyring exists"
         )
+
+    async def _customer_key(self, request: EnrollRequested, keyring: Keyring) -> CustomerKey | None:
+        """The first generation's customer key: a new one, or the newest of the lost keyring."""
+        name = _customer_key_name(request)
+        if name is not None:
+            return await self._customer_keys.create(request.project, name)
+        return keyring.history[-1].customer_key if keyring.history else None
 
     async def _find_removed(self, request: EnrollRequested) -> Mark | None:
         """The highest mark of a keyring that was removed, for an enrollment that adopts.
@@ -189,16 +248,22 @@ class Enroller:
         enrollment = keyring.enrollment
         if enrollment.rotation_id != request.request_id or not (
             has_origin(keyring, enrollment, origin)
-            or is_same_request(keyring, enrollment, kek=self._kek(request), origin=origin)
+            or is_same_request(
+                keyring,
+                enrollment,
+                kek=self._kek(request),
+                customer_key=_customer_key_name(request),
+                origin=origin,
+            )
         ):
             raise AlreadyEnrolledError(f"{request.project} has a keyring")
         return enrollment.generation
 
-    async def _first_generation(self, request: EnrollRequested) -> int:
+    async def _first_generation(self, request: EnrollRequested, keyring: Keyring) -> int:
         """The keyring's first generation: above that of every object that it adopts."""
         if request.adopt:
             highest = await find_highest_generation(
-                self._storage, request.project, self._operator_keys
+                self._storage, keyring, self._operator_keys, self._customer_keys
             )
             return (highest or 0) + 1
         async for _ in self._storage.list(f"{request.project}/", limit=1):
@@ -245,3 +310,21 @@ class Enroller:
     def _kek(self, request: EnrollRequested) -> Secret:
         info = kek_info("enroll", request.request_id, request.project)
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+
+
+def _with_lost(keyring: Keyring, customer_keys: Mapping[int, CustomerKey]) -> Keyring:
+    """A new keyring whose history has the customer keys of a lost one.
+
+    Raises:
+        GenerationMismatchError: the lost one had a customer key, and this one allows plaintext.
+    """
+    if not customer_keys:
+        return keyring
+    check_no_plaintext(keyring)
+    history = lost_generations(customer_keys, keyring.current, keyring.origin)
+    return replace(keyring, history=history)
+
+
+def _customer_key_name(request: EnrollRequested) -> KeyName | None:
+    named = request.customer_key
+    return None if named is None else KeyName(named.store, named.key)

@@ -1,7 +1,8 @@
 """Recovery: an operator accepts a keyring that a mark contradicts, or that has none (SPEC 5.5).
 
-Only the keyring's serial changes: it goes above every mark, so that the keyring is the newest
-state again. The request names the record and the mark that the operator was shown. If either has
+Its serial goes above every mark, so that the keyring is the newest state again, and it takes over
+the customer keys of the mark that it lacks: else what was wrapped by them would be lost. Nothing
+else changes. The request names the record and the mark that the operator was shown. If either has
 changed, the request has no effect: if an attacker replays it, it finds the mark of its own effect.
 """
 
@@ -11,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from keyturn.errors import GenerationMismatchError, StorageUnavailableError
-from keyturn.identifiers import keyring_s3_key
+from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages.requests import RecoverRequested
 from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.keyring import Keyring, take_over
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.keyring.marks import Finding, Mark, Witness, check_has_room, compare
 from keyturn_workers.keys.keyring.store import KEYRING_MAX_BYTES, parse_keyring, replace_keyring
@@ -50,7 +51,7 @@ class Recoverer:
 
         Raises:
             GenerationMismatchError: the keyring is missing, needs no recovery, or it or its mark
-                is not the one that the request names.
+                is not the one that the request names, or their customer keys are at odds.
             CorruptObjectError: no worker wrote the keyring.
             KeyringContradictedError: no worker wrote the mark.
             MarksUnavailableError, StorageUnavailableError, UnknownMasterKeyError,
@@ -64,13 +65,21 @@ class Recoverer:
                 return record.keyring
             self._check(record, request)
             newest = _highest(*self._marks(request.project))
+            keyring = record.keyring
             if newest is not None:
                 check_has_room(newest, record.mark)
+                keyring = take_over(
+                    keyring,
+                    newest.customer_keys,
+                    above=newest.generation,
+                    recovery=request.request_id,
+                    at=format_time(datetime.now(UTC)),
+                )
             serials = [mark.serial for mark in (newest, record.mark) if mark is not None]
             # Won or lost, read it again: the keyring that was put must be marked.
             has_put |= await replace_keyring(
                 self._storage,
-                replace(record.keyring, serial=max(serials)),
+                replace(keyring, serial=max(serials)),
                 record.etag,
                 self._keys,
                 lease_s=self._lease_s,
@@ -121,7 +130,7 @@ class Recoverer:
             ) from exc
         keyring = await parse_keyring(body, project, self._keys)
         digest = hashlib.sha256(body).digest()
-        return _Record(keyring, Mark(keyring.serial, digest, keyring.current.generation), head.etag)
+        return _Record(keyring, Mark.of(keyring, digest), head.etag)
 
     def _marks(self, project: str) -> tuple[Mark | None, Mark | None]:
         table = self._witness.table

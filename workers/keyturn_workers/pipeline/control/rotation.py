@@ -1,7 +1,7 @@
 """Rotations: change the keyring once, and start the sweep (SPEC 8.1).
 
 The keyring records the requests that rotated it: a request rotates it once, however often and in
-whatever order requests come. An id is recognized only with its publisher and its KEK.
+whatever order requests come. An id is recognized only with its publisher and its keys.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,14 @@ from keyturn.errors import (
 from keyturn.identifiers import format_time
 from keyturn.messages.requests import RotationRequested
 from keyturn.request_origin import RequestOrigin
+from keyturn_workers.core.customer_key_port import CustomerKeys
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import (
     Generation,
     Keyring,
+    check_new_kek,
+    check_no_plaintext,
     check_rotation,
     find_generation,
     has_origin,
@@ -57,12 +61,14 @@ class Rotator:
         keys: KekDeriver,
         intake_keys: Mapping[str, IntakeKey],
         starter: SweepStarter,
+        customer_keys: CustomerKeys,
     ) -> None:
         self._storage = storage
         self._keyrings = keyrings
         self._keys = keys
         self._intake_keys = intake_keys
         self._starter = starter
+        self._customer_keys = customer_keys
 
     async def rotate(self, request: RotationRequested, origin: RequestOrigin) -> "RotationResult":
         """Rotate the keyring, and start the sweep.
@@ -72,8 +78,11 @@ class Rotator:
             GenerationMismatchError, KekReusedError: this request must not rotate the keyring.
             UnknownIntakeKeyError, BadSealError: the KEK does not open.
             CorruptObjectError: a keyring exists that no worker wrote.
-            KeyringRolledBackError, StorageUnavailableError, UnknownMasterKeyError: later.
+            NotPermittedError: the settings do not give the project this customer key.
+            CustomerKeyRefusedError, CustomerKeyUnavailableError, KeyringRolledBackError,
+            StorageUnavailableError, UnknownMasterKeyError: later.
         """
+        customer_key: CustomerKey | None = None
         existing = await self._starter.find(request.project, _origin(request, origin))
         for _ in range(_MAX_ATTEMPTS):
             snapshot = await self._keyrings.read_fresh(request.project)
@@ -85,7 +94,13 @@ class Rotator:
                 raise GenerationMismatchError(existing.end.detail)
             if existing is not None:
                 raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
-            after = self._rotate_keyring(snapshot.keyring, request, origin)
+            self._check(snapshot.keyring, request)
+            # A put that lost a race stored nothing, so nothing was wrapped by this secret: the next
+            # put may give it to another generation. A secret may serve several generations at any
+            # rate, since each wrap is bound to its own. A new one for each put would cost more
+            # calls, and lose every race while the store is slow.
+            customer_key = customer_key or await self._create_customer_key(request)
+            after = self._rotate_keyring(snapshot.keyring, request, origin, customer_key)
             # Won or lost, read the keyring again: this marks it, and shows which request rotated
             # it.
             await replace_keyring(
@@ -130,30 +145,60 @@ class Rotator:
             return None
         if has_origin(keyring, entry, origin):
             return entry
-        if not is_same_request(keyring, entry, kek=self._kek(request), origin=origin):
+        if not is_same_request(
+            keyring,
+            entry,
+            kek=self._kek(request),
+            customer_key=_customer_key_name(request),
+            origin=origin,
+        ):
             raise GenerationMismatchError("another request with this id rotated the keyring")
         return entry
 
-    def _rotate_keyring(
-        self, keyring: Keyring, request: RotationRequested, origin: RequestOrigin
-    ) -> Keyring:
+    def _check(self, keyring: Keyring, request: RotationRequested) -> None:
+        """Check all that needs no store, before one is asked for a secret (SPEC 8.1)."""
         check_rotation(
             keyring,
             requested_at=request.requested_at,
             expected_generation=request.expected_generation,
         )
+        kek = self._kek(request)
+        if kek is not None:
+            check_new_kek(keyring, kek)
+        if request.customer_key is not None:
+            check_no_plaintext(keyring)
+
+    async def _create_customer_key(self, request: RotationRequested) -> CustomerKey | None:
+        name = _customer_key_name(request)
+        return None if name is None else await self._customer_keys.create(request.project, name)
+
+    def _rotate_keyring(
+        self,
+        keyring: Keyring,
+        request: RotationRequested,
+        origin: RequestOrigin,
+        customer_key: CustomerKey | None,
+    ) -> Keyring:
         return rotate(
             keyring,
             kek=self._kek(request),
+            customer_key=customer_key,
             rotation_id=request.rotation_id,
             requested_at=request.requested_at,
             at=format_time(datetime.now(UTC)),
             origin=origin,
         )
 
-    def _kek(self, request: RotationRequested) -> Secret:
+    def _kek(self, request: RotationRequested) -> Secret | None:
+        if request.sealed_kek is None:
+            return None
         info = kek_info("rotation", request.rotation_id, request.project)
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
+
+
+def _customer_key_name(request: RotationRequested) -> KeyName | None:
+    named = request.customer_key
+    return None if named is None else KeyName(named.store, named.key)
 
 
 def _origin(request: RotationRequested, origin: RequestOrigin) -> Origin:

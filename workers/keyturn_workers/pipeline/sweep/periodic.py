@@ -155,8 +155,7 @@ class PeriodicScan:
         except _NOT_READABLE:
             return  # another worker may hold the master key, or an operator must act
         # The ETag of the listing: if the keyring changed since, the next scan reads it again.
-        current = keyring.current
-        mark = Mark(keyring.serial, hashlib.sha256(body).digest(), current.generation)
+        mark = Mark.of(keyring, hashlib.sha256(body).digest())
         self._keyrings[project] = _SeenKeyring(
             etag, mark, tuple(_rotations_of(keyring)), not keyring.has_old_keks
         )
@@ -289,7 +288,7 @@ def _rotations_of(keyring: Keyring) -> Iterable[Origin]:
     have been published, so it counts too.
     """
     rotations = rotations_to_prove(keyring)
-    if not rotations and keyring.history:
+    if not rotations and keyring.current is not keyring.enrollment:
         rotations = (keyring.current,)
     for each in rotations:
         request = keyring.origin_of(each)

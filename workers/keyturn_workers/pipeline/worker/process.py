@@ -49,6 +49,7 @@ from keyturn.publisher.connection import (
     is_at_alarm,
 )
 from keyturn.topology import audit_queue
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.errors import StorageTlsError, UnsafeStorageError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import Capabilities
@@ -338,6 +339,7 @@ async def _serve(
             storage,
             broker,
             keys,
+            GivenSecrets(),
             metrics,
             grants,
             audit,

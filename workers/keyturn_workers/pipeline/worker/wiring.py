@@ -16,7 +16,7 @@ from keyturn.topology import (
     SWEEP_QUEUE,
 )
 from keyturn_workers.core.authorization import Rules
-from keyturn_workers.core.customer_key_port import CustomerKeys, GivenSecrets
+from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.audit.requests import RequestRecorder
 from keyturn_workers.keys.audit.trail import AuditProcess, AuditTrail
@@ -87,6 +87,7 @@ class Wiring:
         storage: Storage,
         broker: RabbitBroker,
         keys: OperatorKeys,
+        customer_keys: CustomerKeys,
         metrics: WorkerMetrics,
         grants: GrantsKeeper | None = None,
         audit: AuditTrail | None = None,
@@ -96,7 +97,7 @@ class Wiring:
         ingest: Ingest | None = None,
         customer_keys: CustomerKeys | None = None,
     ) -> None:
-        self._customer_keys = customer_keys or GivenSecrets()
+        self._customer_keys = customer_keys or self._customer_keys
         self._sources = sources or Sources()
         self._tracing = tracing
         self._ingest = ingest
@@ -120,6 +121,7 @@ class Wiring:
         )
         self._context = DeliveryContext(self._worker_publisher, metrics, self._now)
         self._keys = keys
+        self._customer_keys = customer_keys
         self._store = SweepStore(storage, keys)
         self._sweep_context = SweepContext(
             storage,
@@ -242,8 +244,16 @@ class Wiring:
             settings.active_master_key,
             settings.intake_keys,
             self._starter,
+            self._customer_keys,
         )
-        rotator = Rotator(storage, keyrings, self._keys, settings.intake_keys, self._starter)
+        rotator = Rotator(
+            storage,
+            keyrings,
+            self._keys,
+            settings.intake_keys,
+            self._starter,
+            self._customer_keys,
+        )
         deleter = Deleter(storage, keyrings, self._keys, settings.lease_s)
         recoverer = None
         if self._witness is not None:

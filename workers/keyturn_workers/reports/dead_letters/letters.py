@@ -83,6 +83,7 @@ _SAFE_FIELDS: Final = frozenset(
 _SAFE_NESTED_FIELDS: Final = {
     "sealed_key": ("intake_key",),
     "sealed_kek": ("intake_key",),
+    "customer_key": ("store", "key"),
     "body": ("staged", "source", "sha256", "bytes"),
 }
 

@@ -377,7 +377,7 @@ class Index:
 def _opened_entry(opened: Opened) -> _Entry:
     content = opened.content
     if isinstance(content, Keyring):
-        mark = Mark(content.serial, opened.digest, content.current.generation)
+        mark = Mark.of(content, opened.digest)
         return _Entry(opened.etag, project_status(content), mark)
     return _sweeps_entry(opened.etag, content)
 

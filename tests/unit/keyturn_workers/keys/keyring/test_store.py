@@ -87,7 +87,6 @@ def test_a_record_opens_in_its_own_place_alone(body: bytes) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 2},
         {"v": True},
         {"master_key": "../m1"},
         {"master_key": 1},

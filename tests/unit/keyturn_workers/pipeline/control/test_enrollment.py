@@ -44,6 +44,7 @@ from tests.unit.keyturn_workers.pipeline.sweep.records import OTHER_ID, SWEEP_ID
 from tests.unit.keyturn_workers.pipeline.sweep.sweeping import KEYS, ORIGIN, Sweeping
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness import requests as rq
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys, parse_keyring
 from tools.harness.memory_storage import MemoryStorage
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 KEYRING = keyring_s3_key("acme")
@@ -92,7 +94,13 @@ async def _enroll(*keys: str) -> int:
     bucket: Any = _Bucket(*keys)
     masters = {"m1": Secret(deployment.master_key)}
     enroller = Enroller(
-        bucket, bucket, operator_keys(masters), "m1", {"main": deployment.intake}, bucket
+        bucket,
+        bucket,
+        operator_keys(masters),
+        "m1",
+        {"main": deployment.intake},
+        bucket,
+        HeldCustomerKeys(),
     )
     body = json.dumps(rq.enroll(deployment, "acme")).encode()
     request = parse_request(body)
@@ -121,8 +129,9 @@ class Marked:
     def __init__(self) -> None:
         self.witness = FakeWitness()
         self.on = Sweeping(witness=self.witness)
-        on, intake = self.on, {"main": INTAKE}
-        self.enroller = Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter)
+        self.customer_keys = HeldCustomerKeys()
+        on, intake, held = self.on, {"main": INTAKE}, self.customer_keys
+        self.enroller = Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter, held)
 
     async def enroll(self, request: EnrollRequested, origin: RequestOrigin = ORIGIN) -> int:
         return await self.enroller.enroll(request, origin)
@@ -272,11 +281,15 @@ def _plant(storage: MemoryStorage, key: str, number: int) -> None:
     storage.plant(object_s3_key("acme", key), body, Headers(enc(wraps)))
 
 
+async def _highest(storage: MemoryStorage, keys: OperatorKeys = KEYS) -> int | None:
+    return await find_highest_generation(storage, keyring(), keys, HeldCustomerKeys())
+
+
 async def test_an_object_with_an_invalid_key_counts() -> None:
     storage = MemoryStorage()
     _plant(storage, "a", 3)
     _plant(storage, "reports//q3.txt", 7)
-    assert await find_highest_generation(storage, "acme", KEYS) == 7
+    assert await _highest(storage) == 7
 
 
 async def test_an_object_that_is_listed_but_not_found_is_not_skipped() -> None:
@@ -285,16 +298,16 @@ async def test_an_object_that_is_listed_but_not_found_is_not_skipped() -> None:
     _plant(storage, "a", 3)
     storage.fail_next("head", MissingError("head: NoSuchKey"))
     with pytest.raises(StorageUnavailableError):
-        await find_highest_generation(storage, "acme", KEYS)
-    assert await find_highest_generation(storage, "acme", KEYS) == 3
+        await _highest(storage)
+    assert await _highest(storage) == 3
 
 
 async def test_an_object_without_a_wrap_that_opens_counts_as_generation_0() -> None:
     storage = MemoryStorage()
-    assert await find_highest_generation(storage, "acme", KEYS) is None
+    assert await _highest(storage) is None
     _plant(storage, "a", 3)
     only_m2 = operator_keys({"m2": MASTER_KEYS["m2"]})
-    assert await find_highest_generation(storage, "acme", only_m2) == 0
+    assert await _highest(storage, only_m2) == 0
     for key, metadata in {
         "plain": {},
         "deleted": deleted(desired_state(keyring(), MASTER_KEYS), "deleted"),
@@ -302,7 +315,7 @@ async def test_an_object_without_a_wrap_that_opens_counts_as_generation_0() -> N
     }.items():
         storage = MemoryStorage()
         storage.plant(object_s3_key("acme", key), b"", Headers(metadata))
-        assert await find_highest_generation(storage, "acme", KEYS) == 0
+        assert await _highest(storage) == 0
 
 
 # Requests that the keyring records: known even after their intake key was retired.
@@ -330,10 +343,10 @@ async def test_a_recorded_request_is_recognized_after_its_intake_key_was_retired
     sweeps = cast("Any", _NoSweeps())
 
     def enroller(keys: dict[str, IntakeKey]) -> Enroller:
-        return Enroller(storage, keyrings, KEYS, "m1", keys, sweeps)
+        return Enroller(storage, keyrings, KEYS, "m1", keys, sweeps, HeldCustomerKeys())
 
     def rotator(keys: dict[str, IntakeKey]) -> Rotator:
-        return Rotator(storage, keyrings, KEYS, keys, sweeps)
+        return Rotator(storage, keyrings, KEYS, keys, sweeps, HeldCustomerKeys())
 
     enrollment = EnrollRequested.model_validate(
         {

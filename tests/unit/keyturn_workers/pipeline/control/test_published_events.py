@@ -64,6 +64,7 @@ from tests.unit.keyturn_workers.pipeline.sweep.sweeping import KEYS, ORIGIN, Swe
 from tests.unit.keyturn_workers.pipeline.upload.bench import bench
 from tests.unit.keyturn_workers.pipeline.upload.bench import request as upload_request
 from tests.unit.keyturn_workers.witness import FakeWitness
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import operator_keys
 
 if TYPE_CHECKING:
@@ -78,10 +79,12 @@ class Control:
 
     def __init__(self, witness: FakeWitness | None = None) -> None:
         self.on = Sweeping(witness=witness)
-        on, intake = self.on, {"main": INTAKE}
+        self.customer_keys = HeldCustomerKeys()
+        on, intake, held = self.on, {"main": INTAKE}, self.customer_keys
+        keys = operator_keys(MASTER_KEYS)
         self.handler = ControlHandler(
-            Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter),
-            Rotator(on.storage, on.keyrings, operator_keys(MASTER_KEYS), intake, on.starter),
+            Enroller(on.storage, on.keyrings, KEYS, "m1", intake, on.starter, held),
+            Rotator(on.storage, on.keyrings, keys, intake, on.starter, held),
             on.starter,
             Deleter(on.storage, on.keyrings, KEYS, LEASE_S),
             status_reader=StatusReader(on.storage, KEYS, Identity("test", "m1", ())),

@@ -16,6 +16,7 @@ from keyturn.topology import (
     SWEEP_QUEUE,
     UPLOAD_QUEUE,
 )
+from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.pipeline.ingest.record import SourceRecords
 from keyturn_workers.pipeline.ingest.role import Ingest
 from keyturn_workers.pipeline.sweep.handler import HintCodec
@@ -49,7 +50,8 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> _Wired:
         broker = RabbitBroker("amqp://127.0.0.1:1/")  # never connected
         settings = WorkerSettings.read()
         keys = operator_keys(settings.master_keys)
-        return Wiring(settings, storage or MemoryStorage(), broker, keys, WorkerMetrics())
+        given = GivenSecrets()
+        return Wiring(settings, storage or MemoryStorage(), broker, keys, given, WorkerMetrics())
 
     return make
 
