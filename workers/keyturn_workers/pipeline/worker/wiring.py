@@ -95,9 +95,7 @@ class Wiring:
         witness: Witness | None = None,
         sources: Sources | None = None,
         ingest: Ingest | None = None,
-        customer_keys: CustomerKeys | None = None,
     ) -> None:
-        self._customer_keys = customer_keys or self._customer_keys
         self._sources = sources or Sources()
         self._tracing = tracing
         self._ingest = ingest
