@@ -8,6 +8,7 @@
      │    │    ├── NotPermittedError        not_permitted
      │    │    ├── RequestExpiredError      request_expired
      │    │    ├── UnknownProjectError      unknown_project
+     │    │    ├── ProjectErasedError       project_erased
      │    │    ├── AlreadyEnrolledError     already_enrolled
      │    │    ├── UnknownIntakeKeyError    unknown_intake_key
      │    │    ├── BadSealError             bad_seal

@@ -265,7 +265,7 @@ def _check_evidence(deployment: Deployment, old: bytes, new: bytes) -> None:
         for s3_key in stored_objects.list_keys(deployment, evidence_prefix("acme"))
     )
     chain = verify_chain(files, keys, deployment=deployment.name, project="acme")
-    assert [each.predicate.kind for each in chain] == ["rotation", "sweep", "sweep"]
+    assert [each.proof.kind for each in chain] == ["rotation", "sweep", "sweep"]
     assert chain[-1].key_id == keys[0].id
     with pytest.raises(RetiredEventKeyError):  # as if the old key were the current one still
         verify_chain(files, keys[::-1], deployment=deployment.name, project="acme")

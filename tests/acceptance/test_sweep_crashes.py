@@ -183,7 +183,7 @@ def _check_rotated(scene: Scene, tenant: Tenant, rotation_id: str) -> None:
     assert (keyring["generation"], keyring["history"][0]["kek"]) == (2, None)
     assert tenant.left() == []
     (evidence,) = tenant.check_evidence()
-    predicate, end = evidence.predicate, tenant.origin(rotation_id)["end"]
+    predicate, end = evidence.proof, tenant.origin(rotation_id)["end"]
     assert [each.id for each in predicate.origins] == [rotation_id]
     assert (predicate.sweep_id, predicate.counts.objects) == (end["round_id"], _OBJECTS)
     tenant.check(generation=2)

@@ -72,6 +72,7 @@ class Delivery:
     def __init__(self, queued: QueuedMessage, process: Process, channel: Channel[Delivery]) -> None:
         self.queued = queued
         self.process = process
+        self.began_s = process.world.clock.seconds
         self.body = queued.body
         self.headers = dict(queued.headers)
         if queued.redelivered:

@@ -78,7 +78,7 @@ class EvidenceLaws:
         named = origin["end"]["evidence"]
         if named not in self._kept:
             return
-        origins = parse(self._kept[named][0]).predicate.origins
+        origins = parse(self._kept[named][0]).proof.origins
         if (origin["id"], origin["publisher"]) not in {(e.id, e.publisher) for e in origins}:
             self._violated(f"evidence of {name} does not name a request whose end names it")
 
@@ -91,11 +91,14 @@ class EvidenceLaws:
         if named not in self._kept:
             self._violated(f"the keyring of {name} names evidence that no record keeps")
             return
-        predicate = parse(self._kept[named][0]).predicate
+        predicate = parse(self._kept[named][0]).proof
         if predicate.previous != newest:
             self._violated(f"the chain of {name} forks")
         said = (predicate.generation, predicate.kek_id, predicate.master_key)
-        if said != (rest["generation"], rest["kek_id"], master_key):
+        key = rest.get("customer_key")
+        of_keyring = key and {each: key[each] for each in ("store", "key", "secret_id", "wrapped")}
+        named_key = predicate.customer_key and predicate.customer_key.model_dump()
+        if (*said, named_key) != (rest["generation"], rest["kek_id"], master_key, of_keyring):
             self._violated(f"the keyring of {name} names evidence of another state")
         chain.append(named)
 
@@ -159,5 +162,5 @@ class EvidenceLaws:
 
 def _place(envelope: bytes) -> str:
     statement = parse(envelope).statement
-    predicate = statement.predicate
+    predicate = statement.proof
     return evidence_s3_key(statement.project, predicate.generation, predicate.sweep_id)

@@ -74,11 +74,12 @@ class Laws:
         self._tampered: set[str] = set()
         # Those that a bucket writer removed or put back: any upload may have found them free.
         self._hidden: set[str] = set()
-        # By publisher, project, id and KEK id: the generation that a request brought.
-        self._rotated: dict[tuple[str, str, str, str], int] = {}
+        # By publisher, project, id, KEK id and customer key, as far as they were asked for: the
+        # generation that a request brought.
+        self._rotated: dict[tuple[str | None, ...], int] = {}
         self._latest: dict[str, int] = {}
         # Those of them that enrollments brought: a rotation may have the id and KEK of one.
-        self._enrolled: set[tuple[str, str, str, str]] = set()
+        self._enrolled: set[tuple[str | None, ...]] = set()
         # By publisher, digest and S3 key.
         self._tombstoned: set[tuple[str, str, str]] = set()
         self._recovered: set[tuple[str, str]] = set()
@@ -146,7 +147,7 @@ class Laws:
             return
         if not self._grants[request.publisher].allows(request.kind, project):
             self._violated(f"{request.publisher} rotated the keyring of {project}")
-        at = (request.publisher, project, entry["rotation_id"], entry["kek_id"])
+        at = (request.publisher, project, entry["rotation_id"], *_brought_by(entry))
         if request.kind == "enroll.requested":
             self._enrolled.add(at)
         self._rotated[at] = self._latest[project] = entry["generation"]
@@ -288,8 +289,7 @@ class Laws:
     def _generation(self, request: SentRequest) -> int | None:
         if request.kind not in ("enroll.requested", "rotation.requested"):
             return None
-        name = kek_id(Secret(request.secret or b""))
-        at = (request.publisher, request.project, request.id, name)
+        at = (request.publisher, request.project, request.id, *_asked_for(request))
         if request.kind == "enroll.requested" and at not in self._enrolled:
             return None
         return self._rotated.get(at)
@@ -303,11 +303,7 @@ class Laws:
             may_be_mine = publisher == request.publisher or generation < self._latest.get(
                 request.project, 0
             )
-            same = rest == [
-                request.project,
-                request.id,
-                kek_id(Secret(request.secret or b"")),
-            ]
+            same = rest == [request.project, request.id, *_asked_for(request)]
             if may_be_mine and same:
                 return generation
         return None
@@ -386,6 +382,22 @@ class Laws:
             # Of a keyring that a bucket writer touched, no worker knows what was done.
             "keyring_rolled_back",
         )
+
+
+def _asked_for(request: SentRequest) -> tuple[str | None, str | None]:
+    """The KEK id and the customer key of a request for a generation."""
+    key = request.document.get("customer_key")
+    kek = None if request.secret is None else kek_id(Secret(request.secret))
+    return kek, None if key is None else f"{key['store']}/{key['key']}"
+
+
+def _brought_by(rest: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The same of a keyring: what its generation has, and the one before had not."""
+    before = rest["history"][-1] if rest["history"] else {}
+    key, former = (each.get("customer_key") for each in (rest, before))
+    is_new = key is not None and (former is None or former["secret_id"] != key["secret_id"])
+    kek = None if rest["kek_id"] == before.get("kek_id") else rest["kek_id"]
+    return kek, f"{key['store']}/{key['key']}" if is_new else None
 
 
 def _identity(request: SentRequest) -> tuple[str, str, str, str]:

@@ -34,10 +34,12 @@ class MarkLaws:
 
     Args:
         violated: Takes what is wrong.
-        count: Called with project and digest, once a state of its keyring counts.
+        count: Called with project, digest and mark, once a state of its keyring counts.
     """
 
-    def __init__(self, violated: Callable[[str], None], count: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, violated: Callable[[str], None], count: Callable[[str, str, Any], None]
+    ) -> None:
         self._violated = violated
         self._count = count
         # By project: the serial and digest of each state that counts, and when it began to.
@@ -55,7 +57,7 @@ class MarkLaws:
         states = self.states[project]
         if not states or serial > states[-1][0]:
             states.append((serial, digest, now_s))
-            self._count(project, digest)
+            self._count(project, digest, mark)
 
     def received(self, process: Process, record: StreamRecord) -> None:
         """A process has received a message of the stream."""

@@ -27,6 +27,7 @@ from keyturn.crypto import (
     unwrap_dek,
 )
 from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
+from tests.protocol.customer_keys import UNKNOWN_KEK_ID, CustomerKeyLaws
 from tests.protocol.evidence_laws import EvidenceLaws
 from tests.protocol.laws import Laws
 from tests.protocol.mark_laws import MarkLaws, project_of
@@ -56,6 +57,14 @@ class State:
     master_key: str
     plaintext: bool
     serial: int
+    # Of the customer secret that the wraps need.
+    secret_id: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The label of the user wrap."""
+        parts = (str(self.generation), self.kek_id, self.secret_id)
+        return ":".join(part for part in parts if part is not None)
 
     @property
     def wraps(self) -> tuple[int, str, str]:
@@ -89,7 +98,12 @@ class Project:
 def _state(rest: dict[str, Any], master_key: str) -> State:
     is_plaintext_allowed = rest["plaintext"] == "allowed"
     return State(
-        rest["generation"], rest["kek_id"], master_key, is_plaintext_allowed, rest["serial"]
+        rest["generation"],
+        rest["kek_id"],
+        master_key,
+        is_plaintext_allowed,
+        rest["serial"],
+        rest.get("customer_key", {}).get("secret_id"),
     )
 
 
@@ -127,6 +141,7 @@ class Oracle:
         self._proofs_at_start: dict[str, dict[str, int]] = {}
         self.laws = Laws(self.violated, grants)
         self.evidence = EvidenceLaws(self.violated, self._current_objects)
+        self.customer_keys = CustomerKeyLaws(self.violated)
         self.marks = MarkLaws(self.violated, self._keyring_counts)
         self.reports = ReportLaws(
             self.violated, grants, self.projects, self.ended_sweeps, self.marks.touched
@@ -191,7 +206,7 @@ class Oracle:
         serial: int = rest["serial"]
         return serial
 
-    def _keyring_counts(self, name: str, digest: str) -> None:
+    def _keyring_counts(self, name: str, digest: str, mark: dict[str, Any]) -> None:
         """A state of a keyring is marked: from now on it is what the project's keys are."""
         now = self._current_objects().get(keyring_s3_key(name))
         if (name, digest) in self._keyrings:
@@ -212,9 +227,11 @@ class Oracle:
             before = self.marks.states[name][:-1]
             self.laws.recovered(name, before[-1][:2] if before else None, delivery)
         self.evidence.rotated(name, rest, master_key)
+        self.customer_keys.counts(name, json.loads(stored.body)["v"], rest)
+        self.customer_keys.marked(name, mark, rest)
         project = self.projects.setdefault(name, Project())
         entries = [*rest["history"], rest]
-        ids = [entry["rotation_id"] for entry in entries]
+        ids = [each["rotation_id"] for each in entries if each["kek_id"] != UNKNOWN_KEK_ID]
         if len(set(ids)) != len(ids):
             self.violated(f"a rotation rotated the keyring of {name} twice")
         project.rotation_ids.update(ids)
@@ -225,6 +242,7 @@ class Oracle:
         state = _state(rest, master_key)
         if not project.states or state.generation > project.states[-1].generation:
             self.laws.rotated(name, rest, delivery)
+            self.customer_keys.rotated(name, rest, self.laws.request_of(delivery))
         if not is_recovered and project.states and state.generation < project.states[-1].generation:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
@@ -341,6 +359,8 @@ class Oracle:
         if seen.kind == "plaintext" and stored.body not in self.plaintexts.get(s3_key, ()):
             self.violated(f"{s3_key} holds plaintext that no request contained")
         self._check(s3_key, seen, "by a write")
+        if seen.wraps is not None and delivery is not None:
+            self.customer_keys.wrapped_at(s3_key, seen.wraps[0], delivery)
         if delivery is not None:
             self._check_known(s3_key, seen, delivery)
 
@@ -362,6 +382,10 @@ class Oracle:
         if algorithm == "deleted":
             self._open_tombstone(name, key, b64decode(own["enc-dek-admin"]))
             return Seen("tombstone")
+        for role, keks in (("user", self._user_keks), ("admin", self._admin_keks)):
+            plain = keks(name, plain=True)
+            if self._unwrap(plain, role, name, key, own) is not None:
+                self.violated(f"the {role} wrap of {s3_key} opens without the customer key")
         user = self._unwrap(self._user_keks(name), "user", name, key, own)
         admin = self._unwrap(self._admin_keks(name), "admin", name, key, own)
         if user is None or admin is None:
@@ -381,38 +405,49 @@ class Oracle:
         labels = (own["enc-kek-user"], own["enc-kek-admin"])
         return Seen("sealed", (user[1], user[2], admin[2]), labels)
 
-    def _user_keks(self, name: str) -> Iterator[tuple[str, Secret, list[int]]]:
+    def _user_keks(self, name: str, *, plain: bool = False) -> Iterator[tuple[str, Secret, int]]:
         for generation, kek in self.projects[name].keks.items():
-            yield kek_id(kek), kek, [generation]
+            yield from self._keks_at(name, generation, "user", kek_id(kek), kek, plain=plain)
 
-    def _admin_keks(self, name: str) -> Iterator[tuple[str, Secret, list[int]]]:
+    def _admin_keks(self, name: str, *, plain: bool = False) -> Iterator[tuple[str, Secret, int]]:
         for master_key, secret in self._master_keys.items():
-            yield master_key, admin_kek(secret.reveal(), name), list(self.projects[name].keks)
+            kek = admin_kek(secret.reveal(), name)
+            for generation in self.projects[name].keks:
+                yield from self._keks_at(name, generation, "admin", master_key, kek, plain=plain)
+
+    def _keks_at(
+        self, name: str, generation: int, role: Any, label: str, kek: Secret, *, plain: bool
+    ) -> Iterator[tuple[str, Secret, int]]:
+        """What opens wraps at a generation; with `plain`, what must not, for want of a secret."""
+        needed = self.customer_keys.kek_at(name, generation, role, kek)
+        if not plain:
+            yield label, needed, generation
+        elif needed != kek:
+            yield label, kek, generation
 
     def _unwrap(
         self,
-        keks: Iterator[tuple[str, Secret, list[int]]],
+        keks: Iterator[tuple[str, Secret, int]],
         role: Any,
         name: str,
         key: str,
         own: dict[str, str],
     ) -> tuple[bytes, int, str] | None:
         wrap = b64decode(own[f"enc-dek-{role}"])
-        for label, kek, generations in keks:
-            for generation in generations:
-                try:
-                    dek = unwrap_dek(
-                        kek,
-                        role,
-                        algorithm=_ALGORITHM,
-                        project=name,
-                        object_key=key,
-                        generation=generation,
-                        wrap=wrap,
-                    )
-                except SealError:
-                    continue
-                return dek, generation, label
+        for label, kek, generation in keks:
+            try:
+                dek = unwrap_dek(
+                    kek,
+                    role,
+                    algorithm=_ALGORITHM,
+                    project=name,
+                    object_key=key,
+                    generation=generation,
+                    wrap=wrap,
+                )
+            except SealError:
+                continue
+            return dek, generation, label
         return None
 
     def _open_tombstone(self, name: str, key: str, sealed: bytes) -> None:
@@ -579,7 +614,7 @@ class Oracle:
     def _opens_under_an_earlier(
         self, name: str, generation: int, s3_key: str, stored: Stored
     ) -> bool:
-        keks = [row for row in self._user_keks(name) if row[2][0] < generation]
+        keks = [row for row in self._user_keks(name) if row[2] < generation]
         key = s3_key.partition("/")[2]
         # Whatever a name says, its value may be a wrap.
         headers = stored.headers
@@ -600,7 +635,7 @@ class Oracle:
         """Every object of the project is under just the state that is desired now."""
         assert self.server is not None
         desired = self.projects[name].states[-1]
-        labels = (f"{desired.generation}:{desired.kek_id}", desired.master_key)
+        labels = (desired.label, desired.master_key)
         for s3_key, stored in self.server.current_objects().items():
             if not s3_key.startswith(f"{name}/") or s3_key in self.foreign:
                 continue

@@ -261,7 +261,7 @@ def something_else_in_the_place_of_evidence(world: World) -> None:
 
 class _CreatesOnly(EvidenceLog):
     async def publish(self, evidence: Evidence) -> None:
-        predicate = evidence.predicate
+        predicate = evidence.proof
         s3_key = evidence_s3_key("acme", predicate.generation, predicate.sweep_id)
         await sealed_records.create(self._storage, s3_key, evidence.envelope)
 

@@ -38,6 +38,7 @@ from keyturn.topology import (
 )
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.keys.sweep_records import parse_record_path
+from tests.protocol.customer_keys import GIVEN, named
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.marks import PUBLISH
 from tests.protocol.process import LEASE_S, Options
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from tests.protocol.broker import QueuedMessage
 
+from tests.protocol.customer_keys import Mood  # the rules' annotations are read
 from tests.protocol.wire import Call
 
 _EXAMPLES: Final = os.environ.get("KEYTURN_PROTOCOL_EXAMPLES")
@@ -65,6 +67,7 @@ _SETTINGS: Final = settings(
 _MAX_STEPPED_S: Final = 240
 
 PROJECTS: Final = st.sampled_from(("acme", "beta"))
+CUSTOMER_KEYS: Final = st.sampled_from([key for keys in GIVEN.values() for key in keys])
 KEYS: Final = st.sampled_from(("a", "b", "c/d", "e"))
 # The object that a bucket writer hides, and puts back in any earlier state.
 HIDDEN: Final = "h"
@@ -92,6 +95,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
     "a read of the source": lambda call: call.op == "stream" and call.key.startswith("in/"),
+    "a customer secret": lambda call: call.op in ("encrypt", "decrypt"),
     "a removal from the source": lambda call: (
         call.op.startswith("delete") and call.key.startswith("in/")
     ),
@@ -223,6 +227,13 @@ class Protocol(RuleBasedStateMachine):
     @rule(project=PROJECTS, publisher=PUBLISHER)
     def rotate(self, project: str, publisher: str) -> None:
         self.on.rotate(project, publisher=publisher)
+
+    @rule(project=PROJECTS, key=CUSTOMER_KEYS, new_kek=st.booleans(), publisher=PUBLISHER)
+    def rotate_to_a_customer_key(
+        self, project: str, key: str, publisher: str, *, new_kek: bool
+    ) -> None:
+        """One of its own keys, or another project's."""
+        self.on.rotate(project, publisher=publisher, new_kek=new_kek, customer_key=named(key))
 
     @rule(
         project=st.sampled_from(("acme", "beta", "*")),
@@ -482,6 +493,10 @@ class Protocol(RuleBasedStateMachine):
         if not process.stalled:
             self.on.advance(1000)
             self.on.scan_sweeps(process)
+
+    @rule(key=CUSTOMER_KEYS, mood=st.sampled_from(("gives", "refuses", "away", "lies")))
+    def a_customer_key_changes(self, key: str, mood: Mood) -> None:
+        self.on.stores.moods[key] = mood
 
     # The scheduler.
 

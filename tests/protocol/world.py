@@ -27,6 +27,7 @@ from keyturn_workers.core.sweep_proof import RESEND_AFTER_S
 from keyturn_workers.storage.clock import INTERVAL_S
 from tests.protocol.broker import Delivery, QueuedMessage
 from tests.protocol.clock import Clock, Loop
+from tests.protocol.customer_keys import Stores
 from tests.protocol.hostile import BrokerWriter, BucketWriter
 from tests.protocol.letter_mover import ACTOR
 from tests.protocol.marks import Marks
@@ -86,6 +87,7 @@ class World:
             versioned=self.options.versioned,
         )
         self.oracle.server = self.server
+        self.stores = Stores(self.network, self.oracle.customer_keys)
         self.source = Drop(
             self.network,
             self._emptied,
@@ -271,14 +273,21 @@ class World:
         request_id: str | None = None,
         honest: bool = True,
         kek: bytes | None = None,
+        new_kek: bool = True,
         **more: Any,
     ) -> str:
-        """Ask for a rotation; the KEK is that of the id, unless one is given."""
+        """Ask for a rotation; the KEK is that of the id, unless one is given, or none is wanted."""
         rotation_id = request_id or self._id()
+        request: dict[str, Any] = {
+            "type": "rotation.requested",
+            "rotation_id": rotation_id,
+            "project": project,
+            **more,
+        }
+        if not new_kek:
+            return self._publish(request, publisher, honest=honest)
         kek = kek or hashlib.sha256(rotation_id.encode()).digest()
-        sealed = self._kek("rotation", rotation_id, project, kek)
-        document = {"type": "rotation.requested", "rotation_id": rotation_id, "project": project}
-        request = {**document, "sealed_kek": sealed, **more}
+        request["sealed_kek"] = self._kek("rotation", rotation_id, project, kek)
         return self._publish(request, publisher, honest=honest, secret=kek)
 
     def sweep(
@@ -716,6 +725,7 @@ class World:
             process.stalled = False
         self.server.mend()
         self.marks.mend()
+        self.stores.mend()
         for name in self.oracle.marks.touched:
             self.bucket_writer.put_right(name)
         self._let_requests_end()

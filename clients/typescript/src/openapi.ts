@@ -334,6 +334,11 @@ export interface components {
             proof_possible_at?: string;
             /** @description Absent until all objects were listed */
             total?: number;
+            /**
+             * @description Why the project's customer key gives no secret, while the rotation waits for it
+             * @enum {unknown}
+             */
+            waits_for_key?: "customer_key_refused" | "customer_key_unavailable";
         };
         /** @description A key that was not deleted */
         RejectedKey: {

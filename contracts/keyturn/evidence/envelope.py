@@ -51,6 +51,15 @@ class Evidence:
         """The proof of a rotation or a sweep, or what the stores said at an erasure."""
         return self.statement.predicate
 
+    @property
+    def proof(self) -> Predicate:
+        """The proof of a rotation or a sweep.
+
+        Raises:
+            TypeError: this is evidence of an erasure.
+        """
+        return self.statement.proof
+
     def verify(self, keys: Iterable[VerifyKey]) -> None:
         """Verify the signature, but not the place in a chain: see `verify_chain`.
 

@@ -276,6 +276,17 @@ class Statement:
     predicate: Predicate | ErasurePredicate
 
     @property
+    def proof(self) -> Predicate:
+        """The proof of a rotation or a sweep.
+
+        Raises:
+            TypeError: this is evidence of an erasure.
+        """
+        if not isinstance(self.predicate, Predicate):
+            raise TypeError("this is evidence of an erasure")
+        return self.predicate
+
+    @property
     def subject_digest(self) -> str:
         """The SHA-256 of the canonical JSON of the project's state, in hex.
 

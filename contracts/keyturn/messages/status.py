@@ -206,6 +206,8 @@ class ProjectStatus(ExtensibleModel):
         objects_at: When it ended.
         running_sweeps: What is under way; also parts of a sweep of `*`.
         customer_key: The customer key, if it has one.
+        erased_at: When the stores of its customer keys last said that they are gone; absent unless
+            the project was erased.
     """
 
     project: Project
@@ -229,6 +231,7 @@ class ProjectStatus(ExtensibleModel):
     objects_at: Time | None = None
     running_sweeps: Rows[RequestId] | None = None
     customer_key: CustomerKeyStatus | None = None
+    erased_at: Time | None = None
 
 
 class SweepStatus(ExtensibleModel):
@@ -335,7 +338,7 @@ class ObjectGroupStatus(ExtensibleModel):
 
     Attributes:
         kind: `encrypted`, `tombstone`, `plaintext`, `noncurrent`, `foreign`, `unreadable`,
-            `keyring` or `sweep_record`.
+            `erased`, `keyring` or `sweep_record`.
         master_key: The master key that opened the admin wrap, the tombstone or the record.
         code: Why an unreadable one does not open.
         project: Whose they are; absent in pages of all projects, but for commands.
@@ -349,6 +352,7 @@ class ObjectGroupStatus(ExtensibleModel):
         "noncurrent",
         "foreign",
         "unreadable",
+        "erased",
         "keyring",
         "sweep_record",
     ]

@@ -83,6 +83,7 @@ async def test_a_rotation_reaches_the_control_queue_sealed(
     assert isinstance(request, RotationRequested)
     assert request.expected_generation == 3
     info = kek_info("rotation", rotation_id, "acme")
+    assert request.sealed_kek is not None
     kek = INTAKE.open(from_base64(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
 

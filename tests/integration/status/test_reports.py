@@ -144,8 +144,8 @@ async def test_a_sweep_its_failures_its_evidence_and_what_depends_on_each_key(si
     assert proof.envelope is not None
     (file,) = verify_chain([proof.envelope.encode()], keys, project="acme", newest=clean.evidence)
     # Its name has the id of the round. Inside are the ids of the requests that it answers.
-    assert proof.sweep_id == file.predicate.sweep_id
-    assert [each.id for each in file.predicate.origins] == [clean.sweep_id]
+    assert proof.sweep_id == file.proof.sweep_id
+    assert [each.id for each in file.proof.origins] == [clean.sweep_id]
     (page,) = await site.census("acme")
     groups = {(row.kind, row.master_key, row.code): row.count for row in page.objects or ()}
     assert groups == {("encrypted", "m1", None): 3, ("unreadable", None, "unknown_algorithm"): 1}

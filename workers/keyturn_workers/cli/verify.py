@@ -15,6 +15,7 @@ import typer
 from rich.progress import SpinnerColumn, TextColumn
 
 from keyturn.crypto.keys import kek_id, user_kek
+from keyturn.errors import MalformedEvidenceError
 from keyturn.identifiers import format_time
 from keyturn.project_keks import ProjectKeks, parse_project_keks
 from keyturn.settings import S3Settings
@@ -29,6 +30,7 @@ from keyturn_workers.cli.secrets import (
     read_secret,
 )
 from keyturn_workers.cli.settings import ProjectKekSettings, ReaderSettings
+from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.offline.verify.object_check import VerificationKeys
 from keyturn_workers.offline.verify.project_check import check_project, find_secret_ids
 from keyturn_workers.offline.verify.report import VerifyReport
@@ -193,7 +195,7 @@ async def _check(
         task = progress.add_task("", total=None)
         async with open_bucket(settings, max_connections=concurrency + 1) as storage:
             if report.expectation == "gone":
-                report.secret_ids |= await find_secret_ids(storage, keys.project)
+                report.secret_ids |= await _find_secret_ids(storage, keys.project)
             await check_project(
                 storage,
                 keys,
@@ -201,6 +203,13 @@ async def _check(
                 concurrency=concurrency,
                 on_checked=lambda: progress.advance(task),
             )
+
+
+async def _find_secret_ids(storage: Storage, project: str) -> set[str]:
+    try:
+        return await find_secret_ids(storage, project)
+    except MalformedEvidenceError as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def _print(document: Mapping[str, Any], *, as_json: bool) -> None:

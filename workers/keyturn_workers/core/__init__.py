@@ -7,6 +7,7 @@
 | proof of a rotation | `sweep_record`, `sweep_transitions`, `sweep_proof`, `sweep_progress` |
 | permissions | `authorization`, `grants` |
 | destination of a source's object | `source_mapping` |
+| stores of customer keys | `customer_key_stores`, `vault_access` |
 | ports to the storage and the KEKs | `storage_port`, `storage_values`, `kek_deriver` |
 
 Smaller: `keyring_snapshot` (one read of a keyring), `body_stream`, `storable_key`,

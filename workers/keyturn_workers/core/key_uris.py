@@ -150,13 +150,19 @@ def _file_path(source: str | None) -> str | None:
     return unquote(urlsplit(source).path)
 
 
+def aws_region(arn: str) -> str | None:
+    """The Region of the ARN of a key in AWS KMS; None if it is not one, such as an alias."""
+    match = _ARN.fullmatch(arn)
+    return None if match is None else match["region"]
+
+
 def _aws(rest: str) -> AwsKmsUri:
-    match = _ARN.fullmatch(rest)
-    if match is None:
+    region = aws_region(rest)
+    if region is None:
         raise ValueError(
             "an awskms: URI must hold a key's ARN (arn:aws:kms:REGION:ACCOUNT:key/ID), not an alias"
         )
-    return AwsKmsUri(f"awskms:{rest}", rest, match["region"])
+    return AwsKmsUri(f"awskms:{rest}", rest, region)
 
 
 def _vault(rest: str) -> VaultUri:

@@ -22,8 +22,8 @@ from pydantic import (
 from keyturn.identifiers import OWN_PREFIX, has_control_characters, is_object_key, is_project
 from keyturn.messages.fields import StrictModel
 from keyturn.messages.json_text import problems
-from keyturn.settings import S3Settings, Url, json_text
-from keyturn_workers.core.named_settings import parse_named_settings
+from keyturn.settings import S3Settings, Url
+from keyturn_workers.core.named_settings import parse_named_settings, text_of_setting
 
 _VARIABLES: Final = re.compile(r"\{(name|first|rest)\}")
 _BRACES: Final = re.compile(r"[{}]")
@@ -179,12 +179,8 @@ def parse_sources(value: object) -> dict[str, Source]:
     Raises:
         ValueError: names the source, the field and the rule that fails, without any value.
     """
-    if isinstance(value, str) and not json_text(value).lstrip().startswith("{"):
-        try:
-            value = Path(value.strip()).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ValueError(f"the file cannot be read ({_reason(exc)})") from None
-    return {name: _source(name, fields) for name, fields in parse_named_settings(value).items()}
+    documents = parse_named_settings(text_of_setting(value))
+    return {name: _source(name, fields) for name, fields in documents.items()}
 
 
 def _source(name: str, fields: object) -> Source:

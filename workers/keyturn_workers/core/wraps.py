@@ -368,10 +368,10 @@ class KeyUsage:
     """An object's kind, and the master key that opened its admin wrap or tombstone.
 
     `generation` is the admin wrap's; None for tombstones, which have none, and for plaintext,
-    which depends on no master key.
+    which depends on no master key. What an erased project left opens under none.
     """
 
-    kind: Literal["encrypted", "tombstone", "plaintext"]
+    kind: Literal["encrypted", "tombstone", "plaintext", "erased"]
     generation: int | None = None
     master_key: str | None = None
 

@@ -41,6 +41,7 @@ _STATUS: Final[Mapping[str, int]] = {
     "not_found": 404,
     "source_missing": 404,
     "unknown_project": 404,
+    "project_erased": 404,
     "already_exists": 409,
     "already_enrolled": 409,
     "deleted_key": 409,

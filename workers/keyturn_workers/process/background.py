@@ -36,6 +36,28 @@ def share(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
     return task
 
 
+class SharedTasks:
+    """Tasks that callers share by name. A task outlives its callers; none of them can cancel it."""
+
+    def __init__(self) -> None:
+        self._running: dict[object, asyncio.Task[Any]] = {}
+
+    def start(self, name: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> asyncio.Task[_T]:
+        """Return the task with this name; start it unless it is running."""
+        task = self._running.get(name)
+        if task is None:
+            task = self._running[name] = share(work())
+            task.add_done_callback(lambda _: self._running.pop(name))
+        return task
+
+    async def aclose(self) -> None:
+        """Cancel all tasks."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def raise_if_canceled() -> None:
     """Raise `CancelledError` in a canceled task, even if a library swallowed the first one."""
     task = asyncio.current_task()

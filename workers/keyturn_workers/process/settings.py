@@ -31,6 +31,7 @@ from keyturn.errors import SettingsError
 from keyturn.identifiers import SHORT_NAME_PATTERN
 from keyturn.messages.requests import INLINE_MAX_BYTES
 from keyturn.settings import (
+    PREFIX,
     DeploymentSettings,
     NamedIntakeKey,
     PublisherSettings,
@@ -44,10 +45,15 @@ from keyturn.settings import (
     seed_from_b64,
 )
 from keyturn.topology import AUDIT_MAX_AGE_S, AUDIT_MAX_BYTES
+from keyturn_workers.core.customer_key_stores import (
+    CustomerKeyStore,
+    parse_customer_key_stores,
+)
 from keyturn_workers.core.grants import Grant, parse_grants
 from keyturn_workers.core.key_uris import KeyUri, is_key_uri, parse_key_uri
 from keyturn_workers.core.named_settings import parse_named_settings
 from keyturn_workers.core.source_mapping import Source, parse_sources
+from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
 from keyturn_workers.process.grants_file import GrantsFile
 
 MasterKeySource: TypeAlias = Secret | KeyUri
@@ -132,6 +138,9 @@ IntakeKeys = Annotated[dict[str, IntakeKey], NoDecode, BeforeValidator(_intake_k
 # Pydantic's own validation would copy the mapping; it must stay the object that rereads the file.
 Publishers = Annotated[Mapping[str, Grant], NoDecode, PlainValidator(_publishers)]
 Sources = Annotated[dict[str, Source], NoDecode, BeforeValidator(parse_sources)]
+CustomerKeyStores = Annotated[
+    dict[str, CustomerKeyStore], NoDecode, BeforeValidator(parse_customer_key_stores)
+]
 CorsOrigins = Annotated[tuple[str, ...], NoDecode, PlainValidator(_cors_origins)]
 LogFormat = Literal["console", "json"]
 
@@ -170,7 +179,7 @@ class KmsSettings(Settings):
     vault_secret_id: SecretStr | None = None
     vault_secret_id_file: Path | None = None
     vault_kubernetes_role: str | None = None
-    vault_kubernetes_token_file: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+    vault_kubernetes_token_file: Path = KUBERNETES_TOKEN_FILE
     # The path of the auth method; `approle` or `kubernetes` if unset.
     vault_auth_mount: str | None = None
     vault_namespace: str | None = None
@@ -182,11 +191,37 @@ class KmsSettings(Settings):
             raise ValueError("KMS_CACHE_MAX_S must not be below KMS_CACHE_S")
         return self
 
+    @property
+    def vault(self) -> VaultAccess:
+        """How to authenticate with the Vault of the master keys."""
+        token, secret_id = self.vault_token, self.vault_secret_id
+        return VaultAccess(
+            setting=lambda name: f"{PREFIX}VAULT_{name.upper()}",
+            token=None if token is None else Secret(token.get_secret_value().encode()),
+            token_file=self.vault_token_file,
+            role_id=self.vault_role_id,
+            secret_id=None if secret_id is None else Secret(secret_id.get_secret_value().encode()),
+            secret_id_file=self.vault_secret_id_file,
+            kubernetes_role=self.vault_kubernetes_role,
+            kubernetes_token_file=self.vault_kubernetes_token_file,
+            auth_mount=self.vault_auth_mount,
+            namespace=self.vault_namespace,
+            ca_file=self.vault_ca_file,
+        )
+
 
 class OperatorSettings(S3Settings, KmsSettings):
     """Access to everything: the bucket and the master keys."""
 
     master_keys: MasterKeys
+
+
+class CustomerKeySettings(KmsSettings):
+    """The stores of customer keys (SPEC 2.6). They use only the AWS endpoint of `KmsSettings`."""
+
+    customer_key_stores: CustomerKeyStores = Field(default_factory=dict)
+    # A customer secret is forgotten at this age, and asked for again at a quarter of it.
+    customer_key_cache_s: Annotated[float, Field(ge=10, le=3600)] = 300
 
 
 class SourceSettings(S3Settings):
@@ -224,6 +259,7 @@ class AuditSettings(DeploymentSettings, AuditBounds):
 class WorkerSettings(
     DeploymentSettings,
     OperatorSettings,
+    CustomerKeySettings,
     SourceSettings,
     LogSettings,
     AuditBounds,
@@ -302,7 +338,7 @@ class WorkerSettings(
         )
 
 
-class GatewaySettings(PublisherSettings, OperatorSettings, LogSettings):
+class GatewaySettings(PublisherSettings, OperatorSettings, CustomerKeySettings, LogSettings):
     """Settings of the gateway, which is a publisher and opens objects."""
 
     keyring_cache_s: Annotated[float, Field(ge=0, le=60)] = 2

@@ -121,7 +121,7 @@ _STATUSES = {
     400: "malformed_request bad_seal staged_body_missing unknown_intake_key unknown_source",
     401: "unauthorized",
     403: "not_permitted bad_signature request_expired",
-    404: "not_found unknown_project source_missing",
+    404: "not_found unknown_project project_erased source_missing",
     409: "already_exists already_enrolled deleted_key generation_mismatch kek_reused "
     "locked_object archived_object source_changed",
     413: "body_too_large",

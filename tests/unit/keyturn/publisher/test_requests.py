@@ -156,6 +156,7 @@ def test_enrollment_seals_the_kek_of_the_key_and_the_pepper(as_secret: bool) -> 
 def test_a_rotation_seals_the_kek_of_the_new_key_for_this_rotation_alone() -> None:
     request = _rotation(expected_generation=3)
     assert request.expected_generation == 3
+    assert request.sealed_kek is not None
     sealed = from_base64(request.sealed_kek.ciphertext)
     kek = INTAKE.open(sealed, kek_info("rotation", request.rotation_id, "acme"))
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()

@@ -353,7 +353,7 @@ def test_exported_files_are_verified_as_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("storage")
 def test_another_file_is_not_replaced(tmp_path: Path) -> None:
-    sweep_id = parse(CHAIN[0]).predicate.sweep_id
+    sweep_id = parse(CHAIN[0]).proof.sweep_id
     (tmp_path / f"00001-3-{sweep_id}.json").write_text("precious")
     result = _in_bucket("export", "acme", str(tmp_path))
     assert result.exit_code == 1

@@ -74,6 +74,7 @@ _CASES: Final = (
     _Case("dead list", "broker", ("AMQP_URL",)),
     _Case("audit tail", "broker", _READER_OF_TRAIL),
     _Case("recover acme --accept-restored why", "broker", (*_OPERATOR, *_PUBLISHER)),
+    _Case("erase acme --reason why --confirm acme", "broker", _PUBLISHER),
 )
 
 

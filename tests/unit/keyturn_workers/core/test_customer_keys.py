@@ -107,7 +107,7 @@ def readers(ring: Keyring, known: CustomerSecrets, *, by_user: bool = True) -> R
 
 
 def planned(
-    ring: Keyring, wraps: Wraps, body: bytes, known: CustomerSecrets, **options: bool
+    ring: Keyring, wraps: Wraps, body: bytes, known: CustomerSecrets, **options: Any
 ) -> PlannedAction:
     return plan_action(
         object_view(enc(wraps), body),

@@ -32,6 +32,7 @@ _PYDANTIC = {
 _SETTINGS = {"dotenv", "pydantic_settings"}
 _MORE = {
     "authorization": _PYDANTIC | _SETTINGS | {"orjson"},
+    "customer_key_stores": _PYDANTIC | _SETTINGS,
     "grants": _PYDANTIC | _SETTINGS,
     "master_key_usage": _PYDANTIC,
     "named_settings": _PYDANTIC | _SETTINGS,

@@ -38,6 +38,7 @@ STATUSES = {
     "request_expired": 403,
     "not_found": 404,
     "unknown_project": 404,
+    "project_erased": 404,
     "source_missing": 404,
     "already_exists": 409,
     "already_enrolled": 409,

@@ -10,6 +10,7 @@ repeat AWS's own text: after a wrong signature it shows the signed request with 
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -52,6 +53,8 @@ _UNKNOWN: Final = "AWS does not accept the credentials: unknown access key or to
 _SIGNATURE: Final = (
     "AWS does not accept the signature: wrong secret access key, or this machine's clock"
 )
+_NO_ROLE: Final = "AWS returned no temporary credentials for the role"
+_CREDENTIALS_REFUSED: Final = frozenset({_EXPIRED, _UNKNOWN, _SIGNATURE, _NO_ROLE})
 _DISABLED: Final = "the key is disabled in AWS KMS"
 _REFUSALS: Final = {
     "DisabledException": _DISABLED,
@@ -60,7 +63,9 @@ _REFUSALS: Final = {
     "IncompleteSignature": _SIGNATURE,
     "IncompleteSignatureException": _SIGNATURE,
     "InvalidClientTokenId": _UNKNOWN,
-    "InvalidKeyUsageException": "the key in AWS KMS is not of HMAC_256 and GENERATE_VERIFY_MAC",
+    "IncorrectKeyException": "another key in AWS KMS encrypted this",
+    "InvalidArnException": "AWS KMS does not know the key by this ARN",
+    "InvalidCiphertextException": "the key in AWS KMS did not encrypt this for this place",
     "InvalidSignatureException": _SIGNATURE,
     "MissingAuthenticationToken": _UNKNOWN,
     "MissingAuthenticationTokenException": _UNKNOWN,
@@ -71,6 +76,11 @@ _REFUSALS: Final = {
     "RequestTimeTooSkewed": _SIGNATURE,
     "SignatureDoesNotMatch": _SIGNATURE,
     "UnrecognizedClientException": _UNKNOWN,
+}
+_WRONG_USAGE: Final = "InvalidKeyUsageException"
+_USAGES: Final = {
+    "Decrypt": "SYMMETRIC_DEFAULT and ENCRYPT_DECRYPT",
+    "Encrypt": "SYMMETRIC_DEFAULT and ENCRYPT_DECRYPT",
 }
 # AWS has one code for these states and names the state in the text.
 _INVALID_STATE: Final = "KMSInvalidStateException"
@@ -115,13 +125,14 @@ class AwsKmsMasterKey:
     def __init__(self, uri: AwsKmsUri, settings: KmsSettings) -> None:
         self._uri = uri
         self._endpoint_url = settings.aws_kms_endpoint_url
-        self._client = _Client(uri, settings)
+        self._client = _client(uri, settings)
 
     async def derive(self, info: bytes) -> Derivation:
         """Derive by one `GenerateMac`."""
         answer = await self._client.call(
             "GenerateMac",
             "generate_mac",
+            KeyId=self._uri.arn,
             MacAlgorithm=_MAC_ALGORITHM,
             Message=expand_message(info),
         )
@@ -158,12 +169,13 @@ async def import_prk(uri: AwsKmsUri, settings: KmsSettings, prk: Secret) -> None
         ValueError: the key cannot take this material.
         KmsUnavailableError: AWS KMS did not respond, or refused.
     """
-    client = _Client(uri, settings)
+    client = _client(uri, settings)
     try:
         _check_importable(await _metadata(client, uri))
         parameters = await client.call(
             "GetParametersForImport",
             "get_parameters_for_import",
+            KeyId=uri.arn,
             WrappingAlgorithm="RSAES_OAEP_SHA_256",
             WrappingKeySpec="RSA_4096",
         )
@@ -172,6 +184,7 @@ async def import_prk(uri: AwsKmsUri, settings: KmsSettings, prk: Secret) -> None
         await client.call(
             "ImportKeyMaterial",
             "import_key_material",
+            KeyId=uri.arn,
             ImportToken=parameters.get("ImportToken"),
             EncryptedKeyMaterial=_wrapping_key(parameters).encrypt(prk.reveal(), padding),
             ExpirationModel="KEY_MATERIAL_DOES_NOT_EXPIRE",
@@ -180,24 +193,52 @@ async def import_prk(uri: AwsKmsUri, settings: KmsSettings, prk: Secret) -> None
         await client.aclose()
 
 
-class _Client:
-    """Requests about one key, by a client that the first of them opens.
+def _client(uri: AwsKmsUri, settings: KmsSettings) -> "AwsKmsClient":
+    return AwsKmsClient(
+        uri.region,
+        settings.aws_kms_endpoint_url,
+        timeout_s=settings.kms_timeout_s,
+        max_connections=settings.kms_concurrency,
+    )
 
-    A client reads the chain of credentials once. So a client whose request was refused is replaced.
-    It is closed with the next replacement, when none of its requests is under way any more.
+
+@dataclass(eq=False, slots=True)
+class _Opened:
+    """A client of botocore, which generates its methods from a description of the service."""
+
+    client: Any
+    connections: AsyncExitStack
+    calls: int = 0
+
+
+class AwsKmsClient:
+    """Requests to AWS KMS in one Region, by a client that the first of them opens.
+
+    A client reads the chain of credentials once. So a client whose request was refused is replaced,
+    and closed once none of its requests is under way any more. Where keys of several customers
+    `share` it, only a refusal of the credentials themselves replaces it: a key that denies access
+    must not cost the others their connections.
     """
 
-    def __init__(self, uri: AwsKmsUri, settings: KmsSettings) -> None:
-        self._uri = uri
-        self._settings = settings
+    def __init__(
+        self,
+        region: str,
+        endpoint_url: str | None,
+        *,
+        timeout_s: float,
+        max_connections: int,
+        share: bool = False,
+    ) -> None:
+        self._region = region
+        self._endpoint_url = endpoint_url
+        self._timeout_s = timeout_s
+        self._max_connections = max_connections
+        self._share = share
         self._opening = asyncio.Lock()
-        # botocore generates a client's methods from its description of the service.
-        self._client: Any = None
-        self._current = AsyncExitStack()
-        self._replaced = AsyncExitStack()
+        self._opened: _Opened | None = None
 
     async def call(self, operation: str, method: str, **parameters: object) -> dict[str, Any]:
-        """Send one request, whose parameters exclude `KeyId`, and return the parsed response.
+        """Send one request, and return the parsed response.
 
         `operation` is IAM's name, such as `GenerateMac`; `method` is botocore's, `generate_mac`.
 
@@ -205,50 +246,58 @@ class _Client:
             KmsRefusedError: AWS responded, and denies access.
             KmsUnavailableError: there was no usable response.
         """
-        client = None
+        opened = None
         try:
             async with self._opening:
-                client = self._client = self._client or await self._open()
-            return dict(await getattr(client, method)(KeyId=self._uri.arn, **parameters))
+                opened = self._opened = self._opened or await self._open()
+                opened.calls += 1
+            return dict(await getattr(opened.client, method)(**parameters))
         except Exception as exc:  # noqa: BLE001  # a parser's errors have no common base
             failure = describe_failure(exc, operation)
-            if isinstance(failure, KmsRefusedError) or describe_credential_failure(exc):
-                await self._replace(client)
+            if opened is self._opened and self._ends_client(exc, failure):
+                self._opened = None
             # The cause can show the request with its session token.
             raise failure from None
+        finally:
+            if opened is not None:
+                opened.calls -= 1
+                if opened is not self._opened and opened.calls == 0:
+                    await opened.connections.aclose()
 
     async def aclose(self) -> None:
         """Close the connections. A later call opens new ones."""
-        await self._replace(self._client)
-        await self._replaced.aclose()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.connections.aclose()
 
-    async def _replace(self, client: Any) -> None:
-        if client is not None and client is self._client:
-            replaced, self._replaced = self._replaced, self._current
-            self._client, self._current = None, AsyncExitStack()
-            await replaced.aclose()
+    def _ends_client(self, exc: Exception, failure: KmsUnavailableError) -> bool:
+        if describe_credential_failure(exc) is not None:
+            return True
+        is_refusal = isinstance(failure, KmsRefusedError)
+        return is_refusal and (not self._share or failure.detail in _CREDENTIALS_REFUSED)
 
-    async def _open(self) -> Any:
-        settings = self._settings
-        is_plain = (settings.aws_kms_endpoint_url or "").startswith("http://")
+    async def _open(self) -> _Opened:
+        is_plain = (self._endpoint_url or "").startswith("http://")
         config = AioConfig(
             retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
-            connect_timeout=settings.kms_timeout_s,
-            read_timeout=settings.kms_timeout_s,
-            max_pool_connections=settings.kms_concurrency,
+            connect_timeout=self._timeout_s,
+            read_timeout=self._timeout_s,
+            max_pool_connections=self._max_connections,
             tcp_keepalive=True,
             **({} if is_plain else {"http_session_cls": verified_sessions()}),
         )
         session = VerifyingSession()
         session.register_component("data_loader", await asyncio.to_thread(_data_loader))
-        return await self._current.enter_async_context(
+        connections = AsyncExitStack()
+        client = await connections.enter_async_context(
             session.create_client(
                 "kms",
-                region_name=self._uri.region,
-                endpoint_url=settings.aws_kms_endpoint_url,
+                region_name=self._region,
+                endpoint_url=self._endpoint_url,
                 config=config,
             )
         )
+        return _Opened(client, connections)
 
 
 @cache
@@ -293,11 +342,14 @@ def _describe_error(exc: ClientError, operation: str) -> KmsUnavailableError:
     code, message = str(error.get("Code", "")), str(error.get("Message", "")).lower()
     if exc.operation_name != operation:  # the security token service
         kind = KmsUnavailableError if code in _THROTTLED | _FAILED else KmsRefusedError
-        return kind("AWS returned no temporary credentials for the role")
+        return kind(_NO_ROLE)
     if code in _ACCESS_DENIED:
         return KmsRefusedError(
             f"AWS KMS denied access: these credentials are not allowed kms:{operation} on this key"
         )
+    if code == _WRONG_USAGE:
+        usage = _USAGES.get(operation, f"{_KEY_SPEC} and {_KEY_USAGE}")
+        return KmsRefusedError(f"the key in AWS KMS is not of {usage}")
     if code == _INVALID_STATE:
         return KmsRefusedError(next(text for word, text in _STATES.items() if word in message))
     if code in _REFUSALS:
@@ -325,8 +377,8 @@ def _require(condition: bool, otherwise: str) -> None:  # noqa: FBT001  # reads 
         raise KmsUnavailableError(f"AWS KMS returned a response {otherwise}")
 
 
-async def _metadata(client: _Client, uri: AwsKmsUri) -> dict[str, Any]:
-    answer = await client.call("DescribeKey", "describe_key")
+async def _metadata(client: AwsKmsClient, uri: AwsKmsUri) -> dict[str, Any]:
+    answer = await client.call("DescribeKey", "describe_key", KeyId=uri.arn)
     metadata = answer.get("KeyMetadata")
     if not isinstance(metadata, dict) or metadata.get("Arn") != uri.arn:
         raise KmsUnavailableError("AWS KMS returned a response for another key")

@@ -1,4 +1,6 @@
-"""The circuit breaker of one master key decides if its provider may be called (SPEC 2.2, 11).
+"""A circuit breaker decides if a provider may be called (SPEC 2.2, 2.6, 11).
+
+Each master key has one; each customer key has one, each secret under it, and each store's address.
 
 Thousands of projects can need a KEK in the same second, and each of their messages is retried on
 its own schedule. They must not all call a provider that is away. So after a failure the circuit is
@@ -32,23 +34,44 @@ Observe = Callable[[bool, float], None]
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """Limits on the calls to one provider: at once, per second, and in seconds for each."""
+    """Limits on the calls to one provider: at once, per second, and in seconds for each.
+
+    Without `timeout_s`, the call ends by itself.
+    """
 
     concurrency: int = 16
     requests_per_s: int = 500
-    timeout_s: float = 5
+    timeout_s: float | None = 5
+
+
+def is_any(_: KmsUnavailableError) -> bool:
+    """Let any failure open a circuit."""
+    return True
+
+
+def is_absence(failure: KmsUnavailableError) -> bool:
+    """Let a circuit open where the provider did not respond: one that refuses is not away."""
+    return not isinstance(failure, KmsRefusedError)
 
 
 class CircuitBreaker:
-    """Admits calls to one provider, within `limits` while it responds."""
+    """Admits calls to one provider, within `limits` while it responds.
+
+    A failure that does not satisfy `opens` counts as a response. An open circuit admits calls
+    while `holds` returns False.
+    """
 
     def __init__(
         self,
         limits: CallLimits,
         *,
         observe: Observe | None = None,
+        opens: Callable[[KmsUnavailableError], bool] = is_any,
+        holds: Callable[[], bool] = lambda: True,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._opens = opens
+        self._holds = holds
         self._timeout_s = limits.timeout_s
         self._slots = asyncio.Semaphore(limits.concurrency)
         self._rate = AsyncLimiter(limits.requests_per_s, 1)
@@ -64,7 +87,17 @@ class CircuitBreaker:
     @property
     def is_away(self) -> bool:
         """True if the provider did not respond to the last call. One that refuses is not away."""
-        return self._failure is not None and not isinstance(self._failure, KmsRefusedError)
+        return self._failure is not None and is_absence(self._failure)
+
+    def check(self) -> None:
+        """Check that a call would not fail at once, because of an earlier failure.
+
+        Raises:
+            KmsUnavailableError: as `call`.
+        """
+        failure = self._current()
+        if failure is not None:
+            self._check_pause(failure)
 
     async def call(self, send: Callable[[], Awaitable[_T]]) -> _T:
         """Await `send` within the limits, and return its result.
@@ -74,17 +107,21 @@ class CircuitBreaker:
                 earlier failure; it is then raised again with the same type and text.
         """
         while True:
-            while self._failure is not None:
-                self._check_pause(self._failure)
+            while (failure := self._current()) is not None:
+                self._check_pause(failure)
                 if self._probe is None:
                     return await self._run_probe(send)
                 await self._probe.wait()
             async with self._slots:
-                if self._failure is None:
+                if self._current() is None:
                     await self._rate.acquire()
-                if self._failure is None:
+                if self._current() is None:
                     return await self._send(send)
             # The provider failed meanwhile: the callers that waited must not all be probes.
+
+    def _current(self) -> KmsUnavailableError | None:
+        """The failure for which the circuit is open."""
+        return self._failure if self._holds() else None
 
     def _check_pause(self, failure: KmsUnavailableError) -> None:
         left_s = self._probe_at_s - self._clock_s()
@@ -110,11 +147,18 @@ class CircuitBreaker:
             self._open(failure)
             raise failure from None
         except KmsUnavailableError as exc:
-            self._open(exc)
+            if self._opens(exc):
+                self._open(exc)
+            else:
+                self._close()
+                self._report(succeeded=False, seconds=0.0)
             raise
-        self._failure, self._pause_s = None, 0.0
+        self._close()
         self._report(succeeded=True, seconds=time.perf_counter() - began_s)
         return answer
+
+    def _close(self) -> None:
+        self._failure, self._pause_s = None, 0.0
 
     def _open(self, failure: KmsUnavailableError) -> None:
         now_s = self._clock_s()

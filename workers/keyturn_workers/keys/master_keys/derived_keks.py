@@ -19,7 +19,7 @@ from keyturn.errors import KmsUnavailableError
 from keyturn_workers.keys.master_keys.circuit_breaker import CircuitBreaker
 from keyturn_workers.keys.master_keys.known_text import RESERVED_PROJECT, KnownText
 from keyturn_workers.keys.master_keys.port import KekDerived, KmsRefusedError, MasterKey
-from keyturn_workers.process.background import share
+from keyturn_workers.process.background import SharedTasks
 
 Kind = Literal["admin", "record"]
 
@@ -81,43 +81,6 @@ def decide_use(age_s: float, limits: KekLimits, *, is_away: bool) -> Use:
     return Use.ASK_FIRST
 
 
-class _SharedTasks:
-    """Tasks that callers share by name. A task outlives its callers; none of them can cancel it."""
-
-    def __init__(self, wait_s: float) -> None:
-        self._wait_s = wait_s
-        self._running: dict[object, asyncio.Task[Any]] = {}
-
-    def start(self, name: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> asyncio.Task[_T]:
-        """Return the task with this name; start it unless it is running."""
-        task = self._running.get(name)
-        if task is None:
-            task = self._running[name] = share(work())
-            task.add_done_callback(lambda _: self._running.pop(name))
-        return task
-
-    async def run(self, name: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """Wait for the task with this name.
-
-        Raises:
-            KmsUnavailableError: it took too long; it continues.
-        """
-        try:
-            async with asyncio.timeout(self._wait_s):
-                return await asyncio.shield(self.start(name, work))
-        except TimeoutError:
-            raise KmsUnavailableError(
-                f"no KEK within {self._wait_s:g} s: too many calls wait, or the provider is slow"
-            ) from None
-
-    async def aclose(self) -> None:
-        """Cancel all tasks."""
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 @dataclass(slots=True)
 class _CachedKek:
     kek: Secret
@@ -158,7 +121,7 @@ class DerivedKeks:
         self._on_derived = on_derived
         self._on_forgotten = on_forgotten
         self._clock_s = clock_s
-        self._tasks = _SharedTasks(limits.wait_s)
+        self._tasks = SharedTasks()
         self._keks: OrderedDict[_Name, _CachedKek] = OrderedDict()
 
     def __len__(self) -> int:
@@ -200,7 +163,7 @@ class DerivedKeks:
             return kek
         try:
             await self.check()
-            return await self._tasks.run(name, lambda: self._derive(name, replaces=False))
+            return await self._run(name, lambda: self._derive(name, replaces=False))
         except KmsRefusedError:
             # The KEK is not used again, even if the provider does not respond the next time.
             self._forget(name)
@@ -226,12 +189,12 @@ class DerivedKeks:
         """
         name: _Name = (kind, project)
         await self.check()
-        return await self._tasks.run(name, lambda: self._derive(name, replaces=True))
+        return await self._run(name, lambda: self._derive(name, replaces=True))
 
     async def check(self) -> None:
         """Check the master key against its known text, unless that was just done."""
         if not self._known_text.is_confirmed():
-            await self._tasks.run("known text", lambda: self._known_text.confirm(self._derive_text))
+            await self._run("known text", lambda: self._known_text.confirm(self._derive_text))
 
     def purge(self) -> None:
         """Forget the KEKs that are not in use or too old."""
@@ -256,6 +219,21 @@ class DerivedKeks:
         if now_s - cached.tried_s >= self._limits.cache_s * _REFRESH_PAUSE:
             cached.tried_s = now_s
             self._tasks.start(name, lambda: self._derive(name, replaces=False))
+
+    async def _run(self, name: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Wait for the shared task with this name.
+
+        Raises:
+            KmsUnavailableError: it took too long; it continues.
+        """
+        wait_s = self._limits.wait_s
+        try:
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(self._tasks.start(name, work))
+        except TimeoutError:
+            raise KmsUnavailableError(
+                f"no KEK within {wait_s:g} s: too many calls wait, or the provider is slow"
+            ) from None
 
     async def _derive_text(self) -> Secret:
         name: _Name = ("record", RESERVED_PROJECT)

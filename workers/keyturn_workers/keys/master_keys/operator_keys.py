@@ -22,6 +22,7 @@ from keyturn.errors import (
     UnknownMasterKeyError,
 )
 from keyturn_workers.core.admin_keks import AdminKeks
+from keyturn_workers.core.customer_keys import SecretNeededError
 from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker, Observe
 from keyturn_workers.keys.master_keys.derived_keks import DerivedKeks, KekLimits, OnDerived
 from keyturn_workers.keys.master_keys.known_text import CheckMasterKey, KnownText
@@ -154,7 +155,11 @@ class OperatorKeys:
         in_memory = self._in_memory(project)
         if in_memory.unavailable:
             with suppress(
-                NoUsableWrapError, CorruptObjectError, KmsUnavailableError, UnknownMasterKeyError
+                NoUsableWrapError,
+                CorruptObjectError,
+                KmsUnavailableError,
+                UnknownMasterKeyError,
+                SecretNeededError,
             ):
                 return opening(in_memory)
         try:

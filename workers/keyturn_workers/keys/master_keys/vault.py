@@ -61,7 +61,7 @@ class VaultMasterKey:
     def __init__(self, uri: VaultUri, settings: KmsSettings) -> None:
         self._uri = uri
         self._path = _path(uri)
-        self._client = VaultClient(uri.address, settings)
+        self._client = VaultClient(uri.address, settings.vault, timeout_s=settings.kms_timeout_s)
 
     async def derive(self, info: bytes) -> Derivation:
         """Request one HMAC; see `MasterKey`."""
@@ -229,7 +229,7 @@ async def _client_for_new_key(uri: VaultUri, settings: KmsSettings) -> AsyncIter
     if uri.version != 1:
         raise ValueError("a new key has version 1: the URI must end with ?version=1")
     timeout_s = max(settings.kms_timeout_s, _NEW_KEY_TIMEOUT_S)
-    client = VaultClient(uri.address, settings, timeout_s=timeout_s)
+    client = VaultClient(uri.address, settings.vault, timeout_s=timeout_s)
     try:
         response = await client.call("GET", _path(uri))
         if response.status == _OK:

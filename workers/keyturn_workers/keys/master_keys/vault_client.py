@@ -23,9 +23,8 @@ import orjson
 
 from keyturn.crypto.keys import Secret
 from keyturn.errors import KmsUnavailableError, SettingsError
-from keyturn.settings import PREFIX
+from keyturn_workers.core.vault_access import VaultAccess
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
-from keyturn_workers.process.settings import KmsSettings
 
 _MAX_RESPONSE_BYTES: Final = 64 * 2**10
 # `asyncio.timeout` limits a call, logins included: aiohttp rounds up.
@@ -97,18 +96,16 @@ class VaultResponse:
 class VaultClient:
     """An authenticated client of one server. Contacts nothing when created.
 
-    `address` is a URL without a path; `timeout_s` replaces `KMS_TIMEOUT_S`.
+    `address` is a URL without a path; `timeout_s` limits each call, logins included.
 
     Raises:
         SettingsError: not exactly one way to authenticate is set, or a setting is malformed.
     """
 
-    def __init__(
-        self, address: str, settings: KmsSettings, *, timeout_s: float | None = None
-    ) -> None:
-        self._timeout_s = timeout_s or settings.kms_timeout_s
-        self._http = VaultHttp(address, settings)
-        self._auth = open_auth(self._http, settings)
+    def __init__(self, address: str, access: VaultAccess, *, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._http = VaultHttp(address, access)
+        self._auth = open_auth(self._http, access)
 
     async def call(
         self,
@@ -335,40 +332,38 @@ def _read_lease(response: VaultResponse, began_s: float) -> _Lease | None:
     return _Lease(token, renewable, length_s, renew_at_s, began_s + length_s)
 
 
-def open_auth(http: "VaultHttp", settings: KmsSettings) -> TokenAuth | LoginAuth:
+def open_auth(http: "VaultHttp", access: VaultAccess) -> TokenAuth | LoginAuth:
     """Return the one way to authenticate that the settings name. Contacts nothing.
 
     Raises:
         SettingsError: they name none or several, or the way is incomplete or malformed.
     """
     ways = {
-        "VAULT_TOKEN": settings.vault_token,
-        "VAULT_TOKEN_FILE": settings.vault_token_file,
-        "VAULT_ROLE_ID": settings.vault_role_id,
-        "VAULT_KUBERNETES_ROLE": settings.vault_kubernetes_role,
+        "token": access.token,
+        "token_file": access.token_file,
+        "role_id": access.role_id,
+        "kubernetes_role": access.kubernetes_role,
     }
     if sum(value is not None for value in ways.values()) != 1:
-        names = ", ".join(PREFIX + name for name in ways)
-        raise SettingsError(f"a vault: master key needs exactly one of {names}")
-    if settings.vault_role_id is None and (
-        settings.vault_secret_id or settings.vault_secret_id_file
-    ):
-        raise SettingsError(f"{PREFIX}VAULT_ROLE_ID is missing beside the secret id")
-    if settings.vault_token is not None:
-        return TokenAuth(_given("VAULT_TOKEN", settings.vault_token.get_secret_value()))
-    if settings.vault_token_file is not None:
-        return TokenAuth(_in_file("VAULT_TOKEN_FILE", settings.vault_token_file))
-    if settings.vault_role_id is not None:
-        return LoginAuth(http, _approle(settings, settings.vault_role_id))
-    return LoginAuth(http, _kubernetes(settings, settings.vault_kubernetes_role or ""))
+        names = ", ".join(access.setting(name) for name in ways)
+        raise SettingsError(f"a key in Vault needs exactly one of {names}")
+    if access.role_id is None and (access.secret_id or access.secret_id_file):
+        raise SettingsError(f"{access.setting('role_id')} is missing beside the secret id")
+    if access.token is not None:
+        return TokenAuth(_given(access.setting("token"), access.token))
+    if access.token_file is not None:
+        return TokenAuth(_in_file(access.setting("token_file"), access.token_file))
+    if access.role_id is not None:
+        return LoginAuth(http, _approle(access, access.role_id))
+    return LoginAuth(http, _kubernetes(access, access.kubernetes_role or ""))
 
 
-def _given(setting: str, text: str) -> ReadCredential:
+def _given(setting: str, value: Secret) -> ReadCredential:
     """Return a reader of a credential in a setting."""
     try:
-        credential = Secret(header_value(text).encode())
+        credential = Secret(header_value(value.reveal().decode()).encode())
     except ValueError as exc:
-        raise SettingsError(f"{PREFIX}{setting} is malformed: {exc}") from None
+        raise SettingsError(f"{setting} is malformed: {exc}") from None
     return lambda: credential
 
 
@@ -384,52 +379,52 @@ def _in_file(setting: str, path: Path) -> ReadCredential:
             reason = f"cannot be read ({exc.strerror})"
         except ValueError:
             reason = "is not one word of printable ASCII"
-        raise KmsUnavailableError(f"the file that {PREFIX}{setting} names {reason}")
+        raise KmsUnavailableError(f"the file that {setting} names {reason}")
 
     return read
 
 
-def _approle(settings: KmsSettings, role_id: str) -> Login:
-    given, file = settings.vault_secret_id, settings.vault_secret_id_file
+def _approle(access: VaultAccess, role_id: str) -> Login:
+    given, file = access.secret_id, access.secret_id_file
     if (given is None) == (file is None):
         raise SettingsError(
-            f"{PREFIX}VAULT_ROLE_ID needs exactly one of {PREFIX}VAULT_SECRET_ID and "
-            f"{PREFIX}VAULT_SECRET_ID_FILE"
+            f"{access.setting('role_id')} needs exactly one of {access.setting('secret_id')} and "
+            f"{access.setting('secret_id_file')}"
         )
     if given is not None:
-        read = _given("VAULT_SECRET_ID", given.get_secret_value())
+        read = _given(access.setting("secret_id"), given)
     else:
-        read = _in_file("VAULT_SECRET_ID_FILE", file or Path())
+        read = _in_file(access.setting("secret_id_file"), file or Path())
     return Login(
-        path=f"auth/{_auth_mount(settings, 'approle')}/login",
+        path=f"auth/{_auth_mount(access, 'approle')}/login",
         fields={"role_id": role_id},
         credential_field="secret_id",
         read=read,
         refusal=(
-            f"Vault refuses the AppRole login: check {PREFIX}VAULT_ROLE_ID, and that the secret id "
-            "is not expired"
+            f"Vault refuses the AppRole login: check {access.setting('role_id')}, and that the "
+            "secret id is not expired"
         ),
     )
 
 
-def _kubernetes(settings: KmsSettings, role: str) -> Login:
+def _kubernetes(access: VaultAccess, role: str) -> Login:
     return Login(
-        path=f"auth/{_auth_mount(settings, 'kubernetes')}/login",
+        path=f"auth/{_auth_mount(access, 'kubernetes')}/login",
         fields={"role": role},
         credential_field="jwt",
-        read=_in_file("VAULT_KUBERNETES_TOKEN_FILE", settings.vault_kubernetes_token_file),
+        read=_in_file(access.setting("kubernetes_token_file"), access.kubernetes_token_file),
         refusal=(
-            f"Vault refuses the Kubernetes login: check {PREFIX}VAULT_KUBERNETES_ROLE, and the "
-            "service accounts that this role is bound to"
+            f"Vault refuses the Kubernetes login: check {access.setting('kubernetes_role')}, and "
+            "the service accounts that this role is bound to"
         ),
     )
 
 
-def _auth_mount(settings: KmsSettings, default: str) -> str:
-    mount = (settings.vault_auth_mount or default).strip("/")
+def _auth_mount(access: VaultAccess, default: str) -> str:
+    mount = (access.auth_mount or default).strip("/")
     if not _MOUNT.fullmatch(mount):
         raise SettingsError(
-            f"{PREFIX}VAULT_AUTH_MOUNT is malformed: not the path of an auth method"
+            f"{access.setting('auth_mount')} is malformed: not the path of an auth method"
         )
     return mount
 
@@ -453,20 +448,20 @@ class VaultHttp:
     """A pool of connections to one server.
 
     Raises:
-        SettingsError: VAULT_NAMESPACE is not a valid header value, or VAULT_CA_FILE has no
+        SettingsError: the namespace is not a valid header value, or the CA file has no
             certificates.
     """
 
-    def __init__(self, address: str, settings: KmsSettings) -> None:
+    def __init__(self, address: str, access: VaultAccess) -> None:
         self._address = address
-        self._tls = _tls(settings)
+        self._tls = _tls(access)
         # `identity`: a small compressed response could unpack to a large one.
         self._headers = {"X-Vault-Request": "true", "Accept-Encoding": "identity"}
-        if settings.vault_namespace is not None:
+        if access.namespace is not None:
             try:
-                self._headers["X-Vault-Namespace"] = header_value(settings.vault_namespace)
+                self._headers["X-Vault-Namespace"] = header_value(access.namespace)
             except ValueError as exc:
-                raise SettingsError(f"{PREFIX}VAULT_NAMESPACE is malformed: {exc}") from None
+                raise SettingsError(f"{access.setting('namespace')} is malformed: {exc}") from None
         self._session: aiohttp.ClientSession | None = None
 
     async def call(
@@ -556,14 +551,14 @@ async def _json_object(response: aiohttp.ClientResponse) -> Mapping[str, object]
     return value
 
 
-def _tls(settings: KmsSettings) -> ssl.SSLContext | bool:
-    if settings.vault_ca_file is None:
+def _tls(access: VaultAccess) -> ssl.SSLContext | bool:
+    if access.ca_file is None:
         return True
     try:
-        return ssl.create_default_context(cafile=settings.vault_ca_file)
+        return ssl.create_default_context(cafile=access.ca_file)
     except (OSError, ValueError):
         raise SettingsError(
-            f"{PREFIX}VAULT_CA_FILE is not a readable file of PEM certificates"
+            f"{access.setting('ca_file')} is not a readable file of PEM certificates"
         ) from None
 
 

@@ -88,9 +88,9 @@ async def find_secret_ids(storage: Storage, project: str) -> set[str]:
         _, body = await storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
         try:
             predicate = load_json(from_base64(load_json(body)["payload"]))["predicate"]
-            customer_key = predicate.get("customer_key")
-            if customer_key is not None:
-                found.add(str(customer_key["secret_id"]))
+            # Of a rotation or a sweep, and of an erasure.
+            named = [predicate.get("customer_key"), *predicate.get("keys", ())]
+            found |= {str(each["secret_id"]) for each in named if each is not None}
         except (MalformedRequestError, AttributeError, KeyError, TypeError, ValueError):
             raise MalformedEvidenceError(
                 f"{listed.key} cannot be read: which customer keys the project had is not known"

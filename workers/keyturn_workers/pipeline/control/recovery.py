@@ -56,7 +56,7 @@ class Recoverer:
         Raises:
             GenerationMismatchError: the keyring is missing, needs no recovery, or it or its mark
                 is not the one that the request names, or their customer keys are at odds.
-            ProjectErasedError: the mark says that the project was erased, and this keyring does not.
+            ProjectErasedError: by its mark the project was erased, and by this keyring it was not.
             CorruptObjectError: no worker wrote the keyring.
             KeyringContradictedError: no worker wrote the mark.
             MarksUnavailableError, StorageUnavailableError, UnknownMasterKeyError,

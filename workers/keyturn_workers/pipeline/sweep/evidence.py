@@ -118,8 +118,7 @@ def statement_of(
         generation=record.state.generation,
         kek_id=record.state.kek_id,
         master_key=record.state.master_key,
-        # Without the secret's digest, which no reader needs: unknown fields are ignored.
-        customer_key=customer_key and EvidenceCustomerKey.model_validate(customer_key.to_json()),
+        customer_key=None if customer_key is None else _customer_key(customer_key),
         turned_at=format_time(record.changed_at),
         proven_from=format_time(of.proven_from or record.changed_at),
         proven_to=format_time(of.proven_to or record.changed_at),
@@ -132,6 +131,11 @@ def statement_of(
         previous=previous,
     )
     return Statement(deployment, record.project, predicate)
+
+
+def _customer_key(customer_key: CustomerKey) -> EvidenceCustomerKey:
+    # Without the secret's digest, which no reader needs: unknown fields are ignored.
+    return EvidenceCustomerKey.model_validate(customer_key.to_json())
 
 
 def _writes(counts: Counts) -> int:
@@ -148,18 +152,17 @@ def counts_of(evidence: Evidence) -> Counts:
 def _erased_keys(keyring: Keyring, erasure: Erasure) -> list[ErasedKey]:
     by_secret = {key.secret_id: key for key in keyring.customer_keys.values()}
     return [
-        ErasedKey(
-            store=key.name.store,
-            key=key.name.key,
-            secret_id=secret_id,
-            wrapped=key.wrapped or "",
-            generations=[
-                number
-                for number, each in sorted(keyring.customer_keys.items())
-                if each.secret_id == secret_id
-            ],
-            answer=erasure.answers[secret_id].state.value,
-            answered_at=erasure.answers[secret_id].at,
+        ErasedKey.model_validate(
+            {
+                **key.to_json(),
+                "generations": [
+                    number
+                    for number, each in sorted(keyring.customer_keys.items())
+                    if each.secret_id == secret_id
+                ],
+                "answer": erasure.answers[secret_id].state.value,
+                "answered_at": erasure.answers[secret_id].at,
+            }
         )
         for secret_id, key in sorted(by_secret.items())
     ]

@@ -399,13 +399,13 @@ class Reconciler(StepRunner[ProjectRecord]):
             # This end has changed the keyring once, but not the proven state.
             record = replace(record, state=replace(record.state, serial=record.state.serial + 1))
         predicate = evidence.predicate
-        is_erasure = isinstance(predicate, ErasurePredicate)
+        refused = predicate.late_writes_refused if isinstance(predicate, Predicate) else None
         end = End(
             kept.read_at,
             clean=True,
             counts=counts_of(evidence),
             round_id=predicate.id,
-            late_writes_refused=None if is_erasure else predicate.late_writes_refused,
+            late_writes_refused=refused,
             state=clean_end.state,
             evidence=evidence.digest,
         )

@@ -160,6 +160,8 @@ class ObjectInspector:
             keyring = await self._find_keyring(project)
             if keyring is None:
                 raise
+        if keyring.is_erased:
+            return KeyUsage("erased")
         generations = (keyring.current.generation, *past_generations(keyring))
         opening = partial(of, generations=generations)
         return await self._customer_keys.open_with(keyring, opening)

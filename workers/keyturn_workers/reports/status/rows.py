@@ -20,6 +20,7 @@ def project_status(keyring: Keyring) -> ProjectStatus:
     """Return a keyring as a row."""
     current = keyring.current
     key = None if current.customer_key is None else current.customer_key.name
+    answers = [] if keyring.erasure is None else list(keyring.erasure.answers.values())
     return ProjectStatus(
         project=keyring.project,
         generation=current.generation,
@@ -31,6 +32,7 @@ def project_status(keyring: Keyring) -> ProjectStatus:
         rotated_at=current.at if keyring.history else None,
         evidence=keyring.evidence,
         customer_key=None if key is None else CustomerKeyStatus(store=key.store, key=key.key),
+        erased_at=max((answer.at for answer in answers), default=None),
     )
 
 

@@ -183,10 +183,10 @@ async def test_an_endpoint_without_tls_is_warned_of(
     """The KEKs come over this connection."""
     key = AwsKmsMasterKey(URI, KmsSettings(aws_kms_endpoint_url=url))
 
-    async def described(*_: object) -> dict[str, Any]:
+    async def described(*_: object, **__: object) -> dict[str, Any]:
         return {"KeyMetadata": METADATA}
 
-    monkeypatch.setattr("keyturn_workers.keys.master_keys.awskms._Client.call", described)
+    monkeypatch.setattr("keyturn_workers.keys.master_keys.awskms.AwsKmsClient.call", described)
     warnings = (await key.describe()).warnings
     assert (warnings == ("the endpoint is http: the network can read the KEKs",)) is warned
 
@@ -485,7 +485,7 @@ async def test_a_request_id_is_a_short_line_or_nothing(
     async def answered(*_: object, **__: object) -> dict[str, Any]:
         return GOOD | {"Mac": bytes(32), "ResponseMetadata": {"RequestId": value}}
 
-    monkeypatch.setattr("keyturn_workers.keys.master_keys.awskms._Client.call", answered)
+    monkeypatch.setattr("keyturn_workers.keys.master_keys.awskms.AwsKmsClient.call", answered)
     assert (await key.derive(INFO)).request_id is None
 
 

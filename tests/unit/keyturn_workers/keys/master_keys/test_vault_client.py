@@ -50,7 +50,7 @@ BODY = {"input": "a" * 44}
 
 @asynccontextmanager
 async def _http(url: str, **values: object) -> AsyncIterator[VaultHttp]:
-    http = VaultHttp(url, settings(**values))
+    http = VaultHttp(url, settings(**values).vault)
     try:
         yield http
     finally:
@@ -236,14 +236,14 @@ def test_what_would_break_a_header_is_refused(value: str) -> None:
 
 def test_a_malformed_namespace_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="KEYTURN_VAULT_NAMESPACE is malformed"):
-        VaultHttp("http://127.0.0.1:1", settings(vault_namespace="a\nb"))
+        VaultHttp("http://127.0.0.1:1", settings(vault_namespace="a\nb").vault)
 
 
 def test_a_file_without_certificates_is_a_settings_error(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for name in ("empty", "absent"):
         with pytest.raises(SettingsError, match="KEYTURN_VAULT_CA_FILE"):
-            VaultHttp("https://127.0.0.1:1", settings(vault_ca_file=tmp_path / name))
+            VaultHttp("https://127.0.0.1:1", settings(vault_ca_file=tmp_path / name).vault)
 
 
 # Tokens: renewed ahead of their end, and replaced once they are refused.
@@ -263,7 +263,7 @@ class Reader:
 async def _login_auth(
     vault: FakeVault, clock: Clock, reader: Reader | None = None
 ) -> AsyncIterator[LoginAuth]:
-    http = VaultHttp(vault.url, settings())
+    http = VaultHttp(vault.url, settings().vault)
     login = Login(
         path=LOGIN,
         fields={"role_id": "role"},
@@ -434,7 +434,8 @@ async def test_a_login_without_a_usable_token_is_refused(auth: object) -> None:
 
 @asynccontextmanager
 async def _client(vault: FakeVault, **values: object) -> AsyncIterator[VaultClient]:
-    client = VaultClient(vault.url, settings(**values))
+    made = settings(**values)
+    client = VaultClient(vault.url, made.vault, timeout_s=made.kms_timeout_s)
     try:
         yield client
     finally:
@@ -449,7 +450,7 @@ async def test_nothing_is_contacted_before_the_first_call() -> None:
 
 async def test_a_session_that_cannot_authenticate_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="KEYTURN_VAULT_TOKEN"):
-        VaultClient("http://127.0.0.1:1", KmsSettings())
+        VaultClient("http://127.0.0.1:1", KmsSettings().vault, timeout_s=5)
 
 
 async def test_after_a_refusal_a_call_logs_in_and_is_sent_again() -> None:
@@ -523,15 +524,15 @@ async def test_a_call_ends_in_time_with_its_login(slow: str) -> None:
 
 @asynccontextmanager
 async def _auth(vault: FakeVault, **values: object) -> AsyncIterator[TokenAuth | LoginAuth]:
-    http = VaultHttp(vault.url, settings())
+    http = VaultHttp(vault.url, settings().vault)
     try:
-        yield open_auth(http, settings(**values))
+        yield open_auth(http, settings(**values).vault)
     finally:
         await http.aclose()
 
 
 def _open(**values: object) -> TokenAuth | LoginAuth:
-    made = KmsSettings.model_validate(values)
+    made = KmsSettings.model_validate(values).vault
     return open_auth(VaultHttp("http://127.0.0.1:1", made), made)
 
 

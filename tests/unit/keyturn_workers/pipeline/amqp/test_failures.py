@@ -56,6 +56,8 @@ def delays(error: CodedError, tries: int, *, age: timedelta = timedelta()) -> li
 
 def test_which_codes_are_transient() -> None:
     assert TRANSIENT == [
+        "customer_key_refused",
+        "customer_key_unavailable",
         "keyring_rolled_back",
         "kms_unavailable",
         "lease_mismatch",
@@ -354,7 +356,7 @@ def test_of_what_is_refused_however_often_it_is_sent_the_body_is_not_kept(code: 
     assert made.headers["keyturn-code"] == code
     assert made.headers["keyturn-dead-at"] == "2026-11-24T10:00:00.000000Z"
     assert sent_headers(made.headers) == {"keyturn-signature": "s", "own": "kept"}
-    if code not in {"already_exists", "deleted_key", "body_too_large"}:
+    if code not in {"already_exists", "deleted_key", "body_too_large", "project_erased"}:
         assert made.body == body
         assert "keyturn-body-dropped" not in made.headers
         return

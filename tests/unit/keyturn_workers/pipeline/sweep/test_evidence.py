@@ -79,7 +79,7 @@ def statement(
 def test_evidence_says_what_was_proven_and_for_whom() -> None:
     part = origin("part", LATER_ID, walk_id=ROUND_ID)
     made = statement(origin(), ROTATION, part)
-    predicate = made.predicate
+    predicate = made.proof
     assert (made.deployment, made.project) == ("test", "acme")
     assert (predicate.sweep_id, predicate.kind) == (ROUND_ID, "rotation")
     assert (predicate.publisher, predicate.request) == ("api", "0" * 64)
@@ -104,8 +104,8 @@ def test_evidence_says_what_was_proven_and_for_whom() -> None:
 def test_evidence_names_the_customer_key_and_keeps_what_its_store_encrypted() -> None:
     secret = Secret(bytes(range(32)))
     key = CustomerKey.of(KeyName("acme-kms", "k1"), secret, "vault:v1:AQIDBA==")
-    assert statement().predicate.customer_key is None
-    named = statement(customer_key=key).predicate.customer_key
+    assert statement().proof.customer_key is None
+    named = statement(customer_key=key).proof.customer_key
     assert named is not None
     assert named.model_dump() == {
         "store": "acme-kms",
@@ -117,14 +117,14 @@ def test_evidence_names_the_customer_key_and_keeps_what_its_store_encrypted() ->
 
 def test_of_many_requests_the_oldest_are_named_and_all_counted() -> None:
     many = [origin("rotation", f"{SWEEP_ID[:-3]}{number:03}") for number in range(70)]
-    predicate = statement(*many).predicate
+    predicate = statement(*many).proof
     assert (len(predicate.origins), predicate.origin_count) == (64, 70)
     assert predicate.origins[0].id == many[0].id
 
 
 def test_the_writes_are_those_since_the_oldest_request() -> None:
     before = [replace(ROTATION, written_before=Counts(rewrapped=number)) for number in (2, 1, 3)]
-    assert statement(*before).predicate.counts.rewrapped == 2
+    assert statement(*before).proof.counts.rewrapped == 2
 
 
 def test_evidence_follows_another_and_lists_its_key() -> None:
@@ -139,7 +139,7 @@ def test_evidence_follows_another_and_lists_its_key() -> None:
 
 
 def test_evidence_whose_predecessor_is_lost_names_it_all_the_same() -> None:
-    predicate = statement(previous="c" * 64).predicate
+    predicate = statement(previous="c" * 64).proof
     assert (predicate.previous, predicate.event_keys) == ("c" * 64, [])
 
 
@@ -226,7 +226,7 @@ class Chain:
 
 
 def place(evidence: Evidence) -> str:
-    predicate = evidence.predicate
+    predicate = evidence.proof
     return evidence_s3_key("acme", predicate.generation, predicate.sweep_id)
 
 

@@ -66,7 +66,7 @@ def _round_id(of: ProjectRecord) -> str | None:
 
 def _named_round(of: ProjectRecord) -> str:
     """The round of the newest evidence."""
-    return parse(str(of.evidence).encode()).predicate.sweep_id
+    return parse(str(of.evidence).encode()).proof.sweep_id
 
 
 async def _end(on: Sweeping, of: Origin = SWEEP) -> End:
@@ -101,8 +101,8 @@ async def test_a_sweep_rewraps_every_object_and_ends_clean() -> None:
     )
     (evidence,) = await _chain(on)
     assert (evidence.digest, event.evidence) == (end.evidence, end.evidence)
-    assert evidence.predicate.sweep_id == end.round_id == _named_round(await on.record())
-    assert evidence.predicate.counts.model_dump() == {**end.counts.to_json(), "clean": True}
+    assert evidence.proof.sweep_id == end.round_id == _named_round(await on.record())
+    assert evidence.proof.counts.model_dump() == {**end.counts.to_json(), "clean": True}
     # The earlier keys are retired.
     assert [entry.kek for entry in (await on.keyring()).history] == [None]
 
@@ -443,7 +443,7 @@ async def test_a_part_leaves_an_end_for_its_walk_and_evidence() -> None:
     assert end == PartEnd(counts, clean=True, round_id=round_id, late_writes_refused=False)
     assert set(on.messages.types()) == {"sweep.progressed"}
     (evidence,) = await _chain(on)
-    assert (evidence.predicate.kind, done.evidence) == ("sweep", evidence.envelope.decode())
+    assert (evidence.proof.kind, done.evidence) == ("sweep", evidence.envelope.decode())
 
 
 @pytest.mark.parametrize("seen_by", [SweepPage, SweepStep, None], ids=["page", "step", "nobody"])
@@ -467,7 +467,7 @@ async def test_a_contradiction_that_one_worker_sees_weakens_the_end(
     end = await _end(on)
     (evidence,) = await _chain(on)
     assert (end.clean, end.late_writes_refused) == (True, seen_by is None)
-    assert evidence.predicate.late_writes_refused is end.late_writes_refused
+    assert evidence.proof.late_writes_refused is end.late_writes_refused
 
 
 @pytest.mark.parametrize("seen_by", [SweepPage, SweepStep, None], ids=["page", "step", "nobody"])
@@ -606,7 +606,7 @@ async def test_an_end_whose_step_gave_up_is_finished_and_answers_nobody() -> Non
     assert (await on.record()).clean_end is None
     end = await _end(on)
     first, second = await _chain(on)
-    assert first.predicate.sweep_id != second.predicate.sweep_id == end.round_id
+    assert first.proof.sweep_id != second.proof.sweep_id == end.round_id
 
 
 async def test_a_step_that_another_worker_makes_while_it_ends_is_left_to_that_one() -> None:

@@ -242,7 +242,7 @@ async def test_evidence_comes_as_stored_with_its_digest_and_its_time() -> None:
     (row,) = await _evidence(bucket)
     assert (row.envelope, row.digest, row.code) == (envelope.decode(), digest(envelope), None)
     assert (row.generation, row.sweep_id) == (2, sweep_id(2))
-    assert row.at == parse(envelope).predicate.proven_to
+    assert row.at == parse(envelope).proof.proven_to
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""When a store of customer keys is called, and how often at once (SPEC 2.6).
+
+One customer's key must not cost another's. So each key has its own bounds and its own circuit
+breaker, and an address's breaker counts only while none of the keys that are in use there answers.
+A refusal is an answer about one secret: it pauses neither its key nor its address.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeVar
+
+import structlog
+
+from keyturn.errors import CustomerKeyUnavailableError, KmsUnavailableError
+from keyturn_workers.core.customer_keys import KeyName
+from keyturn_workers.keys.customer_keys.port import Store
+from keyturn_workers.keys.master_keys.circuit_breaker import (
+    CallLimits,
+    CircuitBreaker,
+    is_absence,
+)
+
+TIMEOUT_S: Final = 5.0
+"""The longest that one call may take."""
+# No key may occupy all the calls that its address allows at once.
+AT_ADDRESS: Final = CallLimits(concurrency=16, requests_per_s=500, timeout_s=None)
+_PER_KEY: Final = CallLimits(concurrency=4, requests_per_s=100, timeout_s=None)
+# A key in use is asked at least every 900 s: a quarter of the longest CUSTOMER_KEY_CACHE_S.
+_UNUSED_AFTER_S: Final = 1000.0
+
+Outcome = Literal["ok", "refused", "unavailable"]
+Observe = Callable[[str, Outcome, float], None]
+"""Called after each call, with the store's name, the outcome and the duration in seconds."""
+
+_T = TypeVar("_T")
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Key:
+    breaker: CircuitBreaker
+    asked_s: float
+
+
+@dataclass(slots=True)
+class _Address:
+    breaker: CircuitBreaker = field(init=False)
+    clock_s: Callable[[], float]
+    keys: dict[KeyName, _Key] = field(default_factory=dict)
+    sent_s: dict[object, float] = field(default_factory=dict)
+    """When each call under way was sent, the oldest first."""
+
+    def __post_init__(self) -> None:
+        self.breaker = CircuitBreaker(
+            AT_ADDRESS,
+            opens=is_absence,
+            holds=lambda: all(key.breaker.is_away for key in self.keys.values()),
+            clock_s=self.clock_s,
+        )
+
+    def key(self, name: KeyName) -> CircuitBreaker:
+        key = self.keys.get(name)
+        if key is None:
+            breaker = CircuitBreaker(_PER_KEY, opens=is_absence, clock_s=self.clock_s)
+            key = self.keys[name] = _Key(breaker, self.clock_s())
+        key.asked_s = self.clock_s()
+        return key.breaker
+
+
+class StoreCalls:
+    """The calls of this process to the stores in its settings."""
+
+    def __init__(
+        self, stores: Mapping[str, Store], observe: Observe, clock_s: Callable[[], float]
+    ) -> None:
+        self._stores = stores
+        self._observe = observe
+        self._clock_s = clock_s
+        self._addresses: dict[str, _Address] = {}
+
+    def gives(self, project: str, name: KeyName) -> bool:
+        """Return True if the settings give the project this key.
+
+        Raises:
+            CustomerKeyUnavailableError: they lack the store.
+        """
+        store = self._stores.get(name.store)
+        if store is None:
+            raise CustomerKeyUnavailableError(
+                f"KEYTURN_CUSTOMER_KEY_STORES of this process has no store {name.store}"
+            )
+        return store.settings.gives(project, name.key)
+
+    def is_slow(self, name: KeyName, after_s: float) -> bool:
+        """Return True if the key's address has a call that has taken this long already."""
+        address = self._addresses.get(self._stores[name.store].address(name.key))
+        sent_s = next(iter(address.sent_s.values()), None) if address is not None else None
+        return sent_s is not None and self._clock_s() - sent_s >= after_s
+
+    async def call(self, name: KeyName, send: Callable[[Store], Awaitable[_T]]) -> _T:
+        """Await `send` with the key's store, within the limits, and return its result.
+
+        Raises:
+            KmsUnavailableError: `send` raised it or took too long, or an earlier failure pauses
+                the key or its address. A `KmsRefusedError` if the store answered and refuses.
+        """
+        store = self._stores[name.store]
+        where = store.address(name.key)
+        address = self._addresses.get(where)
+        if address is None:
+            address = self._addresses[where] = _Address(self._clock_s)
+        key = address.key(name)
+        # Before the key's breaker: otherwise the pause of the address would lengthen its own.
+        address.breaker.check()
+        return await key.call(
+            lambda: address.breaker.call(lambda: self._send(name, store, address, send))
+        )
+
+    def purge(self) -> None:
+        """Forget the keys that are not in use: their silence would not count as an address's."""
+        now_s = self._clock_s()
+        for where, address in tuple(self._addresses.items()):
+            for name, key in tuple(address.keys.items()):
+                if now_s - key.asked_s >= _UNUSED_AFTER_S:
+                    del address.keys[name]
+            if not address.keys:
+                del self._addresses[where]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for store in self._stores.values():
+            await store.aclose()
+
+    async def _send(
+        self,
+        name: KeyName,
+        store: Store,
+        address: _Address,
+        send: Callable[[Store], Awaitable[_T]],
+    ) -> _T:
+        call = object()
+        address.sent_s[call] = self._clock_s()
+        began_s = time.perf_counter()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                answer = await send(store)
+        except TimeoutError:
+            failure = KmsUnavailableError(f"no response within {TIMEOUT_S:g} s")
+            raise self._failed(name, failure) from None
+        except KmsUnavailableError as exc:
+            raise self._failed(name, exc) from None
+        finally:
+            del address.sent_s[call]
+        self._observe(name.store, "ok", time.perf_counter() - began_s)
+        return answer
+
+    def _failed(self, name: KeyName, failure: KmsUnavailableError) -> KmsUnavailableError:
+        outcome: Outcome = "unavailable" if is_absence(failure) else "refused"
+        _log.warning(
+            "customer key not available",
+            store=name.store,
+            key=name.key,
+            outcome=outcome,
+            problem=failure.detail,
+        )
+        self._observe(name.store, outcome, 0.0)
+        return failure
