@@ -68,6 +68,7 @@ class WaitPolicy:
 IN_WORKERS: Final = WaitPolicy(wait_s=0.25, shuns_slow=True)
 """A delivery holds places that other projects need: it is put off instead."""
 IN_GATEWAYS: Final = WaitPolicy(wait_s=5, callers=8)
+IN_COMMANDS: Final = WaitPolicy(wait_s=TIMEOUT_S)
 
 
 def observe_nothing(store: str, outcome: Outcome, took_s: float) -> None:
