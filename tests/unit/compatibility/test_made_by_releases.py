@@ -188,6 +188,7 @@ def test_what_requests_sealed_opens(made: Released) -> None:
         (enroll.sealed_kek, kek_info("enroll", enroll.request_id, "acme"), "old_api_key"),
         (rotation.sealed_kek, kek_info("rotation", rotation.rotation_id, "acme"), "api_key"),
     ):
+        assert sealed is not None
         opened = intake["main"].open(from_base64(sealed.ciphertext), info)
         assert Secret(opened) == user_kek(made.api_key(api_key), "acme")
     upload = requests["upload.requested"]
