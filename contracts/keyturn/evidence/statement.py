@@ -14,7 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from keyturn.errors import MalformedEvidenceError, MalformedRequestError
 from keyturn.identifiers import is_project, is_short_name, parse_time
-from keyturn.messages.fields import Count, Generation, RequestDigest, RequestId, ShortName, Time
+from keyturn.messages.fields import (
+    Count,
+    Generation,
+    RequestDigest,
+    RequestId,
+    ShortName,
+    StoreKey,
+    Time,
+)
 from keyturn.messages.json_text import load_json, problems
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -90,7 +98,7 @@ class EvidenceCustomerKey(_Model):
     """
 
     store: ShortName
-    key: Annotated[str, Field(max_length=2048, pattern=r"^[\x20-\x7e]+$")]
+    key: StoreKey
     secret_id: SecretId
     wrapped: Annotated[str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[0-9A-Za-z+/]+=*$")]
 

@@ -106,7 +106,9 @@ def statement_of(
         kek_id=record.state.kek_id,
         master_key=record.state.master_key,
         # Without the secret's digest, which no reader needs: unknown fields are ignored.
-        customer_key=customer_key and EvidenceCustomerKey.model_validate(customer_key.to_json()),
+        customer_key=None
+        if customer_key is None
+        else EvidenceCustomerKey.model_validate(customer_key.to_json()),
         turned_at=format_time(record.changed_at),
         proven_from=format_time(of.proven_from or record.changed_at),
         proven_to=format_time(of.proven_to or record.changed_at),
