@@ -213,7 +213,7 @@ class Enroller:
 
     async def _customer_key(self, request: EnrollRequested, keyring: Keyring) -> CustomerKey | None:
         """The first generation's customer key: a new one, or the newest of the lost keyring."""
-        name = _customer_key_name(request)
+        name = KeyName.requested(request.customer_key)
         if name is not None:
             return await self._customer_keys.create(request.project, name)
         return keyring.history[-1].customer_key if keyring.history else None
@@ -252,7 +252,7 @@ class Enroller:
                 keyring,
                 enrollment,
                 kek=self._kek(request),
-                customer_key=_customer_key_name(request),
+                customer_key=KeyName.requested(request.customer_key),
                 origin=origin,
             )
         ):
@@ -323,8 +323,3 @@ def _with_lost(keyring: Keyring, customer_keys: Mapping[int, CustomerKey]) -> Ke
     check_no_plaintext(keyring)
     history = lost_generations(customer_keys, keyring.current, keyring.origin)
     return replace(keyring, history=history)
-
-
-def _customer_key_name(request: EnrollRequested) -> KeyName | None:
-    named = request.customer_key
-    return None if named is None else KeyName(named.store, named.key)
