@@ -65,7 +65,7 @@ class VaultKeys:
         """See `Store.aclose`."""
         await self._client.aclose()
 
-    async def _call(  # noqa: PLR0913, PLR0917  # a field to send, and one to read
+    async def _call(
         self, operation: str, key: str, place: Place, name: str, value: str, result: str
     ) -> str:
         body = {
