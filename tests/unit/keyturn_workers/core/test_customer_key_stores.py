@@ -113,4 +113,4 @@ def test_a_store_has_the_credentials_of_its_own_fields_alone() -> None:
     access = store.access("globex")
     assert str(access.token_file) == "/run/token"
     assert (access.token, access.role_id, access.ca_file) == (None, None, None)
-    assert access.setting("ca_file") == "KEYTURN_CUSTOMER_KEY_STORES: ca_file of globex"
+    assert access.setting("ca_file") == "ca_file of globex in KEYTURN_CUSTOMER_KEY_STORES"

@@ -257,7 +257,9 @@ class CachedCustomerKeys:
         project, key = name
         entry = self._entries.get(name)
         if entry is None:
-            breaker = CircuitBreaker(CallLimits(timeout_s=None), opens=_is_refusal)
+            breaker = CircuitBreaker(
+                CallLimits(timeout_s=None), opens=_is_refusal, clock_s=self._clock_s
+            )
             entry = self._entries[name] = _Entry(breaker, 0.0)
         entry.asked_s = sent_s = self._clock_s()
         place = Place(self._deployment, project, key.secret_id)

@@ -79,7 +79,7 @@ class VaultKeys:
                     raise KmsRefusedError(text)
         if response.status != _OK:
             raise response.failure()
-        text = response.section("data").get(result)
-        if not isinstance(text, str):
+        answer = response.section("data").get(result)
+        if not isinstance(answer, str):
             raise KmsUnavailableError(f"Vault's response has no {result}")
-        return text
+        return answer
