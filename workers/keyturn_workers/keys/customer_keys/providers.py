@@ -72,9 +72,12 @@ async def open_customer_keys(
         name: _open_store(name, store, regions)
         for name, store in settings.customer_key_stores.items()
     }
-    observing = {} if metrics is None else {"observe": metrics.observe}
     keys = CachedCustomerKeys(
-        stores, deployment, policy, cache_s=settings.customer_key_cache_s, **observing
+        stores,
+        deployment,
+        policy,
+        cache_s=settings.customer_key_cache_s,
+        observe=None if metrics is None else metrics.observe,
     )
     if metrics is not None:
         metrics.track(keys)

@@ -106,7 +106,7 @@ class CachedCustomerKeys:
         policy: WaitPolicy,
         *,
         cache_s: float = 300,
-        observe: Observe = lambda _store, _outcome, _seconds: None,
+        observe: Observe | None = None,
         clock_s: Callable[[], float] = boottime_s,
     ) -> None:
         self._calls = StoreCalls(stores, observe, clock_s)
@@ -240,7 +240,9 @@ class CachedCustomerKeys:
     def _use(self, name: _Name) -> Secret | None:
         """Return the secret if it is in memory; ask for it again in the background if it is due."""
         entry = self._entries.get(name)
-        if entry is None or self._clock_s() - entry.sent_s >= self._cache_s:
+        if entry is None or entry.secret is None:
+            return None
+        if self._clock_s() - entry.sent_s >= self._cache_s:
             return None
         since_s = self._clock_s() - entry.asked_s
         if self._is_due(entry) and since_s >= self._cache_s * _REFRESH_PAUSE:
