@@ -65,6 +65,8 @@ class Clock:
         storage_clock = import_module("keyturn_workers.storage.clock")
         boottime = SimpleNamespace(clock_gettime=lambda _: clock.seconds, CLOCK_BOOTTIME=None)
         patch.setattr(storage_clock, "time", boottime)
+        breakers = import_module("keyturn_workers.keys.master_keys.circuit_breaker")
+        patch.setattr(breakers, "random", SimpleNamespace(uniform=lambda *_: 1.0))
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -5,25 +5,22 @@ Each call is a request on the network: a store that hangs is one whose requests 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 from collections import defaultdict
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from keyturn.crypto import Secret, composite_kek, customer_secret_id, new_customer_secret
-from keyturn.errors import (
-    CustomerKeyRefusedError,
-    CustomerKeyUnavailableError,
-    NotPermittedError,
-)
-from keyturn_workers.core.customer_keys import CustomerKey, SecretNeededError
+from keyturn.crypto import Secret, composite_kek, customer_secret_id
+from keyturn.errors import KmsUnavailableError
+from keyturn_workers.core.customer_key_stores import VaultStore
+from keyturn_workers.keys.master_keys.port import KmsRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from keyturn_workers.core.customer_keys import CustomerSecrets, KeyName
-    from keyturn_workers.core.keyring import Keyring
+    from keyturn_workers.core.customer_key_stores import CustomerKeyStore
+    from keyturn_workers.keys.customer_keys.port import Place, Store
     from tests.protocol.broker import Delivery
     from tests.protocol.process import Process
     from tests.protocol.waiters import SentRequest
@@ -34,7 +31,6 @@ GIVEN: Final = {"acme": ("acme-kms/k1", "acme-kms/k2"), "beta": ("beta-kms/b1",)
 # Of generations that a mark alone has.
 UNKNOWN_KEK_ID: Final = "0" * 16
 CACHE_S: Final = 40
-_T = TypeVar("_T")
 Mood = Literal["gives", "refuses", "away", "lies"]
 
 
@@ -166,120 +162,95 @@ class Stores:
     """All keys of all stores, which no worker sees into."""
 
     def __init__(self, network: Network, laws: CustomerKeyLaws) -> None:
-        self._network = network
-        self._laws = laws
+        self.network = network
+        self.laws = laws
+        # By store and key.
         self.moods: dict[str, Mood] = {}
-        self._inside: dict[str, tuple[str, str, Secret]] = {}
+        # By what was returned: the key, the place, and the secret.
+        self.inside: dict[str, tuple[str, Place, Secret]] = {}
 
     def mend(self) -> None:
         """Every key gives what it encrypted."""
         self.moods.clear()
 
-    async def encrypt(self, process: Process, key: str, project: str, secret: Secret) -> str:
-        """What a process is answered that has a secret encrypted."""
+    def seen_by(self, process: Process) -> dict[str, Store]:
+        """The stores in the settings of a process, by name."""
+        return {
+            name: _Store(self, process, name, project)
+            for project, keys in GIVEN.items()
+            for name in {key.partition("/")[0] for key in keys}
+        }
+
+
+class _Store:
+    """One store, as a process calls it: a `Store`."""
+
+    def __init__(self, stores: Stores, process: Process, name: str, project: str) -> None:
+        self._stores = stores
+        self._process = process
+        self._name = name
+        keys = [named(key)["key"] for key in GIVEN[project]]
+        self.settings: CustomerKeyStore = VaultStore(
+            kind="vault",
+            address=self.address(""),
+            mount="transit",
+            token_file="token",  # the path of one
+            projects=[project],
+            keys=keys,
+        )
+
+    def address(self, key: str) -> str:
+        del key
+        return f"https://{self._name}"
+
+    async def encrypt(self, key: str, place: Place, secret: Secret) -> str:
+        name, stores = f"{self._name}/{key}", self._stores
 
         async def encrypted() -> str:
-            self._check(key)
-            digest = hashlib.sha256(f"{key} {project} ".encode() + secret.reveal()).digest()
+            self._check(name)
+            digest = hashlib.sha256(f"{name} {place}".encode() + secret.reveal()).digest()
             made = base64.b64encode(digest).decode()
-            self._inside[made] = (key, project, secret)
-            self._laws.encrypted(project, made, secret)
+            stores.inside[made] = (name, place, secret)
+            stores.laws.encrypted(place.project, made, secret)
             return made
 
-        wrapped: str = await self._ask(process, "encrypt", key, encrypted)
+        wrapped: str = await self._ask("encrypt", name, encrypted)
         return wrapped
 
-    async def decrypt(self, process: Process, key: str, project: str, wrapped: str) -> Secret:
-        """What a process is answered that asks for a secret."""
-        inside = self._inside[wrapped]
-        secret, secret_id = inside[2], customer_secret_id(inside[2])
+    async def decrypt(self, key: str, place: Place, wrapped: str) -> Secret:
+        name, stores, process = f"{self._name}/{key}", self._stores, self._process
+        sent_s = stores.network.clock.seconds
 
         async def decrypted() -> Secret:
-            self._check(key)
-            if inside[:2] != (key, project):
-                raise CustomerKeyRefusedError(f"{key} did not encrypt this for {project}")
-            is_lie = self.moods.get(key) == "lies"
+            self._check(name)
+            *bound_to, secret = stores.inside[wrapped]
+            if bound_to != [name, place]:
+                raise KmsRefusedError(f"{name} did not encrypt this for {place}")
+            is_lie = stores.moods.get(name) == "lies"
             return Secret(hashlib.sha256(secret.reveal()).digest()) if is_lie else secret
 
-        sent_s = self._network.clock.seconds
         try:
-            given: Secret = await self._ask(process, "decrypt", key, decrypted)
-        except CustomerKeyRefusedError:
-            self._laws.refused(process, secret_id, self._network.clock.seconds)
+            given: Secret = await self._ask("decrypt", name, decrypted)
+        except KmsRefusedError:
+            stores.laws.refused(process, place.secret_id, stores.network.clock.seconds)
             raise
-        if given == secret:
-            self._laws.gave(process, secret_id, sent_s)
+        if given == stores.inside[wrapped][2]:
+            stores.laws.gave(process, place.secret_id, sent_s)
         else:
-            self._laws.refused(process, secret_id, self._network.clock.seconds)
+            stores.laws.refused(process, place.secret_id, stores.network.clock.seconds)
         return given
 
-    async def _ask(
-        self, process: Process, op: str, key: str, effect: Callable[[], Awaitable[Any]]
-    ) -> Any:
-        return await self._network.ask(process, op, key, effect)
+    async def aclose(self) -> None:
+        pass
 
-    def _check(self, key: str) -> None:
-        match self.moods.get(key):
+    async def _ask(self, op: str, name: str, effect: Callable[[], Awaitable[Any]]) -> Any:
+        if self._process.wire.dead:
+            raise asyncio.CancelledError  # a process that was killed sends nothing any more
+        return await self._stores.network.ask(self._process, op, name, effect)
+
+    def _check(self, name: str) -> None:
+        match self._stores.moods.get(name):
             case "refuses":
-                raise CustomerKeyRefusedError(f"{key} is disabled")
+                raise KmsRefusedError(f"{name} is disabled")
             case "away":
-                raise CustomerKeyUnavailableError(f"{key} does not respond")
-
-
-class ProcessKeys:
-    """The customer keys of one process: it remembers a secret for `CACHE_S` at most."""
-
-    def __init__(self, process: Process, stores: Stores) -> None:
-        self._process = process
-        self._stores = stores
-        self._kept: dict[str, tuple[Secret, float]] = {}
-
-    async def unlock(self, keyring: Keyring) -> CustomerSecrets:
-        """See `CustomerKeys.unlock`."""
-        customer_key, secrets = keyring.current.customer_key, keyring.secrets
-        if customer_key is None:
-            return secrets
-        held = await self._give(keyring.project, customer_key)
-        return replace(secrets, held={customer_key.secret_id: held})
-
-    async def open_with(
-        self, keyring: Keyring, opening: Callable[[CustomerSecrets], Awaitable[_T]]
-    ) -> _T:
-        """See `CustomerKeys.open_with`."""
-        secrets = await self.unlock(keyring)
-        while True:
-            try:
-                return await opening(secrets)
-            except SecretNeededError as needed:
-                customer_key = needed.customer_key
-            try:
-                secret = await self._give(keyring.project, customer_key)
-            except (CustomerKeyRefusedError, CustomerKeyUnavailableError) as exc:
-                failed = {**secrets.failed, customer_key.secret_id: exc}
-                secrets = replace(secrets, failed=failed)
-            else:
-                held = {**secrets.held, customer_key.secret_id: secret}
-                secrets = replace(secrets, held=held)
-
-    async def create(self, project: str, name: KeyName) -> CustomerKey:
-        """See `CustomerKeys.create`."""
-        if str(name) not in GIVEN[project]:
-            raise NotPermittedError(f"{project} may not have {name}")
-        secret = new_customer_secret()
-        wrapped = await self._stores.encrypt(self._process, str(name), project, secret)
-        made = CustomerKey.of(name, secret, wrapped)
-        await self._give(project, made)
-        return made
-
-    async def _give(self, project: str, customer_key: CustomerKey) -> Secret:
-        secret_id, name = customer_key.secret_id, str(customer_key.name)
-        sent_s = self._process.world.clock.seconds
-        kept, kept_s = self._kept.get(secret_id, (None, 0.0))
-        if kept is not None and sent_s < kept_s + CACHE_S:
-            return kept
-        wrapped = customer_key.wrapped or ""
-        secret = await self._stores.decrypt(self._process, name, project, wrapped)
-        if not customer_key.is_secret(secret):
-            raise CustomerKeyRefusedError(f"{name} gave another secret")
-        self._kept[secret_id] = (secret, sent_s)
-        return secret
+                raise KmsUnavailableError(f"{name} does not respond")

@@ -397,7 +397,7 @@ def _brought_by(rest: dict[str, Any]) -> tuple[str | None, str | None]:
     key, former = (each.get("customer_key") for each in (rest, before))
     is_new = key is not None and (former is None or former["secret_id"] != key["secret_id"])
     kek = None if rest["kek_id"] == before.get("kek_id") else rest["kek_id"]
-    return kek, f"{key['store']}/{key['key']}" if is_new else None
+    return kek, f"{key['store']}/{key['key']}" if key is not None and is_new else None
 
 
 def _identity(request: SentRequest) -> tuple[str, str, str, str]:

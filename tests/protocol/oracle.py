@@ -217,7 +217,8 @@ class Oracle:
             self.violated(f"a mark of {name} names a keyring that was never put")
             return
         _, master_key, rest = self._record(keyring_s3_key(name), stored.body)
-        if name in self.marks.touched and not rest["history"] and rest.get("evidence") is None:
+        known = [each for each in rest["history"] if each["kek_id"] != UNKNOWN_KEK_ID]
+        if name in self.marks.touched and not known and rest.get("evidence") is None:
             self.evidence.chains[name].clear()  # it was removed, and enrolled once more
         is_recovered = rest.get("recovery") is not None
         if is_recovered:
@@ -231,7 +232,7 @@ class Oracle:
         self.customer_keys.marked(name, mark, rest)
         project = self.projects.setdefault(name, Project())
         entries = [*rest["history"], rest]
-        ids = [each["rotation_id"] for each in entries if each["kek_id"] != UNKNOWN_KEK_ID]
+        ids = [entry["rotation_id"] for entry in (*known, rest)]
         if len(set(ids)) != len(ids):
             self.violated(f"a rotation rotated the keyring of {name} twice")
         project.rotation_ids.update(ids)

@@ -19,10 +19,10 @@ from keyturn.identifiers import KEYRINGS_PREFIX
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, SWEEP_QUEUE, UPLOAD_QUEUE
 from keyturn_workers.core.authorization import Rules
-from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.grants import Grant
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.keys.audit.trail import AuditProcess, AuditTrail
+from keyturn_workers.keys.customer_keys.secrets import IN_WORKERS, CachedCustomerKeys
 from keyturn_workers.keys.keyring.mark_stream import MarkStream
 from keyturn_workers.keys.keyring.marks import MarkWatch
 from keyturn_workers.keys.keyring.reader import KeyringReader
@@ -68,6 +68,7 @@ from keyturn_workers.reports.status.reader import Identity, StatusReader
 from tests.protocol import source
 from tests.protocol.broker import Delivery, WorkerPublisher
 from tests.protocol.channels import Channel
+from tests.protocol.customer_keys import CACHE_S as CUSTOMER_KEY_CACHE_S
 from tests.protocol.letter_mover import LetterMover
 from tests.protocol.marks import Link
 from tests.protocol.waiters import EVENT_KEY
@@ -149,6 +150,7 @@ class Parts:
     hint_settlement: type[HintSettlement] = HintSettlement
     wire: type[Wire] = Wire
     keyrings: type[KeyringReader] = KeyringReader
+    customer_keys: type[CachedCustomerKeys] = CachedCustomerKeys
     mark_stream: type[MarkStream] = MarkStream
     letter_mover: type[LetterMover] = LetterMover
     batches: type[EventBatches] = EventBatches
@@ -210,6 +212,9 @@ class Process:
         )
         self._storage = storage
         self._keys = operator_keys(MASTER_KEYS)
+        self.customer_keys = world.parts.customer_keys(
+            world.stores.seen_by(self), "test", IN_WORKERS, cache_s=CUSTOMER_KEY_CACHE_S
+        )
         self._store = world.parts.store(storage, self._keys)
         self.publisher = WorkerPublisher(self)
         worker_publisher: Any = self.publisher
@@ -278,6 +283,7 @@ class Process:
         now_s = self.world.clock.seconds
         if self.stalled:
             return
+        self.customer_keys.purge()
         self.link.wake()
         is_due = now_s - self._looked_s >= self.lease_s / 3
         if is_due and (self._looking is None or self._looking.done()):
@@ -327,7 +333,7 @@ class Process:
             self._storage,
             self.keyrings,
             self._keys,
-            GivenSecrets(),
+            self.customer_keys,
             sessions,
             limits,
             sources=Sources("test", {source.NAME: bucket}),
@@ -336,10 +342,10 @@ class Process:
 
     def _control(self) -> ControlHandler:
         storage, keyrings, intake_keys = self._storage, self.keyrings, {"main": intake()}
-        parts, starter, given = self.world.parts, self._starter, GivenSecrets()
+        parts, starter, secrets = self.world.parts, self._starter, self.customer_keys
         return ControlHandler(
-            parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter, given),
-            parts.rotator(storage, keyrings, self._keys, intake_keys, starter, given),
+            parts.enroller(storage, keyrings, self._keys, "m1", intake_keys, starter, secrets),
+            parts.rotator(storage, keyrings, self._keys, intake_keys, starter, secrets),
             starter,
             parts.deleter(storage, keyrings, self._keys, self.lease_s),
             recoverer=parts.recoverer(storage, self._keys, self.marks, lease_s=self.lease_s),
@@ -355,11 +361,17 @@ class Process:
         options = self.world.options
         paginator = parts.paginator(storage, options.page_keys)
         reconciler = parts.reconciler(
-            context, paginator, GivenSecrets(), lease_s=self.lease_s, max_wait=_MAX_AGE
+            context, paginator, self.customer_keys, lease_s=self.lease_s, max_wait=_MAX_AGE
         )
         all_projects = parts.all_projects(context, self._starter)
         limit = options.copy_limit_bytes
         page_worker = parts.page_worker(
-            storage, keyrings, keys, GivenSecrets(), store, concurrency=4, copy_limit_bytes=limit
+            storage,
+            keyrings,
+            keys,
+            self.customer_keys,
+            store,
+            concurrency=4,
+            copy_limit_bytes=limit,
         )
         return SweepHandler(store, reconciler, all_projects, page_worker)

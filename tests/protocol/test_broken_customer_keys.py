@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -11,10 +13,20 @@ import pytest
 from keyturn.crypto import composite_kek
 from keyturn_workers.core.customer_keys import CustomerKey
 from keyturn_workers.core.keyring import rotate
+from keyturn_workers.keys.customer_keys.secrets import IN_WORKERS, CachedCustomerKeys
+from keyturn_workers.pipeline.control.enrollment import Enroller
+from keyturn_workers.pipeline.upload.uploader import Uploader
 from tests.protocol.customer_keys import CACHE_S, GIVEN, named
+from tests.protocol.process import CACHE_S as KEYRING_CACHE_S
+from tests.protocol.process import Parts
 from tests.protocol.stories import begin, violations
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from keyturn_workers.core.keyring import Keyring
+    from tests.protocol.customer_keys import Mood
+    from tests.protocol.wire import Call
     from tests.protocol.world import World
 
 KEY: Final = GIVEN["acme"][0]
@@ -74,6 +86,29 @@ def test_a_rotation_of_the_api_key_keeps_the_customer_key(monkeypatch: pytest.Mo
     assert "the customer key of acme changed, and no request asked for it" in found
 
 
+def test_a_keyring_with_a_customer_key_is_one_that_others_do_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = import_module("keyturn_workers.keys.keyring.store")
+    monkeypatch.setattr(module, "record_version", lambda _: 1)
+    found = violations(a_project_that_gets_a_customer_key, settle=False)
+    assert "the keyring of acme is of version 1" in found
+
+
+def test_a_clean_end_clears_the_secrets_that_no_wrap_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of_keks_alone(keyring: Keyring) -> Keyring:
+        return replace(
+            keyring, history=tuple(replace(entry, kek=None) for entry in keyring.history)
+        )
+
+    module = import_module("keyturn_workers.pipeline.sweep.reconciler")
+    monkeypatch.setattr(module, "retire_old_keys", of_keks_alone)
+    found = violations(a_project_whose_keys_change, settle=False)
+    assert any(what.startswith("the keyring of acme keeps or lost a secret") for what in found)
+
+
 def a_store_that_lies_and_is_put_right(world: World) -> None:
     """It gives other bytes than those that it encrypted."""
     begin(world, "a")
@@ -105,3 +140,167 @@ def a_request_that_names_the_key_of_another_project(world: World) -> None:
         ends: list[Any] = world.ended(rotation)
         if [getattr(end, "code", None) for end in ends] != ["not_permitted"]:
             world.oracle.violated(f"it was not refused: {ends}")
+
+
+class _AsksForAnything(CachedCustomerKeys):
+    """Compares no request with the settings."""
+
+    def __init__(self, stores: Mapping[str, Any], *args: Any, **how: Any) -> None:
+        super().__init__(stores, *args, **how)
+        for store in stores.values():
+            store.settings = SimpleNamespace(gives=lambda *_: True)
+
+
+def test_a_project_gets_no_key_of_another() -> None:
+    assert violations(a_request_that_names_the_key_of_another_project) == []
+    broken = Parts(customer_keys=_AsksForAnything)
+    found = violations(a_request_that_names_the_key_of_another_project, broken, settle=False)
+    assert "the keyring of beta has a key that is not for it" in found
+
+
+class _KeepsForever(CachedCustomerKeys):
+    """Forgets a secret neither by its age, nor by a refusal."""
+
+    def _use(self, name: Any) -> Any:
+        entry = self._entries.get(name)
+        return super()._use(name) or (entry and entry.secret) or self._kept.get(name)
+
+    async def _ask(self, name: Any) -> Any:
+        secret = await super()._ask(name)
+        self._kept[name] = secret
+        return secret
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self._kept: dict[Any, Any] = {}
+
+
+class _KeepsWhatIsRefused(_KeepsForever):
+    """Forgets a secret by its age alone."""
+
+    def _use(self, name: Any) -> Any:
+        entry = self._entries.get(name)
+        is_young = entry is not None and self._clock_s() - entry.sent_s < CACHE_S
+        return CachedCustomerKeys._use(self, name) or (self._kept.get(name) if is_young else None)
+
+
+def _upload_while(world: World, mood: Mood, after_s: float) -> None:
+    """Uploads that begin so long after the key changed are stored once it gives again."""
+    begin(world, "a")
+    lock(world)
+    world.upload("acme", "b", b"b")
+    world.run()
+    world.stores.moods[KEY] = mood
+    for number in range(4):  # each process notices that its secret is due
+        world.advance(after_s / 4)
+        world.sweep("acme")
+        world.run(seconds=1)
+        world.upload("acme", f"c{number}", b"c")
+        world.run(seconds=1)
+    uploads = [world.upload("acme", f"d{number}", b"d" * 50) for number in range(3)]
+    sweep = world.sweep("acme")
+    world.run(seconds=_WAIT_S)
+    if any(world.ended(each) for each in (*uploads, sweep)):
+        world.oracle.violated("an upload or a sweep ended, and its key gave no secret")
+    world.stores.mend()
+    world.run()
+    if not all(world.ended(each) for each in (*uploads, sweep)):
+        world.oracle.violated("its key gives again, and an upload or a sweep waits")
+
+
+def a_key_that_is_disabled(world: World) -> None:
+    _upload_while(world, "refuses", CACHE_S * 3 / 4)
+
+
+def a_store_that_is_cut_off(world: World) -> None:
+    _upload_while(world, "away", CACHE_S)
+
+
+TOO_LONG: Final = " was wrapped by a customer secret that was kept too long"
+
+
+@pytest.mark.parametrize(
+    ("story", "broken"),
+    [(a_key_that_is_disabled, _KeepsWhatIsRefused), (a_store_that_is_cut_off, _KeepsForever)],
+)
+def test_no_secret_is_kept_too_long(story: Any, broken: type[CachedCustomerKeys]) -> None:
+    assert violations(story) == []
+    found = violations(story, Parts(customer_keys=broken))
+    assert any(what.endswith(TOO_LONG) for what in found)
+
+
+def a_store_that_hangs(world: World) -> None:
+    """Nothing of acme's is answered; beta has a slot, and so has a later upload of acme's."""
+    begin(world, "a")
+    world.enroll("beta")
+    world.run()
+    lock(world)
+    world.advance(CACHE_S)
+
+    def hangs(call: Call) -> bool:
+        return call.op == "decrypt"
+
+    uploads = [world.upload("acme", f"b{number}", b"b" * 300, staged=True) for number in range(8)]
+    world.sweep("acme")
+    world.run(until=lambda: any(map(hangs, world.calls)), hold=hangs, seconds=_WAIT_S)
+    others = [world.upload("beta", f"c{number}", b"c" * 300, staged=True) for number in range(8)]
+    world.run(hold=hangs, seconds=1)
+    if not all(world.ended(upload) for upload in others):
+        world.oracle.violated("a store that hangs holds up another project")
+    if any(world.ended(upload) for upload in uploads):
+        world.oracle.violated("an upload ended without its customer secret")
+
+
+class _Waits(CachedCustomerKeys):
+    """Lets a delivery wait for a store, however long it takes."""
+
+    def __init__(self, stores: Any, deployment: str, _: Any, **how: Any) -> None:
+        patient = replace(IN_WORKERS, wait_s=1000, shuns_slow=False)
+        super().__init__(stores, deployment, patient, **how)
+
+
+class _AsksInItsPlace(Uploader):
+    """Asks for the secret while it has one of a process's few places."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(context)
+        self._places = asyncio.Semaphore(context.limits.stream_concurrency)
+
+    async def _unlocked(self, *args: Any) -> Any:
+        async with self._places:
+            return await super()._unlocked(*args)
+
+
+def test_a_store_that_hangs_holds_up_no_other_project() -> None:
+    assert violations(a_store_that_hangs) == []
+    broken = Parts(uploader=_AsksInItsPlace, customer_keys=_Waits)
+    found = violations(a_store_that_hangs, broken, settle=False)
+    assert found == ["a store that hangs holds up another project"]
+
+
+def a_keyring_that_is_lost_and_adopted(world: World) -> None:
+    """Its secret is on the stream of marks alone by then."""
+    begin(world, "a")
+    lock(world)
+    world.bucket_writer.remove_keyring("acme")
+    world.advance(KEYRING_CACHE_S + 1)
+    world.enroll("acme", adopt=True)
+    world.run()
+    world.upload("acme", "b", b"b")
+    world.run()
+
+
+def test_a_mark_repeats_the_customer_keys_of_its_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(a_keyring_that_is_lost_and_adopted) == []
+    monkeypatch.setattr("keyturn_workers.keys.keyring.mark_stream._marked_keys", lambda _: None)
+    found = violations(a_keyring_that_is_lost_and_adopted, settle=False)
+    assert "a mark of acme has other customer keys than its keyring" in found
+
+
+def test_an_adoption_keeps_the_customer_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def to_none(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(Enroller, "_customer_key", to_none)
+    found = violations(a_keyring_that_is_lost_and_adopted, settle=False)
+    assert "the customer key of acme changed, and no request asked for it" in found

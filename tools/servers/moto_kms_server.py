@@ -77,7 +77,7 @@ class Kms:
             return _json(self._parameters_for_import(parameters))
         if operation == "ImportKeyMaterial":
             return _json(self._import(parameters))
-        if operation == "GenerateMac":
+        if operation in ("GenerateMac", "Encrypt", "Decrypt"):
             self._require_enabled(parameters["KeyId"])
         return self._pass_on(operation, environ, body)
 

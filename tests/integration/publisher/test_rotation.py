@@ -82,6 +82,7 @@ async def test_a_rotation_reaches_the_control_queue_sealed(
     request = verified(message)
     assert isinstance(request, RotationRequested)
     assert request.expected_generation == 3
+    assert request.sealed_kek is not None
     info = kek_info("rotation", rotation_id, "acme")
     assert request.sealed_kek is not None
     kek = INTAKE.open(from_base64(request.sealed_kek.ciphertext), info)

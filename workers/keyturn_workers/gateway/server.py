@@ -22,7 +22,7 @@ from keyturn.identifiers import KEYRINGS_PREFIX, STAGING_PREFIX, path_order
 from keyturn.publisher.client import Publisher
 from keyturn.publisher.connection import BrokerAddress
 from keyturn.tls import PairSettings
-from keyturn_workers.core.customer_key_port import CustomerKeys, GivenSecrets
+from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.errors import PreconditionError, StorageResponseError, StorageTlsError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import Capabilities, Headers, IfAbsent
@@ -33,6 +33,8 @@ from keyturn_workers.gateway.listing import HEADS_AT_ONCE
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.gateway.objects import ObjectOpener
 from keyturn_workers.keys.audit.trail import log_kek_derived
+from keyturn_workers.keys.customer_keys.providers import CustomerKeyMetrics, open_customer_keys
+from keyturn_workers.keys.customer_keys.secrets import IN_GATEWAYS
 from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.keys.master_keys.providers import KmsMetrics, open_operator_keys
@@ -96,7 +98,15 @@ async def run_gateway(settings: GatewaySettings, tracing: GatewayTracing | None 
     tolerate_odd_properties()
     metrics = GatewayMetrics()
     metrics.registry.add_process()
-    async with open_app(settings, metrics, GivenSecrets(), tracing) as app:
+    async with (
+        open_customer_keys(
+            settings,
+            settings.deployment,
+            IN_GATEWAYS,
+            metrics=CustomerKeyMetrics(metrics.registry, settings.customer_key_stores),
+        ) as customer_keys,
+        open_app(settings, metrics, customer_keys, tracing) as app,
+    ):
         await serve(settings, app, certificate)
     _log.info("gateway stopped")
 

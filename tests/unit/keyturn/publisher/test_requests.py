@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -32,6 +32,9 @@ from keyturn.publisher import requests
 from keyturn.publisher.sessions import SealingSession
 from keyturn.settings import NamedIntakeKey, PublisherSettings
 from keyturn_workers.pipeline.upload.sessions import OpenedSessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INTAKE = IntakeKey.from_seed(bytes(32))
 KEY = SigningKey.from_seed(b"p" * 32)
@@ -151,6 +154,36 @@ def test_enrollment_seals_the_kek_of_the_key_and_the_pepper(as_secret: bool) -> 
     info = kek_info("enroll", request.request_id, "acme")
     kek = INTAKE.open(from_base64(request.sealed_kek.ciphertext), info)
     assert kek == user_kek(API_KEY, "acme", "pepper").reveal()
+
+
+def test_a_customer_key_is_a_store_and_a_key_of_it() -> None:
+    arn = "arn:aws:kms:eu-central-1:111122223333:key/a"
+    rotation = _rotation(api_key=None, customer_key=f"kms-eu/{arn}")
+    assert rotation.sealed_kek is None
+    for request in (rotation, _rotation(customer_key=f"kms-eu/{arn}")):
+        assert request.customer_key is not None
+        assert (request.customer_key.store, request.customer_key.key) == ("kms-eu", arn)
+    assert _enroll(customer_key="bao/acme").customer_key.key == "acme"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _rotation(api_key=None),
+        lambda: _rotation(customer_key="kms-eu"),
+        lambda: _rotation(customer_key="/key"),
+        lambda: _rotation(customer_key="kms-eu/"),
+        lambda: _rotation(customer_key="KMS/key"),
+        lambda: _rotation(customer_key="kms-eu/a key\n"),
+        lambda: _rotation(customer_key="kms-eu/" + "k" * 2049),
+        lambda: _enroll(customer_key="kms-eu/key", plaintext=True),
+    ],
+)
+def test_a_request_without_a_key_or_with_a_malformed_one_is_not_made(
+    make: Callable[[], object],
+) -> None:
+    with pytest.raises(MalformedRequestError):
+        make()
 
 
 def test_a_rotation_seals_the_kek_of_the_new_key_for_this_rotation_alone() -> None:

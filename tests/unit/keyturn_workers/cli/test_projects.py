@@ -228,6 +228,54 @@ def test_the_current_key_in_the_environment_never_becomes_the_new_one(
     assert fake.publisher.sent == []
 
 
+CUSTOMER_KEY = "kms-eu/arn:aws:kms:eu-central-1:111122223333:key/a"
+
+
+@pytest.mark.parametrize(
+    ("options", "has_api_key"),
+    [((), False), (("--generate", "--save-to", "TARGET"), True)],
+    ids=["alone", "with a new API key"],
+)
+def test_a_rotation_to_a_customer_key_changes_the_api_key_only_on_request(
+    fake: Commands, tmp_path: Path, options: tuple[str, ...], *, has_api_key: bool
+) -> None:
+    """A new API key that was left in the environment does not count."""
+    fake.publisher.script = _completed()
+    given = [str(tmp_path / "new") if each == "TARGET" else each for each in options]
+    result = fake.run("rotate", "acme", "--customer-key", CUSTOMER_KEY, *given, NEW_API_KEY=NEW_KEY)
+    assert result.exit_code == 0, result.stderr
+    (sent,) = _rotations(fake)
+    assert sent["customer_key"] == CUSTOMER_KEY
+    assert (sent["api_key"] is not None) is has_api_key
+    assert sent["api_key"] is None or sent["api_key"].get_secret_value() != NEW_KEY
+
+
+def test_a_project_can_be_enrolled_with_a_customer_key(fake: Commands) -> None:
+    fake.publisher.script = _enrolled
+    result = fake.run("enroll", "acme", "--customer-key", CUSTOMER_KEY, API_KEY=KEY)
+    assert result.exit_code == 0, result.stderr
+    assert _sent(fake)["customer_key"] == CUSTOMER_KEY
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("rotate", "--customer-key", "kms-eu"),
+        ("rotate", "--customer-key", "https://bao.example/key"),
+        ("rotate", "--customer-key", "/key"),
+        ("rotate", "--customer-key", CUSTOMER_KEY, "--save-to", "new"),
+        ("enroll", "--customer-key", CUSTOMER_KEY, "--plaintext"),
+    ],
+)
+def test_a_customer_key_of_another_form_or_with_plaintext_is_wrong_usage(
+    fake: Commands, options: tuple[str, ...]
+) -> None:
+    command, *more = options
+    result = fake.run(command, "acme", *more, API_KEY=KEY, NEW_API_KEY=NEW_KEY)
+    assert result.exit_code == 2
+    assert fake.publisher.sent == []
+
+
 def test_a_key_in_a_file_wins_over_the_environment(fake: Commands, tmp_path: Path) -> None:
     file = tmp_path / "new"
     file.write_text(NEW_KEY + "\n")

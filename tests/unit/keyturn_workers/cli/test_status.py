@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keyturn.crypto import SigningKey, to_base64
+from keyturn.crypto import SigningKey, customer_secret_id, new_customer_secret, to_base64
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import reports, status
 from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_record import KeyWait
 from keyturn_workers.keys.keyring.marks import MarkTable
 from keyturn_workers.keys.keyring.store import replace_keyring
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, bench
@@ -25,8 +26,10 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     rotated,
     sealed_object,
+    turned_to,
 )
 from tests.unit.keyturn_workers.reports.status.bucket import (
+    BEGIN,
     all_record,
     done,
     failed,
@@ -218,10 +221,35 @@ def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> 
         "enrolled_at": "2026-11-24T10:00:00Z",
         "rotated_at": "2026-11-24T10:00:00Z",
         "evidence": "ab" * 32,
+        "customer_key": None,
+        "customer_key_code": None,
         "mark": None,
         "code": None,
         "detail": None,
     }
+
+
+def test_a_customer_key_is_named_and_what_it_hides_keeps_every_master_key(bucket: Bench) -> None:
+    """The command asks no store: it cannot know which master key such an object needs."""
+    secret = new_customer_secret()
+    ring = turned_to(_FIRST, secret, "acme-key")
+    bucket.customer_keys.secrets[customer_secret_id(secret)] = secret
+    assert "customer" not in bucket.run().stdout
+    bucket.enroll(ring)
+    bucket.put(ring, "k")
+    assert _key_usage(bucket.json())[1] == (
+        "m2: not safe to drop: 1 object cannot be opened with any available key"
+    )
+    wait = KeyWait("customer_key_refused", "disabled", BEGIN)
+    bucket.add(record(origin(1), key_wait=wait))
+    report = bucket.json()
+    (row,) = report["keyrings"]
+    shown = (row["customer_key"], row["customer_key_code"])
+    assert shown == ("kms/acme-key", "customer_key_refused")
+    assert _objects(report) == {("acme", "unreadable", None, None, "customer_key_unavailable"): 1}
+    assert "kms/acme-key" in bucket.run("--no-objects").stdout
+    detailed = bucket.run(sweep_id(1)).stdout
+    assert "waiting for the customer key (customer_key_refused)" in detailed
 
 
 def test_the_newest_evidence_of_one_project_is_named_in_full(bucket: Bench) -> None:

@@ -53,6 +53,9 @@ RULES = Rules(
         "sweeper": grant(NARROW, may="sweep.requested", projects="acme"),
         "intake": replace(grant(NARROW, may="upload.requested"), sources=frozenset({"drop"})),
         "nothing": grant(NARROW, may="", projects=""),
+        "rotator": grant(NARROW, may="rotation.requested enroll.requested"),
+        "keeper": grant(NARROW, may="rotation.requested enroll.requested customer_key"),
+        "only-keys": grant(NARROW, may="customer_key"),
     },
     WEEK,
 )
@@ -342,3 +345,40 @@ def test_secret_for_something_else(intake: IntakeKey) -> None:
 def test_secret_of_another_length(intake: IntakeKey, size_bytes: int) -> None:
     with pytest.raises(BadSealError, match="32 bytes"):
         open_secret(sealed(bytes(size_bytes), b"info", intake), b"info", {"main": intake})
+
+
+_CUSTOMER_KEY = {"customer_key": {"store": "kms-eu", "key": "acme"}}
+_SEALED_KEK = {"sealed_kek": {"intake_key": "main", "ciphertext": ""}}
+
+
+@pytest.mark.parametrize(
+    ("publisher", "fields", "is_admitted"),
+    [
+        ("api", _CUSTOMER_KEY, True),
+        ("keeper", _CUSTOMER_KEY, True),
+        ("keeper", _SEALED_KEK, True),
+        ("rotator", _SEALED_KEK, True),
+        ("rotator", _CUSTOMER_KEY, False),
+        ("rotator", _SEALED_KEK | _CUSTOMER_KEY, False),
+        ("only-keys", _CUSTOMER_KEY, False),
+    ],
+)
+def test_a_customer_key_is_named_only_with_the_right_to(
+    publisher: str, fields: dict[str, Any], *, is_admitted: bool
+) -> None:
+    for kind, id_field, needed in (
+        ("rotation.requested", "rotation_id", {}),
+        ("enroll.requested", "request_id", _SEALED_KEK),
+    ):
+        document = {
+            "type": kind,
+            id_field: "2f6c9a0e-1111-4111-8111-111111111111",
+            "project": "acme",
+            "requested_at": format_time(NOW),
+        }
+        body = json.dumps(document | needed | fields).encode()
+        if is_admitted:
+            assert admitted(body, publisher, routed_as=kind) == kind
+        else:
+            with pytest.raises(NotPermittedError):
+                admitted(body, publisher, routed_as=kind)

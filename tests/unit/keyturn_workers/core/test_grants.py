@@ -207,6 +207,19 @@ def test_a_grant_may_name_sources() -> None:
             parse_grants({"api": {**fields, "sources": wrong}})
 
 
+@pytest.mark.parametrize(
+    ("may", "is_allowed"),
+    [(["customer_key"], True), (["*"], True), (["rotation.requested"], False), ([], False)],
+)
+def test_to_name_a_customer_key_is_a_right_of_its_own(may: list[str], *, is_allowed: bool) -> None:
+    fields: dict[str, Any] = {"keys": [], "may": may, "projects": ["acme"]}
+    parsed = parse_grants({"api": fields})["api"]
+    assert parsed.allows("customer_key", "acme") is is_allowed
+    assert not parsed.allows("customer_key", "other")
+    with pytest.raises(ValueError, match="customer_key"):
+        parse_grants({"api": {**fields, "may": [*may, "customer_keys"]}})
+
+
 def test_a_grant_is_by_value() -> None:
     """Read again and not changed, it is the same."""
     same: Any = grant(ONE)

@@ -126,8 +126,9 @@ def test_a_failing_object_is_tried_a_few_times_and_then_recorded() -> None:
     assert not the_round(applied.record).counts.all_as_desired
 
 
-def test_a_storage_that_is_away_has_more_tries_and_longer_pauses() -> None:
-    away = result(failures=(Failure("k", "storage_unavailable"),))
+@pytest.mark.parametrize("code", ["storage_unavailable", "customer_key_unavailable"])
+def test_what_is_away_has_more_tries_and_longer_pauses(code: str) -> None:
+    away = result(failures=(Failure("k", code),))
     tried, waits = running(page()), list[float]()
     while not (applied := apply(tried, {0: away})).failing:
         tried = applied.record

@@ -83,6 +83,10 @@ class AwsKmsKeys:
             raise KmsUnavailableError("AWS KMS returned no plaintext")
         return Secret(plaintext)
 
+    async def check_answers(self, key: str) -> None:
+        """See `Store.check_answers`."""
+        await self._regions.client(_region(key)).check_answers()
+
     async def aclose(self) -> None:
         """See `Store.aclose`."""
         await self._regions.aclose()

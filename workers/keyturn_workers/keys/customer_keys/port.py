@@ -19,7 +19,7 @@ class Place:
 class Store(Protocol):
     """One store of the settings. Contacts nothing before the first call.
 
-    Both calls raise `KmsRefusedError` if the store answered and refuses, and otherwise
+    All calls raise `KmsRefusedError` if the store answered and refuses, and otherwise
     `KmsUnavailableError`: it did not respond, throttled, failed, or its response is invalid. The
     error's text is one line without a secret. `StoreCalls` bounds the calls.
     """
@@ -36,6 +36,9 @@ class Store(Protocol):
 
     async def decrypt(self, key: str, place: Place, wrapped: str) -> Secret:
         """Return what `encrypt` was given. The caller compares it with the expected secret."""
+
+    async def check_answers(self, key: str) -> None:
+        """Check that the server of this key answers the same credentials in another matter."""
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -9,7 +9,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from keyturn_workers.core.customer_key_stores import AwsKmsStore, CustomerKeyStore
 from keyturn_workers.keys.customer_keys.awskms import AwsKmsKeys, AwsKmsRegions
 from keyturn_workers.keys.customer_keys.port import Store
-from keyturn_workers.keys.customer_keys.secrets import CachedCustomerKeys, WaitPolicy
+from keyturn_workers.keys.customer_keys.secrets import (
+    CachedCustomerKeys,
+    WaitPolicy,
+    observe_nothing,
+)
 from keyturn_workers.keys.customer_keys.store_calls import Outcome
 from keyturn_workers.keys.customer_keys.vault import VaultKeys
 from keyturn_workers.process.background import background
@@ -72,9 +76,12 @@ async def open_customer_keys(
         name: _open_store(name, store, regions)
         for name, store in settings.customer_key_stores.items()
     }
-    observing = {} if metrics is None else {"observe": metrics.observe}
     keys = CachedCustomerKeys(
-        stores, deployment, policy, cache_s=settings.customer_key_cache_s, **observing
+        stores,
+        deployment,
+        policy,
+        cache_s=settings.customer_key_cache_s,
+        observe=observe_nothing if metrics is None else metrics.observe,
     )
     if metrics is not None:
         metrics.track(keys)

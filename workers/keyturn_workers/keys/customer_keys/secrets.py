@@ -28,9 +28,10 @@ from keyturn_workers.core.customer_keys import (
     KeyName,
     SecretNeededError,
 )
+from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.keys.customer_keys.port import Place, Store
-from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, StoreCalls
+from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, Outcome, StoreCalls
 from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from keyturn_workers.process.background import SharedTasks, repeat
@@ -67,6 +68,10 @@ class WaitPolicy:
 IN_WORKERS: Final = WaitPolicy(wait_s=0.25, shuns_slow=True)
 """A delivery holds places that other projects need: it is put off instead."""
 IN_GATEWAYS: Final = WaitPolicy(wait_s=5, callers=8)
+
+
+def observe_nothing(store: str, outcome: Outcome, took_s: float) -> None:
+    """See `Observe`."""
 
 
 @dataclass(slots=True)
@@ -106,7 +111,7 @@ class CachedCustomerKeys:
         policy: WaitPolicy,
         *,
         cache_s: float = 300,
-        observe: Observe = lambda _store, _outcome, _seconds: None,
+        observe: Observe = observe_nothing,
         clock_s: Callable[[], float] = boottime_s,
     ) -> None:
         self._calls = StoreCalls(stores, observe, clock_s)
@@ -154,6 +159,12 @@ class CachedCustomerKeys:
                 return await asyncio.shield(task)
         except TimeoutError:
             raise CustomerKeyUnavailableError(f"{name}: no secret within {TIMEOUT_S:g} s") from None
+
+    async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
+        """See `CustomerKeys.ask`."""
+        keys = {key.secret_id: key for key in keyring.customer_keys.values()}
+        asking = (self._state(keyring.project, key) for key in keys.values())
+        return dict(zip(keys, await asyncio.gather(*asking), strict=True))
 
     def purge(self) -> None:
         """Forget the secrets that are too old, and what is not in use."""
@@ -255,7 +266,9 @@ class CachedCustomerKeys:
         project, key = name
         entry = self._entries.get(name)
         if entry is None:
-            breaker = CircuitBreaker(CallLimits(timeout_s=None), opens=_is_refusal)
+            breaker = CircuitBreaker(
+                CallLimits(timeout_s=None), opens=_is_refusal, clock_s=self._clock_s
+            )
             entry = self._entries[name] = _Entry(breaker, 0.0)
         entry.asked_s = sent_s = self._clock_s()
         place = Place(self._deployment, project, key.secret_id)
@@ -277,6 +290,28 @@ class CachedCustomerKeys:
         entry.secret, entry.sent_s = secret, sent_s
         self._entries[name] = entry
         return secret
+
+    async def _state(self, project: str, key: CustomerKey) -> KeyState:
+        place, state = Place(self._deployment, project, key.secret_id), None
+
+        async def send(store: Store) -> KeyState:
+            secret = await store.decrypt(key.name.key, place, key.wrapped or "")
+            return KeyState.GIVEN if key.is_secret(secret) else KeyState.UNDECIDED
+
+        try:
+            if self._calls.gives(project, key.name):
+                return await self._calls.call(key.name, send)
+        except KmsRefusedError as exc:
+            state = exc.key_state
+        except (KmsUnavailableError, CustomerKeyUnavailableError):
+            pass
+        if state is None:
+            return KeyState.UNDECIDED
+        try:
+            await self._calls.call(key.name, lambda store: store.check_answers(key.name.key))
+        except KmsUnavailableError:
+            return KeyState.UNDECIDED
+        return state
 
     async def _create(self, project: str, name: KeyName) -> CustomerKey:
         secret = new_customer_secret()

@@ -12,6 +12,7 @@ from keyturn.crypto.keys import Secret
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.core.customer_key_stores import VaultStore
 from keyturn_workers.core.customer_keys import is_wrapped
+from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.keys.customer_keys.port import Place
 from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
@@ -26,6 +27,10 @@ _REFUSALS: Final = {
     "version is too old": "the key's version is below its min_decryption_version",
     "authentication failed": "the key did not encrypt this for this place",
     "associated_data": "the key's type does not authenticate associated_data",
+}
+_KEY_STATES: Final = {
+    "encryption key not found": KeyState.MISSING,
+    "soft-deleted": KeyState.DISABLED,
 }
 
 
@@ -61,11 +66,17 @@ class VaultKeys:
         except ValueError:
             raise KmsUnavailableError("Vault's response is not a plaintext") from None
 
+    async def check_answers(self, key: str) -> None:  # noqa: ARG002  # one server for all of them
+        """See `Store.check_answers`."""
+        response = await self._client.call("GET", "auth/token/lookup-self")
+        if response.status != _OK:
+            raise response.failure()
+
     async def aclose(self) -> None:
         """See `Store.aclose`."""
         await self._client.aclose()
 
-    async def _call(  # noqa: PLR0913, PLR0917  # a field to send, and one to read
+    async def _call(  # a field to send, and one to read
         self, operation: str, key: str, place: Place, name: str, value: str, result: str
     ) -> str:
         body = {
@@ -74,9 +85,9 @@ class VaultKeys:
         }
         response = await self._client.call("POST", f"{self.settings.mount}/{operation}/{key}", body)
         if response.status == _BAD_REQUEST:
-            for phrase, text in _REFUSALS.items():
+            for phrase, problem in _REFUSALS.items():
                 if response.says(phrase):
-                    raise KmsRefusedError(text)
+                    raise KmsRefusedError(problem, key_state=_KEY_STATES.get(phrase))
         if response.status != _OK:
             raise response.failure()
         text = response.section("data").get(result)

@@ -34,6 +34,7 @@ from keyturn.crypto.keys import Secret, expand_message
 from keyturn.errors import KmsUnavailableError, SettingsError
 from keyturn.s3 import VerifyingSession, describe_credential_failure, verified_sessions
 from keyturn.tls import PeerSettings, describe_connection_failure
+from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.key_uris import AwsKmsUri
 from keyturn_workers.keys.master_keys.port import Derivation, KeyDescription, KmsRefusedError
 from keyturn_workers.process.settings import KmsSettings
@@ -56,6 +57,8 @@ _SIGNATURE: Final = (
 _NO_ROLE: Final = "AWS returned no temporary credentials for the role"
 _CREDENTIALS_REFUSED: Final = frozenset({_EXPIRED, _UNKNOWN, _SIGNATURE, _NO_ROLE})
 _DISABLED: Final = "the key is disabled in AWS KMS"
+_MISSING: Final = "the key does not exist in this account and Region of AWS KMS"
+_DELETION: Final = "the key is scheduled for deletion in AWS KMS"
 _REFUSALS: Final = {
     "DisabledException": _DISABLED,
     "ExpiredToken": _EXPIRED,
@@ -70,7 +73,7 @@ _REFUSALS: Final = {
     "MissingAuthenticationToken": _UNKNOWN,
     "MissingAuthenticationTokenException": _UNKNOWN,
     "NotAuthorized": _UNKNOWN,
-    "NotFoundException": "the key does not exist in this account and Region of AWS KMS",
+    "NotFoundException": _MISSING,
     "OptInRequired": _UNKNOWN,
     "RequestExpired": _SIGNATURE,
     "RequestTimeTooSkewed": _SIGNATURE,
@@ -85,10 +88,15 @@ _USAGES: Final = {
 # AWS has one code for these states and names the state in the text.
 _INVALID_STATE: Final = "KMSInvalidStateException"
 _STATES: Final = {
-    "deletion": "the key is scheduled for deletion in AWS KMS",
+    "deletion": _DELETION,
     "import": "the key in AWS KMS has no key material: its import is pending, or it expired",
     "disabled": _DISABLED,
     "": "the key's state in AWS KMS does not allow its use",
+}
+_KEY_STATES: Final = {
+    _DISABLED: KeyState.DISABLED,
+    _DELETION: KeyState.PENDING_DELETION,
+    _MISSING: KeyState.MISSING,
 }
 _ACCESS_DENIED: Final = frozenset({"AccessDenied", "AccessDeniedException"})
 _THROTTLED: Final = frozenset(
@@ -264,6 +272,18 @@ class AwsKmsClient:
                 if opened is not self._opened and opened.calls == 0:
                     await opened.connections.aclose()
 
+    async def check_answers(self) -> None:
+        """Check that AWS KMS answers these credentials, by a call that names no key.
+
+        Raises:
+            KmsUnavailableError: it does not answer, or does not accept the credentials.
+        """
+        try:
+            await self.call("ListKeys", "list_keys", Limit=1)
+        except KmsRefusedError as exc:
+            if exc.detail in _CREDENTIALS_REFUSED:
+                raise  # otherwise they are accepted, and may not list keys
+
     async def aclose(self) -> None:
         """Close the connections. A later call opens new ones."""
         opened, self._opened = self._opened, None
@@ -351,9 +371,11 @@ def _describe_error(exc: ClientError, operation: str) -> KmsUnavailableError:
         usage = _USAGES.get(operation, f"{_KEY_SPEC} and {_KEY_USAGE}")
         return KmsRefusedError(f"the key in AWS KMS is not of {usage}")
     if code == _INVALID_STATE:
-        return KmsRefusedError(next(text for word, text in _STATES.items() if word in message))
+        text = next(text for word, text in _STATES.items() if word in message)
+        return KmsRefusedError(text, key_state=_KEY_STATES.get(text))
     if code in _REFUSALS:
-        return KmsRefusedError(_REFUSALS[code])
+        text = _REFUSALS[code]
+        return KmsRefusedError(text, key_state=_KEY_STATES.get(text))
     status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     text = f"AWS KMS refused the request (status {status if isinstance(status, int) else '?'})"
     if code in _THROTTLED:

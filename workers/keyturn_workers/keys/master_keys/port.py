@@ -11,6 +11,7 @@ from typing import Protocol
 
 from keyturn.crypto.keys import Secret
 from keyturn.errors import KmsUnavailableError
+from keyturn_workers.core.erasure import KeyState
 
 
 class KmsRefusedError(KmsUnavailableError):
@@ -18,13 +19,19 @@ class KmsRefusedError(KmsUnavailableError):
 
     A KEK in memory then ends at `KMS_CACHE_S` instead of `KMS_CACHE_MAX_S`. `has_new_credential`
     returns whether the refused credential has been replaced, so that the next call may succeed.
+    `key_state` is what the answer says of the key itself; None after a refusal for another reason.
     """
 
     def __init__(
-        self, detail: str = "", *, has_new_credential: Callable[[], bool] = lambda: False
+        self,
+        detail: str = "",
+        *,
+        has_new_credential: Callable[[], bool] = lambda: False,
+        key_state: KeyState | None = None,
     ) -> None:
         super().__init__(detail)
         self.has_new_credential = has_new_credential
+        self.key_state = key_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,11 +49,12 @@ from keyturn.publisher.connection import (
     is_at_alarm,
 )
 from keyturn.topology import audit_queue
-from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.errors import StorageTlsError, UnsafeStorageError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.keys.audit.trail import AuditProcess, AuditPublisher, AuditTrail
+from keyturn_workers.keys.customer_keys.providers import CustomerKeyMetrics, open_customer_keys
+from keyturn_workers.keys.customer_keys.secrets import IN_WORKERS
 from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.keys.master_keys.providers import KmsMetrics, open_operator_keys
@@ -322,6 +323,12 @@ async def _serve(
             on_derived=audit.kek_derived,
             metrics=KmsMetrics(metrics.registry),
         ) as keys,
+        open_customer_keys(
+            settings,
+            settings.deployment,
+            IN_WORKERS,
+            metrics=CustomerKeyMetrics(metrics.registry, settings.customer_key_stores),
+        ) as customer_keys,
         open_sources(
             settings.sources if roles & {UPLOAD, INGEST} else {},
             settings,
@@ -339,7 +346,7 @@ async def _serve(
             storage,
             broker,
             keys,
-            GivenSecrets(),
+            customer_keys,
             metrics,
             grants,
             audit,

@@ -13,11 +13,12 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from keyturn.crypto import SigningKey
+from keyturn.crypto import SigningKey, new_customer_secret
 from keyturn.errors import EventsUnavailableError, MarksUnavailableError, NotDeliveredError
 from keyturn.messages import KeyringMarked, encode_mark, parse_mark
 from keyturn.publisher.event_stream import StreamRecord
 from keyturn.topology import EVENT_KEY_HEADER, KEYRING_MARKED, MARKS_STREAM, SIGNATURE_HEADER
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.keys.keyring import mark_stream
 from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
 from keyturn_workers.keys.keyring.marks import Finding, Mark
@@ -843,3 +844,52 @@ async def test_a_process_that_adds_no_marks_takes_silence_for_an_empty_stream(
             async with asyncio.timeout(0.05):
                 await stream.catch_up()
         assert not current(stream)
+
+
+async def test_a_mark_repeats_the_customer_keys_that_are_not_cleared(broker: Broker) -> None:
+    secret = new_customer_secret()
+    customer_key = CustomerKey.of(KeyName("kms-eu", "a"), secret, "vault:v1:YQ==")
+    ring = replace(keyring(), serial=1)
+    ring = replace(ring, current=replace(ring.current, customer_key=customer_key))
+    mark = Mark.of(ring, bytes(32))
+    async with loaded(stream_of()) as stream:
+        await stream.publish(ring, mark)
+        await stream.publish(keyring("plain"), Mark.of(keyring("plain"), bytes(32)))
+        found = stream.table.find("acme")
+        assert found is not None
+        assert found.customer_keys == ring.customer_keys
+    published = {each["project"]: each for each in _documents(broker)}
+    assert published["acme"]["customer_keys"] == [{**customer_key.to_json(), "generations": [1]}]
+    assert "customer_keys" not in published["plain"]
+
+
+async def test_a_mark_with_a_customer_key_that_no_store_wrote_is_skipped(broker: Broker) -> None:
+    """The holder of an event key signed it: it must not end the reading of the stream."""
+    fields = CustomerKey.of(KeyName("bao", "b"), new_customer_secret(), "YQ==").to_json()
+    good = {**json.loads(mark_body(5)), "customer_keys": [{**fields, "generations": [1]}]}
+    changes: list[dict[str, object]] = [
+        {"wrapped": "YQ"},  # without its padding
+        {"wrapped": "YR=="},  # not canonical
+        {"wrapped": ":YQ=="},
+        {"secret_id": "A"},
+        {"generations": [2]},
+        {"generations": [1, 1]},
+        {"store": "*"},
+    ]
+    for serial, change in enumerate(changes, 6):
+        forged = {**good, "serial": serial, "customer_keys": [good["customer_keys"][0] | change]}
+        body = json.dumps(forged).encode()
+        broker.append(body, CURRENT.sign_mark("default", body), CURRENT.id)
+    body = json.dumps(good).encode()
+    broker.append(body, CURRENT.sign_mark("default", body), CURRENT.id)
+    async with loaded(stream_of()) as stream:
+        assert stream.skipped == len(changes)
+        found = stream.table.find("acme")
+        assert found is not None
+        assert found.serial == 5
+        assert set(found.customer_keys) == {1}
+
+
+def _documents(broker: Broker) -> list[dict[str, Any]]:
+    documents = [json.loads(record.body) for record in broker.records]
+    return [each for each in documents if each["type"] == KEYRING_MARKED]

@@ -9,7 +9,9 @@ from typing import Final
 import pytest
 from structlog.testing import capture_logs
 
+from keyturn.crypto import new_customer_secret
 from keyturn.identifiers import keyring_s3_key
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.keys.keyring.marks import (
     Finding,
@@ -18,6 +20,7 @@ from keyturn_workers.keys.keyring.marks import (
     MarkTable,
     MarkWatch,
     compare,
+    customer_keys_to_json,
 )
 from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring
 from tests.unit.keyturn_workers.pipeline.sweep.test_periodic import Scans
@@ -199,6 +202,35 @@ def test_the_largest_values_are_kept() -> None:
     largest = Mark(2**63 - 1, _B, 10**18 - 1)
     table.receive("acme", largest)
     assert table.find("acme") == largest
+
+
+def test_customer_keys_are_kept_with_their_generations() -> None:
+    """Also those of a stream that was replaced; a project without them costs nothing for it."""
+    names = [KeyName("kms-eu", "a"), KeyName("bao", "b")]
+    first, second = (CustomerKey.of(each, new_customer_secret(), "YQ==") for each in names)
+    table, plain = MarkTable(), Mark(5, _B, 7)
+    marked = Mark(5, _B, 7, {3: first, 4: second, 7: second})
+    assert [each["generations"] for each in customer_keys_to_json(marked.customer_keys)] == [
+        [3],
+        [4, 7],
+    ]
+    table.receive("acme", marked)
+    table.receive("plain", plain)
+    for found, expected in ((table.find("acme"), marked), (table.find("plain"), plain)):
+        assert found is not None
+        assert found == expected
+        assert found.customer_keys == expected.customer_keys
+    date = table.find_date("acme")
+    assert date is not None
+    assert table.compare("acme", marked, since=9) is Finding.MARKED
+    table.begin_again()
+    lost = table.find_lost("acme")
+    assert lost is not None
+    assert lost.customer_keys == marked.customer_keys
+    table.receive("acme", Mark(6, _A, 8))  # a clean end has cleared them
+    found = table.find("acme")
+    assert found is not None
+    assert not found.customer_keys
 
 
 def test_a_project_takes_few_bytes() -> None:

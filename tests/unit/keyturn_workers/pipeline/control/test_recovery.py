@@ -9,6 +9,14 @@ from uuid import uuid4
 
 import pytest
 
+from keyturn.crypto import (
+    BODY_CONTEXT,
+    Secret,
+    customer_secret_id,
+    new_customer_secret,
+    new_dek,
+    seal,
+)
 from keyturn.errors import (
     CorruptObjectError,
     GenerationMismatchError,
@@ -17,16 +25,29 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import RecoverRequested
+from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
 from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.keyring import find_generation_number, rotations_to_prove
+from keyturn_workers.core.plan_action import NoOp, Rewrap, plan_action
 from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.sweep_options import SweepOptions
+from keyturn_workers.core.wraps import wrap
 from keyturn_workers.keys.keyring.marks import KeyringContradictedError, KeyringRemovedError, Mark
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.keys.keyring.store import replace_keyring
 from keyturn_workers.pipeline.control.recovery import Recoverer
 from keyturn_workers.storage.clock import StorageClock
-from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, keyring, rotated
+from tests.unit.keyturn_workers.factories import (
+    ADMIN_KEKS,
+    AT,
+    MASTER_KEYS,
+    enc,
+    keyring,
+    object_view,
+    rotated,
+)
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
-from tools.harness.local_keys import build_keyring, operator_keys
+from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
 if TYPE_CHECKING:
@@ -279,3 +300,104 @@ async def test_a_listed_keyring_that_is_not_found_is_transient() -> None:
     on.storage.fail_next("read", MissingError(_S3_KEY))
     with pytest.raises(StorageUnavailableError):
         await on.recoverer.recover(request)
+
+
+# Customer keys: `wrapped` is in the keyring and in its mark alone.
+
+
+class _WithCustomerKeys(_Project):
+    """Generations 1 and 2 had no customer key; 3 had one, and 4 and 5 another."""
+
+    def __init__(self, *, plaintext: bool = False) -> None:
+        super().__init__()
+        self.secrets: dict[str, Secret] = {}
+        self.rings = [replace(keyring(plaintext=plaintext), serial=1)]
+        for serial, name in enumerate((None, "a", "b", None), 2):
+            ring = replace(rotated(self.rings[-1]), serial=serial)
+            key = ring.history[-1].customer_key if name is None else self._customer_key(name)
+            ring = replace(ring, current=replace(ring.current, customer_key=key))
+            self.rings.append(ring if key is None else replace(ring, plaintext_allowed=False))
+        self.bodies = [build_keyring(ring, MASTER_KEYS) for ring in self.rings]
+        self.witness = FakeWitness()
+        self.recoverer = Recoverer(self.storage, _KEYS, self.witness, lease_s=15)
+        for body in self.bodies:
+            self.witness.receive("acme", mark_of(body))
+
+    def _customer_key(self, name: str) -> CustomerKey:
+        secret = new_customer_secret()
+        self.secrets[customer_secret_id(secret)] = secret
+        return CustomerKey.of(KeyName("kms-eu", name), secret, "YQ==")
+
+    async def recover(self, body: bytes) -> Keyring:
+        self.put(body)
+        await self.recoverer.recover(self.request(body))
+        return await self.read()
+
+    def plan(self, ring: Keyring, of: Keyring) -> object:
+        """The plan for an object of one keyring, by the other."""
+        held = self.secrets
+        desired = desired_state(of, MASTER_KEYS)
+        wraps = wrap(desired, "a", dek := new_dek(), CustomerSecrets(of.customer_keys, held))
+        view = object_view(enc(wraps), seal(dek, BODY_CONTEXT, b""))
+        keks = ADMIN_KEKS.with_secrets(CustomerSecrets(ring.customer_keys, held))
+        wanted = desired_state(ring, MASTER_KEYS)
+        return plan_action(view, "a", ring, wanted, keks, SweepOptions())
+
+
+@pytest.mark.parametrize(
+    ("restored", "generation"),
+    [(0, 6), (1, 6), (2, 6), (3, 6), (4, 5)],
+    ids=["1", "2", "3", "4", "the newest"],
+)
+@pytest.mark.parametrize("plaintext", [False, True], ids=["forbidden", "allowed before"])
+async def test_a_recovered_keyring_loses_no_customer_key(
+    restored: int, generation: int, *, plaintext: bool
+) -> None:
+    """Of no object that any state of the keyring has wrapped is the DEK lost."""
+    on = _WithCustomerKeys(plaintext=plaintext)
+    before, newest = on.rings[restored], on.rings[-1]
+    on.witness.receive("acme", Mark(9, bytes(32), 5, newest.customer_keys))
+    ring = await on.recover(on.bodies[restored])
+    assert (ring.serial, ring.current.generation) == (10, generation)
+    assert ring.current.kek == before.current.kek
+    assert ring.current.customer_key == newest.current.customer_key
+    assert newest.customer_keys.items() <= ring.customer_keys.items()
+    assert not ring.plaintext_allowed
+    assert ring.user_keks.items() >= before.user_keks.items()
+    for entry in before.history:
+        assert entry in ring.history
+    for each in on.rings:
+        assert isinstance(on.plan(ring, each), Rewrap | NoOp)
+    # No generation's number is given to other keys by the next rotation.
+    assert rotated(ring).current.generation > newest.current.generation
+
+
+async def test_what_a_recovery_took_over_is_no_rotation() -> None:
+    """Nothing waits for the end of these generations, and no event may name one."""
+    on = _WithCustomerKeys()
+    ring = await on.recover(on.bodies[1])
+    proven = [entry for entry in rotations_to_prove(ring) if ring.origin_of(entry) is not None]
+    assert [entry.generation for entry in proven] == [2]
+    assert find_generation_number(ring, on.rings[1].current.rotation_id) == 2
+    assert ring.enrollment.generation == 1
+
+
+async def test_a_recovery_that_is_sent_again_takes_nothing_over_again() -> None:
+    on = _WithCustomerKeys()
+    on.put(on.bodies[1])
+    request = on.request(on.bodies[1])
+    first = await on.recoverer.recover(request)
+    assert await on.recoverer.recover(request) == first
+    mark = on.witness.table.find("acme")
+    assert mark is not None
+    assert mark.customer_keys == first.customer_keys
+
+
+async def test_a_record_with_another_customer_key_than_its_mark_is_not_recovered() -> None:
+    """One generation has one secret: to choose would lose the objects of the other."""
+    on = _WithCustomerKeys()
+    current = replace(on.rings[2].current, customer_key=on._customer_key("c"))
+    body = build_keyring(replace(on.rings[2], current=current), MASTER_KEYS)
+    with pytest.raises(GenerationMismatchError, match="customer keys at generation 3"):
+        await on.recover(body)
+    assert await on.body() == body

@@ -25,6 +25,7 @@ from keyturn_workers.keys.sweep_records import SweepStore
 from keyturn_workers.reports.status.reader import Identity, StatusReader
 from keyturn_workers.reports.status.records import Pace
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, deleted, enc, sealed_object
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
 from tools.harness.memory_storage import MemoryStorage
 
@@ -48,11 +49,13 @@ class Objects:
     """A bucket with objects of projects."""
 
     storage: MemoryStorage = field(default_factory=MemoryStorage)
+    customer_keys: HeldCustomerKeys = field(default_factory=HeldCustomerKeys, kw_only=True)
 
     def put(self, ring: Keyring, *keys: str, **labels: Any) -> None:
         """Add objects wrapped under the keyring; `labels` forge their metadata."""
+        secrets = replace(ring.secrets, held=self.customer_keys.secrets)
         for key in keys:
-            wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key)
+            wraps, body = sealed_object(desired_state(ring, MASTER_KEYS), key, secrets=secrets)
             self.plant(f"{ring.project}/{key}", enc(replace(wraps, **labels)), body)
 
     def delete(self, ring: Keyring, key: str) -> None:
@@ -76,7 +79,7 @@ class Bucket(Objects):
         """A reader of another process, which remembers nothing."""
         keys = operator_keys({name: MASTER_KEYS[name] for name in self.known})
         identity = Identity(DEPLOYMENT, "m1", [EVENT_KEY.verify_key()])
-        return StatusReader(self.storage, keys, identity, **more)
+        return StatusReader(self.storage, keys, identity, customer_keys=self.customer_keys, **more)
 
     async def report(self, view: StatusView, project: str = "*", **more: Any) -> StatusReported:
         return await self.reader.report(request(view, project, **more))

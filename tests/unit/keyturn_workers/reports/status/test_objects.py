@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keyturn.crypto import new_customer_secret
 from keyturn.errors import KmsUnavailableError, StorageUnavailableError
 from keyturn_workers.core.errors import ArchivedError
 from keyturn_workers.core.sweep_record import Failure
@@ -18,7 +19,13 @@ from keyturn_workers.reports.status.key_usage import (
     find_keyring,
     list_objects,
 )
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, deleted, keyring, rotated
+from tests.unit.keyturn_workers.factories import (
+    MASTER_KEYS,
+    deleted,
+    keyring,
+    rotated,
+    turned_to,
+)
 from tests.unit.keyturn_workers.reports.status.bucket import KEYS, Bucket, done, record, round_id
 from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.local_keys import desired_state
@@ -184,7 +191,7 @@ class _Asked:
 
 
 def _inspector(bucket: Objects, keys: OperatorKeys, asked: _Asked) -> ObjectInspector:
-    return ObjectInspector(bucket.storage, keys, HeldCustomerKeys(), asked)
+    return ObjectInspector(bucket.storage, keys, bucket.customer_keys, asked)
 
 
 async def test_a_true_label_needs_no_keyring_and_a_wrong_one_does() -> None:
@@ -237,6 +244,48 @@ async def test_a_provider_that_is_away_makes_the_census_incomplete() -> None:
     keys = OperatorKeys(held, check=check)
     with pytest.raises(KmsUnavailableError):
         await _inspector(bucket, keys, _Asked(_RING)).inspect("acme/a", None)
+
+
+_A, _B = new_customer_secret(), new_customer_secret()
+_WITH_A = turned_to(_FIRST, _A, "a")
+_WITH_B = turned_to(_WITH_A, _B, "b")
+_OLD: _Group = ("encrypted", 2, "m1", None)
+_NEW: _Group = ("encrypted", 3, "m1", None)
+
+
+def _hidden(code: str) -> _Group:
+    return ("unreadable", None, None, code)
+
+
+@pytest.mark.parametrize(
+    ("refused", "away", "of_a", "of_b"),
+    [
+        ((), (), _OLD, _NEW),
+        (("kms/a",), (), _hidden("customer_key_refused"), _NEW),
+        (("kms/b",), (), _hidden("customer_key_refused"), _hidden("customer_key_refused")),
+        ((), ("kms/a",), _hidden("customer_key_unavailable"), _NEW),
+    ],
+)
+async def test_what_a_customer_key_hides_is_counted_and_no_tombstone_or_other_project(
+    refused: tuple[str, ...], away: tuple[str, ...], of_a: _Group, of_b: _Group
+) -> None:
+    """It would open under some master key: none may be dropped on the word of this."""
+    bucket = Bucket(customer_keys=HeldCustomerKeys(_A, _B))
+    bucket.put(_FIRST, "plain")
+    bucket.put(_WITH_A, "a")
+    bucket.put(_WITH_B, "b")
+    bucket.plant("acme/gone", deleted(desired_state(_WITH_B, MASTER_KEYS), "gone"), b"")
+    bucket.put(_OTHER, "a")
+    await bucket.enroll(_WITH_B, _OTHER)
+    bucket.customer_keys.refused |= set(refused)
+    bucket.customer_keys.away |= set(away)
+    expected: Counter[_Group] = Counter(
+        {("encrypted", 1, "m1", None): 1, ("tombstone", None, "m1", None): 1}
+    )
+    expected.update([of_a, of_b])
+    assert await _census(bucket, "acme", filter={"records": False}) == expected
+    of_other = await _census(bucket, "other", filter={"records": False})
+    assert of_other == {("encrypted", 1, "m2", None): 1}
 
 
 async def test_all_but_our_own_is_listed_with_older_versions_and_no_markers() -> None:
