@@ -113,5 +113,6 @@ HARNESS: Final = Harness(
         '"status.requested"',
         '"dead_letters.requested"',
         '"recover.requested"',
+        '"erase.requested"',
     ),
 )

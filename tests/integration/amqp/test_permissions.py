@@ -171,6 +171,7 @@ REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "the marks of keyrings": lambda c: read(c, topology.MARKS_STREAM),
     "a mark": lambda c: publish(c, topology.KEYRING_MARKED),
     "a recovery": lambda c: publish(c, "recover.requested"),
+    "an erasure": lambda c: publish(c, "erase.requested"),
     "a work queue": lambda c: get(c, "keyturn.upload"),
     "dead letters": lambda c: get(c, "keyturn.upload.dead"),
     "the audit trail": lambda c: read(c, "keyturn.audit"),
@@ -364,6 +365,7 @@ CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "an upload": lambda c: publish(c, "upload.requested"),
     "an enrollment": lambda c: publish(c, "enroll.requested"),
     "a recovery": lambda c: publish(c, "recover.requested"),
+    "an erasure": lambda c: publish(c, "erase.requested"),
     "a mark": lambda c: publish(c, topology.KEYRING_MARKED),
     "an event": lambda c: publish(c, "upload.stored"),
     "a report of status": lambda c: publish(c, topology.STATUS_REPORTED),
@@ -405,7 +407,8 @@ async def test_a_console_reads_its_own_stream(users: Users) -> None:
         await read(channel, topology.publisher_stream("console"))
 
 
-_OF_PAGES = sorted({*topology.CONTROL_REQUESTS} - {"enroll.requested", "recover.requested"})
+_NOT_OF_PAGES = {"enroll.requested", "recover.requested", "erase.requested"}
+_OF_PAGES = sorted({*topology.CONTROL_REQUESTS} - _NOT_OF_PAGES)
 
 
 @pytest.mark.parametrize("routing_key", _OF_PAGES)

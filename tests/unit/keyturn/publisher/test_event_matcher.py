@@ -41,6 +41,7 @@ _ANSWERS = {
     "status.requested": ("status.reported", "status.rejected"),
     "dead_letters.requested": ("dead_letters.moved", "dead_letters.rejected"),
     "recover.requested": ("project.recovered", "recover.rejected"),
+    "erase.requested": ("project.erased", "erase.rejected"),
 }
 # Of all projects, always.
 _OF_ALL = (
@@ -52,6 +53,7 @@ _VALUES = {
     "clean": True,
     "code": "bad_seal",
     "detail": "",
+    "evidence": "e" * 64,
     "key": "a",
     "view": "projects",
     "queue": "keyturn.upload.dead",

@@ -44,6 +44,7 @@ _TYPES = {
     "sweep": "sweep.requested",
     "delete_many": "delete.requested",
     "recover": "recover.requested",
+    "erase": "erase.requested",
 }
 URI = "vault:https://vault.example.com:8200/transit/keyturn-m1?version=1"
 OTHER_URI = "vault:https://vault.example.com:8200/transit/keyturn-m2?version=1"
@@ -161,6 +162,9 @@ class FakePublisher:
     async def recover(self, project: str, **given: Any) -> str:
         return self._publish("recover", "request_id", project=project, **given)
 
+    async def erase(self, project: str, **given: Any) -> str:
+        return self._publish("erase", "request_id", project=project, **given)
+
     async def wait(
         self, request_id: str, *, timeout_s: float, project: str, request_type: str
     ) -> Event:
@@ -208,7 +212,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     lines = env_file.read_text().splitlines(keepends=True)
     env_file.write_text("".join(line for line in lines if "KEYTURN_S3_" not in line))
     publisher = FakePublisher()
-    for module in ("delete", "projects", "recover", "upload"):
+    for module in ("delete", "erase", "projects", "recover", "upload"):
         monkeypatch.setattr(f"keyturn_workers.cli.{module}.Publisher", publisher)
     return Commands(publisher, env_file)
 
