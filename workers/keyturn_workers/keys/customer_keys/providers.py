@@ -12,7 +12,6 @@ from keyturn_workers.keys.customer_keys.port import Store
 from keyturn_workers.keys.customer_keys.secrets import (
     CachedCustomerKeys,
     WaitPolicy,
-    observe_nothing,
 )
 from keyturn_workers.keys.customer_keys.store_calls import Outcome
 from keyturn_workers.keys.customer_keys.vault import VaultKeys

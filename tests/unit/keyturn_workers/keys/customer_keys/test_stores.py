@@ -258,7 +258,10 @@ async def test_vault_that_cannot_be_reached_or_has_no_token_is_away(tmp_path: Pa
     async with fake_vault() as vault:
         pass
     async with _vault(vault, tmp_path) as store:
-        for text in ("cannot be reached", "the file that token_file of bao in .* names cannot be read"):
+        for text in (
+            "cannot be reached",
+            "the file that token_file of bao in .* names cannot be read",
+        ):
             with pytest.raises(KmsUnavailableError, match=text) as caught:
                 await store.decrypt("k1", PLACE, "vault:v1:YQ==")
             assert not isinstance(caught.value, KmsRefusedError)
