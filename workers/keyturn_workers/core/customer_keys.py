@@ -18,7 +18,6 @@ from keyturn.crypto.keys import Secret, composite_kek, customer_secret_id
 from keyturn.crypto.wraps import Role
 from keyturn.errors import CodedError, CustomerKeyUnavailableError
 from keyturn.identifiers import is_short_name
-from keyturn.messages.requests import RequestedCustomerKey
 
 KEY_MAX_CHARACTERS: Final = 2048
 """The longest name of a key in a store: AWS allows ARNs of 2,048 characters."""
@@ -54,11 +53,6 @@ class KeyName:
         if not key.isascii() or not key.isprintable():
             raise ValueError("key")
         return cls(store, key)
-
-    @classmethod
-    def requested(cls, named: RequestedCustomerKey | None) -> Self | None:
-        """The key that a request names, if any."""
-        return None if named is None else cls(named.store, named.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,7 @@ class Enroller:
 
     async def _customer_key(self, request: EnrollRequested, keyring: Keyring) -> CustomerKey | None:
         """The first generation's customer key: a new one, or the newest of the lost keyring."""
-        name = KeyName.requested(request.customer_key)
+        name = _customer_key_name(request)
         if name is not None:
             return await self._customer_keys.create(request.project, name)
         return keyring.history[-1].customer_key if keyring.history else None
@@ -252,7 +252,7 @@ class Enroller:
                 keyring,
                 enrollment,
                 kek=self._kek(request),
-                customer_key=KeyName.requested(request.customer_key),
+                customer_key=_customer_key_name(request),
                 origin=origin,
             )
         ):
@@ -326,3 +326,8 @@ def _above(removed: Mark, keyring: Keyring) -> Keyring:
         check_no_plaintext(keyring)
     history = lost_generations(removed.customer_keys, current, keyring.origin)
     return replace(keyring, serial=removed.serial, current=current, history=history)
+
+
+def _customer_key_name(request: EnrollRequested) -> KeyName | None:
+    named = request.customer_key
+    return None if named is None else KeyName(named.store, named.key)

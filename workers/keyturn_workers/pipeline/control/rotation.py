@@ -149,7 +149,7 @@ class Rotator:
             keyring,
             entry,
             kek=self._kek(request),
-            customer_key=KeyName.requested(request.customer_key),
+            customer_key=_customer_key_name(request),
             origin=origin,
         ):
             raise GenerationMismatchError("another request with this id rotated the keyring")
@@ -169,7 +169,7 @@ class Rotator:
             check_no_plaintext(keyring)
 
     async def _create_customer_key(self, request: RotationRequested) -> CustomerKey | None:
-        name = KeyName.requested(request.customer_key)
+        name = _customer_key_name(request)
         return None if name is None else await self._customer_keys.create(request.project, name)
 
     def _rotate_keyring(
@@ -198,3 +198,8 @@ class Rotator:
 
 def _origin(request: RotationRequested, origin: RequestOrigin) -> Origin:
     return new_origin("rotation", request.rotation_id, request.requested_at, origin)
+
+
+def _customer_key_name(request: RotationRequested) -> KeyName | None:
+    named = request.customer_key
+    return None if named is None else KeyName(named.store, named.key)
