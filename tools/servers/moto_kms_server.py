@@ -1,7 +1,7 @@
 """moto's AWS KMS with what it lacks for Keyturn: `python -m tools.servers.moto_kms_server`.
 
 moto computes the MACs and describes the keys. It does not import key material, lets a disabled key
-generate MACs, answers with a key's id where AWS answers with its ARN, and checks no credentials. A
+be used, answers with a key's id where AWS answers with its ARN, and checks no credentials. A
 layer before it does these as AWS documents them; it is no proof of how AWS behaves.
 """
 
@@ -77,7 +77,7 @@ class Kms:
             return _json(self._parameters_for_import(parameters))
         if operation == "ImportKeyMaterial":
             return _json(self._import(parameters))
-        if operation == "GenerateMac":
+        if operation in ("GenerateMac", "Encrypt", "Decrypt"):
             self._require_enabled(parameters["KeyId"])
         return self._pass_on(operation, environ, body)
 
