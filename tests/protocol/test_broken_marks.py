@@ -515,7 +515,10 @@ def a_fresh_reader_that_has_read_half_of_the_stream(world: World) -> None:
 
 
 class _AlwaysCurrent(MarkStream):
-    """Uses the marks that it has."""
+    """Uses the marks that it has, and waits for no others."""
+
+    async def become_current(self) -> None:
+        pass
 
     def check_current(self, project: str) -> None:
         del project
