@@ -211,7 +211,12 @@ async def test_vault_gets_the_secret_with_its_associated_data(tmp_path: Path) ->
         (400, "encryption key not found", "does not exist", True),
         (400, "cipher: message authentication failed", "did not encrypt this", True),
         (400, "refusing to use soft-deleted key", "is deleted", True),
-        (400, "ciphertext version is too old", "min_decryption_version", True),
+        (
+            400,
+            "ciphertext or signature version is disallowed by policy (too old)",
+            "min_decryption_version",
+            True,
+        ),
         (400, "something new", "responded with 400", True),
         (403, "permission denied", "expired or revoked, or may not use", True),
         (404, "no handler for route", "no such path", True),
@@ -258,7 +263,10 @@ async def test_vault_that_cannot_be_reached_or_has_no_token_is_away(tmp_path: Pa
     async with fake_vault() as vault:
         pass
     async with _vault(vault, tmp_path) as store:
-        for text in ("cannot be reached", "the file that token_file of bao in .* names cannot be read"):
+        for text in (
+            "cannot be reached",
+            "the file that token_file of bao in .* names cannot be read",
+        ):
             with pytest.raises(KmsUnavailableError, match=text) as caught:
                 await store.decrypt("k1", PLACE, "vault:v1:YQ==")
             assert not isinstance(caught.value, KmsRefusedError)
