@@ -211,7 +211,12 @@ async def test_vault_gets_the_secret_with_its_associated_data(tmp_path: Path) ->
         (400, "encryption key not found", "does not exist", True),
         (400, "cipher: message authentication failed", "did not encrypt this", True),
         (400, "refusing to use soft-deleted key", "is deleted", True),
-        (400, "ciphertext version is too old", "min_decryption_version", True),
+        (
+            400,
+            "ciphertext or signature version is disallowed by policy (too old)",
+            "min_decryption_version",
+            True,
+        ),
         (400, "something new", "responded with 400", True),
         (403, "permission denied", "expired or revoked, or may not use", True),
         (404, "no handler for route", "no such path", True),
