@@ -470,7 +470,7 @@ def _deliver_upload(world: World, process: Process) -> str:
     upload = world.upload("acme", "late", b"x" * 300)
     for each in world.processes:
         each.stalled = each is not process
-    world.run(seconds=20)
+    world.run(seconds=40)
     for each in world.processes:
         each.stalled = False
     world.marks.mend()
