@@ -76,9 +76,11 @@ CODES: Final = {
         "a rotation that is older than the last one, or not from the expected generation; a "
         "recovery of a keyring that has changed since it was shown, or needs no recovery; a sweep "
         "whose master key another request has replaced; a rotation to a customer key while the "
-        "project allows plaintext",
+        "project allows plaintext; an erasure while a customer key gives its secret, its store "
+        "does not say that it is gone, or wraps without it may exist",
         "look at the current generation, then rotate again; for a recovery, run keyturn recover "
-        "again; where plaintext is allowed, keyturn sweep --encrypt-plaintext first",
+        "again; where plaintext is allowed, keyturn sweep --encrypt-plaintext first; for an "
+        "erasure, what the detail asks for",
     ),
     "hidden_wrap": CodeHelp(
         "the metadata, a content header or a tag of the object holds a wrap that a retired key "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from keyturn.crypto import Secret, new_customer_secret
+from keyturn.errors import KmsUnavailableError
 from keyturn_workers.core.customer_key_stores import parse_customer_key_stores
 from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.keyring import rotate
@@ -16,7 +18,6 @@ from tests.unit.keyturn_workers.factories import AT, ORIGIN, keyring
 from tests.unit.keyturn_workers.keys.master_keys.fakes import Clock
 
 if TYPE_CHECKING:
-    from keyturn.errors import KmsUnavailableError
     from keyturn_workers.core.customer_key_stores import CustomerKeyStore
     from keyturn_workers.core.keyring import Keyring
     from keyturn_workers.keys.customer_keys.port import Place
@@ -44,6 +45,7 @@ class FakeStore:
         held: By key: calls wait for it.
         wrong: The keys that give another secret.
         came: Set by each call.
+        is_mute: It answers these credentials nothing but what concerns keys.
     """
 
     settings: CustomerKeyStore = SETTINGS
@@ -57,6 +59,7 @@ class FakeStore:
     most_at_once: int = 0
     came: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
+    is_mute: bool = False
 
     def address(self, key: str) -> str:
         del key
@@ -73,6 +76,11 @@ class FakeStore:
         assert place == self.places.setdefault(wrapped, place)
         return new_customer_secret() if key in self.wrong else self.secrets[wrapped]
 
+    async def check_answers(self, key: str) -> None:
+        del key
+        if self.is_mute:
+            raise KmsUnavailableError("it does not know these credentials")
+
     async def aclose(self) -> None:
         self.closed = True
 
@@ -86,8 +94,7 @@ class FakeStore:
             if key in self.held:
                 await self.held[key].wait()
             if key in self.failures:
-                failure = self.failures[key]
-                raise type(failure)(failure.detail)
+                raise copy.copy(self.failures[key])
         finally:
             self.at_once -= 1
 
