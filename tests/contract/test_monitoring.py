@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from keyturn_workers.gateway.metrics import GatewayMetrics
+from keyturn_workers.keys.customer_keys.providers import CustomerKeyMetrics
 from keyturn_workers.keys.master_keys.providers import KmsMetrics
 from keyturn_workers.pipeline.ingest.metrics import IngestMetrics
 from keyturn_workers.process.metrics import WorkerMetrics
@@ -48,6 +49,7 @@ def _exported() -> set[str]:
     metrics, gateway = WorkerMetrics(), GatewayMetrics()
     metrics.registry.add_process()
     KmsMetrics(metrics.registry).observer("vault")
+    CustomerKeyMetrics(metrics.registry, {})
     IngestMetrics(metrics.registry, ["drop"])
     text = (metrics.registry.render()[0] + gateway.registry.render()[0]).decode()
     return {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if "keyturn" in name}

@@ -92,18 +92,24 @@ class CustomerKeyLaws:
         if request is None:
             return
         number, now = rest["generation"], rest.get("customer_key")
-        before = rest["history"][-1] if rest["history"] else {}
-        kept = before.get("customer_key")
+        earlier = {at: each for at, each in self.ids[name].items() if at < number}
         wanted = request.document.get("customer_key")
         if wanted is None:
-            if (now and now["secret_id"]) != (kept and kept["secret_id"]):
+            if (now and now["secret_id"]) != (earlier[max(earlier)] if earlier else None):
                 self._violated(f"the customer key of {name} changed, and no request asked for it")
         elif now is None or {"store": now["store"], "key": now["key"]} != wanted:
             self._violated(f"{name} was rotated to another customer key than asked for")
-        elif now["secret_id"] in {each for at, each in self.ids[name].items() if at < number}:
+        elif now["secret_id"] in earlier.values():
             self._violated(f"{name} was rotated, and its customer secret is an old one")
-        if "sealed_kek" not in request.document and rest["kek_id"] != before.get("kek_id"):
+        known = [each["kek_id"] for each in rest["history"] if each["kek_id"] != UNKNOWN_KEK_ID]
+        if "sealed_kek" not in request.document and [rest["kek_id"]] != known[-1:]:
             self._violated(f"the user KEK of {name} changed, and no request asked for it")
+
+    def recovered(self, name: str, rest: dict[str, Any]) -> None:
+        """A keyring was accepted as it was found, whatever is lost: it needs the newest secret."""
+        ids, now = self.ids[name], rest.get("customer_key")
+        if ids and (now is None or now["secret_id"] != ids[max(ids)]):
+            self._violated(f"the keyring of {name} was recovered without its customer key")
 
     def marked(self, name: str, mark: dict[str, Any], rest: dict[str, Any]) -> None:
         """A mark repeats every customer key that its keyring has (SPEC 5.5)."""
@@ -239,6 +245,9 @@ class _Store:
         else:
             stores.laws.refused(process, place.secret_id, stores.network.clock.seconds)
         return given
+
+    async def check_answers(self, key: str) -> None:
+        """It answers whenever it says anything of a key."""
 
     async def aclose(self) -> None:
         pass

@@ -394,10 +394,11 @@ def _asked_for(request: SentRequest) -> tuple[str | None, str | None]:
 def _brought_by(rest: dict[str, Any]) -> tuple[str | None, str | None]:
     """The same of a keyring: what its generation has, and the one before had not."""
     before = rest["history"][-1] if rest["history"] else {}
-    key, former = (each.get("customer_key") for each in (rest, before))
-    is_new = key is not None and (former is None or former["secret_id"] != key["secret_id"])
     kek = None if rest["kek_id"] == before.get("kek_id") else rest["kek_id"]
-    return kek, f"{key['store']}/{key['key']}" if key is not None and is_new else None
+    key, former = (each.get("customer_key") for each in (rest, before))
+    if key is None or (former is not None and former["secret_id"] == key["secret_id"]):
+        return kek, None
+    return kek, f"{key['store']}/{key['key']}"
 
 
 def _identity(request: SentRequest) -> tuple[str, str, str, str]:

@@ -231,20 +231,20 @@ class Oracle:
         self.customer_keys.counts(name, json.loads(stored.body)["v"], rest)
         self.customer_keys.marked(name, mark, rest)
         project = self.projects.setdefault(name, Project())
-        entries = [*rest["history"], rest]
         ids = [entry["rotation_id"] for entry in (*known, rest)]
         if len(set(ids)) != len(ids):
             self.violated(f"a rotation rotated the keyring of {name} twice")
         project.rotation_ids.update(ids)
         project.brought_by.setdefault(rest["rotation_id"], rest.get("publisher"))
-        for entry in entries:
-            if entry["kek"] is not None:
-                project.keks[entry["generation"]] = Secret(b64decode(entry["kek"]))
+        kept = [entry for entry in (*rest["history"], rest) if entry["kek"] is not None]
+        project.keks.update({each["generation"]: Secret(b64decode(each["kek"])) for each in kept})
         state = _state(rest, master_key)
-        if not project.states or state.generation > project.states[-1].generation:
+        if is_recovered:
+            self.customer_keys.recovered(name, rest)
+        elif not project.states or state.generation > project.states[-1].generation:
             self.laws.rotated(name, rest, delivery)
             self.customer_keys.rotated(name, rest, self.laws.request_of(delivery))
-        if not is_recovered and project.states and state.generation < project.states[-1].generation:
+        elif state.generation < project.states[-1].generation:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
 

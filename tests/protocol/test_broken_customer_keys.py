@@ -304,3 +304,28 @@ def test_an_adoption_keeps_the_customer_key(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Enroller, "_customer_key", to_none)
     found = violations(a_keyring_that_is_lost_and_adopted, settle=False)
     assert "the customer key of acme changed, and no request asked for it" in found
+
+
+def a_keyring_that_is_restored_and_recovered(world: World) -> None:
+    """From before the project had its customer key, which the marks have."""
+    begin(world, "a")
+    before = world.bucket_writer.states("acme") - 1
+    lock(world)
+    world.upload("acme", "b", b"b")
+    world.run()
+    world.bucket_writer.roll_back("acme", before)
+    world.advance(KEYRING_CACHE_S + 1)
+    recovery = world.recover("acme")
+    world.run()
+    if not any(end.type == "project.recovered" for end in world.ended(recovery)):
+        world.oracle.violated("it was not recovered")
+
+
+def test_a_recovery_takes_over_the_customer_key_of_the_marks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert violations(a_keyring_that_is_restored_and_recovered) == []
+    module = import_module("keyturn_workers.pipeline.control.recovery")
+    monkeypatch.setattr(module, "take_over", lambda keyring, *_, **__: keyring)
+    found = violations(a_keyring_that_is_restored_and_recovered, settle=False)
+    assert "the keyring of acme was recovered without its customer key" in found

@@ -470,7 +470,7 @@ def _deliver_upload(world: World, process: Process) -> str:
     upload = world.upload("acme", "late", b"x" * 300)
     for each in world.processes:
         each.stalled = each is not process
-    world.run(seconds=20)
+    world.run(seconds=40)
     for each in world.processes:
         each.stalled = False
     world.marks.mend()
@@ -515,7 +515,10 @@ def a_fresh_reader_that_has_read_half_of_the_stream(world: World) -> None:
 
 
 class _AlwaysCurrent(MarkStream):
-    """Uses the marks that it has."""
+    """Uses the marks that it has, and waits for no others."""
+
+    async def become_current(self) -> None:
+        pass
 
     def check_current(self, project: str) -> None:
         del project

@@ -41,7 +41,8 @@ class HeldCustomerKeys:
         self.asked: list[str] = []
 
     async def unlock(self, keyring: Keyring) -> CustomerSecrets:
-        customer_key, secrets = keyring.current.customer_key, keyring.secrets
+        secrets = keyring.secrets
+        customer_key = secrets.keys.get(keyring.current.generation)
         if customer_key is None:
             return secrets
         return replace(secrets, held={customer_key.secret_id: self._ask(customer_key)})

@@ -110,20 +110,24 @@ def enroll(deployment: Deployment, project: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def rotation(deployment: Deployment, project: str, api_key: str, **more: Any) -> dict[str, Any]:
-    """A valid rotation to this API key."""
+def rotation(
+    deployment: Deployment, project: str, api_key: str | None, **more: Any
+) -> dict[str, Any]:
+    """A valid rotation to this API key, or to the `customer_key` among `more`."""
     rotation_id = new_id()
-    ciphertext = deployment.intake.public_key.seal(
-        user_kek(api_key, project).reveal(), kek_info("rotation", rotation_id, project)
-    )
-    return {
+    document = {
         "type": "rotation.requested",
         "rotation_id": rotation_id,
         "project": project,
         "requested_at": now(),
-        "sealed_kek": {"intake_key": "main", "ciphertext": to_base64(ciphertext)},
-        **more,
     }
+    if api_key is None:
+        return {**document, **more}
+    ciphertext = deployment.intake.public_key.seal(
+        user_kek(api_key, project).reveal(), kek_info("rotation", rotation_id, project)
+    )
+    sealed_kek = {"intake_key": "main", "ciphertext": to_base64(ciphertext)}
+    return {**document, "sealed_kek": sealed_kek, **more}
 
 
 def sweep(project: str, **more: Any) -> dict[str, Any]:

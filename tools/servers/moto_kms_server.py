@@ -1,7 +1,7 @@
 """moto's AWS KMS with what it lacks for Keyturn: `python -m tools.servers.moto_kms_server`.
 
 moto computes the MACs and describes the keys. It does not import key material, lets a disabled key
-generate MACs, answers with a key's id where AWS answers with its ARN, and checks no credentials. A
+be used, answers with a key's id where AWS answers with its ARN, and checks no credentials. A
 layer before it does these as AWS documents them; it is no proof of how AWS behaves.
 """
 

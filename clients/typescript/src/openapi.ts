@@ -311,7 +311,7 @@ export interface components {
              * @description Keyturn's error code; absent if the HTTP status says it all
              * @enum {unknown}
              */
-            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "customer_key_refused" | "customer_key_unavailable" | "deleted_key" | "foreign_object" | "generation_mismatch" | "hidden_wrap" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "unsupported_media_type" | "wraps_disagree";
+            code?: "already_enrolled" | "already_exists" | "archived_object" | "bad_seal" | "bad_signature" | "body_too_large" | "corrupt_object" | "customer_key_refused" | "customer_key_unavailable" | "deleted_key" | "foreign_object" | "generation_mismatch" | "hidden_wrap" | "kek_reused" | "keyring_rolled_back" | "kms_unavailable" | "lease_mismatch" | "locked_object" | "malformed_request" | "marks_unavailable" | "no_usable_wrap" | "not_found" | "not_permitted" | "project_erased" | "range_not_satisfiable" | "request_expired" | "source_changed" | "source_missing" | "source_unavailable" | "staged_body_missing" | "storage_unavailable" | "too_many_requests" | "unauthorized" | "unknown_algorithm" | "unknown_intake_key" | "unknown_master_key" | "unknown_project" | "unknown_source" | "unsupported_media_type" | "wraps_disagree";
             detail?: string;
             request_id?: string;
             rotation_id?: string;
@@ -514,7 +514,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, project_erased, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -857,7 +857,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, project_erased, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1017,7 +1017,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, project_erased, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1175,7 +1175,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, project_erased, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1460,7 +1460,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, project_erased, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1596,7 +1596,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, project_erased, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -1715,7 +1715,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description There is no such object, rotation or path (not_found, source_missing, unknown_project) */
+            /** @description There is no such object, rotation or path (not_found, project_erased, source_missing, unknown_project) */
             404: {
                 headers: {
                     [name: string]: unknown;

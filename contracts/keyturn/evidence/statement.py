@@ -21,6 +21,7 @@ from keyturn.messages.fields import (
     RequestDigest,
     RequestId,
     ShortName,
+    StoreKey,
     Time,
 )
 from keyturn.messages.json_text import as_text, load_json, problems
@@ -99,7 +100,7 @@ class EvidenceCustomerKey(_Model):
     """
 
     store: ShortName
-    key: Annotated[str, Field(max_length=2048, pattern=r"^[\x20-\x7e]+$")]
+    key: StoreKey
     secret_id: SecretId
     wrapped: Annotated[str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[0-9A-Za-z+/]+=*$")]
 

@@ -583,9 +583,11 @@ async def _derive(
         open_bucket(settings, max_connections=2) as storage,
         open_operator_keys(settings, storage, seals=False, on_derived=audit.kek_derived) as keys,
     ):
+        for name in master_keys or ():
+            _check_held(keys, name)
         keyring = await _read_keyring(storage, keys, project, required=not master_keys)
         names = master_keys or ([] if keyring is None else [keyring.master_key])
-        keks = {name: await _admin_kek(keys, name, project) for name in names}
+        keks = {name: await keys.admin_kek(name, project) for name in names}
     composites = {} if keyring is None else _composites(keyring, keks, secrets)
     return ProjectKeks(project, format_time(datetime.now(UTC)), keks, composites)
 
@@ -602,10 +604,9 @@ def _composites(
     }
 
 
-async def _admin_kek(keys: OperatorKeys, master_key: str, project: str) -> Secret:
+def _check_held(keys: OperatorKeys, master_key: str) -> None:
     if master_key not in keys.ids:
         raise UnknownMasterKeyError(f"{master_key} is not in KEYTURN_MASTER_KEYS")
-    return await keys.admin_kek(master_key, project)
 
 
 async def _read_keyring(

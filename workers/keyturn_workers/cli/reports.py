@@ -41,6 +41,7 @@ from keyturn_workers.cli.bucket import count, optional_task
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.output import Row, printable, progress_display, quiet
 from keyturn_workers.cli.settings import StatusSettings
+from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.master_key_usage import (
     NONCURRENT,
     UNREADABLE,
@@ -79,7 +80,8 @@ _MAX_FAILING: Final = 100
 class StatusReports:
     """Answers queries about one bucket: `keyturn_workers.reports.status` without a broker.
 
-    `witness` has the marks, if they can be read; `bounds` limits a report.
+    `witness` has the marks, if they can be read; `bounds` limits a report. Without `customer_keys`,
+    objects that need a customer secret count as unreadable.
     """
 
     def __init__(
@@ -89,11 +91,19 @@ class StatusReports:
         *,
         witness: Witness | None = None,
         bounds: Bounds = WHOLE,
+        customer_keys: CustomerKeys | None = None,
     ) -> None:
         self._is_compared = witness is not None
         # The views that name a deployment or the active master key are not used here.
         identity = Identity("", "", ())
-        self._reader = StatusReader(storage, keys, identity, witness=witness, bounds=bounds)
+        self._reader = StatusReader(
+            storage,
+            keys,
+            identity,
+            witness=witness,
+            bounds=bounds,
+            customer_keys=customer_keys,
+        )
 
     async def pages(
         self, view: StatusView, project: str | None = None, **query: Any

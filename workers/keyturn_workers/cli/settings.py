@@ -17,6 +17,7 @@ from keyturn.settings import (
     check_amqp_url,
 )
 from keyturn_workers.process.settings import (
+    CustomerKeySettings,
     IntakeKeys,
     KmsSettings,
     MasterKeys,
@@ -137,7 +138,8 @@ class SourceStatusSettings(OperatorSettings, SourceSettings):
     """The sources, and the keys that open the records about them."""
 
 
-class StatusSettings(OperatorSettings):
-    """The operator's keys, and the active master key, if known."""
+class StatusSettings(OperatorSettings, CustomerKeySettings):
+    """The operator's keys, the stores of customer keys, and the active master key, if known."""
 
+    deployment: Annotated[str, Field(pattern=SHORT_NAME_PATTERN)] = "default"
     active_master_key: str | None = None

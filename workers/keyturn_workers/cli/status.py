@@ -59,6 +59,8 @@ from keyturn_workers.cli.reports import (
 )
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
 from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
+from keyturn_workers.keys.customer_keys.providers import open_customer_keys
+from keyturn_workers.keys.customer_keys.secrets import IN_COMMANDS
 from keyturn_workers.keys.keyring.mark_stream import MarkStream
 from keyturn_workers.keys.sweep_records import parse_record_path
 from keyturn_workers.process.settings import OperatorSettings
@@ -295,9 +297,10 @@ async def _show_overview(
     async with (
         open_bucket(settings, max_connections=OBJECTS_AT_ONCE + _SPARE_CONNECTIONS) as storage,
         open_report_keys(settings, storage, "status") as keys,
+        open_customer_keys(settings, settings.deployment, IN_COMMANDS) as customer_keys,
         _open_marks() as (marks, event_keys, problem),
     ):
-        reports = StatusReports(storage, keys, witness=marks)
+        reports = StatusReports(storage, keys, witness=marks, customer_keys=customer_keys)
         keyrings = await reports.keyrings(project)
         sweeps = await reports.rows("sweeps", project)
         records = await read_records(reports, project)

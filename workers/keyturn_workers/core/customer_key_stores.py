@@ -135,7 +135,7 @@ class VaultStore(_Store):
     def access(self, name: str) -> VaultAccess:
         """How to authenticate with the store of this name: by its own credentials alone."""
         return VaultAccess(
-            setting=lambda field: f"KEYTURN_CUSTOMER_KEY_STORES: {field} of {name}",
+            setting=lambda field: f"{field} of {name} in KEYTURN_CUSTOMER_KEY_STORES",
             token_file=_path(self.token_file),
             role_id=self.role_id,
             secret_id_file=_path(self.secret_id_file),

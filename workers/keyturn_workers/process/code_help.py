@@ -61,7 +61,7 @@ CODES: Final = {
     ),
     "customer_key_unavailable": CodeHelp(
         "the store of the project's customer key did not respond, throttled or failed, or is not "
-        "in the settings of this process",
+        "in the settings of this process; or the project is being erased",
         "check the store, the way to it, and KEYTURN_CUSTOMER_KEY_STORES of each process; the "
         "project waits",
     ),
@@ -129,7 +129,7 @@ CODES: Final = {
     ),
     "project_erased": CodeHelp(
         "the project was erased: nobody gets the customer secrets that its wraps need, and its "
-        "name is not used again",
+        "name is not used again. A gateway answers 401, as for an unknown project",
         "delete its objects if they are still there; for new objects, enroll another project",
     ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),

@@ -120,7 +120,7 @@ async def test_headers_that_say_nothing_are_none() -> None:
 _STATUSES = {
     400: "malformed_request bad_seal staged_body_missing unknown_intake_key unknown_source",
     401: "unauthorized",
-    403: "not_permitted bad_signature request_expired",
+    403: "not_permitted bad_signature request_expired customer_key_refused",
     404: "not_found unknown_project project_erased source_missing",
     409: "already_exists already_enrolled deleted_key generation_mismatch kek_reused "
     "locked_object archived_object source_changed",
@@ -130,7 +130,8 @@ _STATUSES = {
     429: "too_many_requests",
     502: "corrupt_object no_usable_wrap unknown_algorithm wraps_disagree",
     503: "keyring_rolled_back unknown_master_key storage_unavailable foreign_object hidden_wrap "
-    "lease_mismatch kms_unavailable marks_unavailable source_unavailable",
+    "lease_mismatch kms_unavailable marks_unavailable source_unavailable "
+    "customer_key_unavailable",
 }
 _CODES = {code: status for status, codes in _STATUSES.items() for code in codes.split()}
 

@@ -12,7 +12,6 @@ from keyturn_workers.keys.customer_keys.port import Store
 from keyturn_workers.keys.customer_keys.secrets import (
     CachedCustomerKeys,
     WaitPolicy,
-    observe_nothing,
 )
 from keyturn_workers.keys.customer_keys.store_calls import Outcome
 from keyturn_workers.keys.customer_keys.vault import VaultKeys
@@ -81,7 +80,7 @@ async def open_customer_keys(
         deployment,
         policy,
         cache_s=settings.customer_key_cache_s,
-        observe=observe_nothing if metrics is None else metrics.observe,
+        observe=None if metrics is None else metrics.observe,
     )
     if metrics is not None:
         metrics.track(keys)

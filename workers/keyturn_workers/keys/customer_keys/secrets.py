@@ -31,7 +31,7 @@ from keyturn_workers.core.customer_keys import (
 from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.keys.customer_keys.port import Place, Store
-from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, Outcome, StoreCalls
+from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, StoreCalls
 from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from keyturn_workers.process.background import SharedTasks, repeat
@@ -68,10 +68,7 @@ class WaitPolicy:
 IN_WORKERS: Final = WaitPolicy(wait_s=0.25, shuns_slow=True)
 """A delivery holds places that other projects need: it is put off instead."""
 IN_GATEWAYS: Final = WaitPolicy(wait_s=5, callers=8)
-
-
-def observe_nothing(store: str, outcome: Outcome, took_s: float) -> None:
-    """See `Observe`."""
+IN_COMMANDS: Final = WaitPolicy(wait_s=TIMEOUT_S)
 
 
 @dataclass(slots=True)
@@ -111,7 +108,7 @@ class CachedCustomerKeys:
         policy: WaitPolicy,
         *,
         cache_s: float = 300,
-        observe: Observe = observe_nothing,
+        observe: Observe | None = None,
         clock_s: Callable[[], float] = boottime_s,
     ) -> None:
         self._calls = StoreCalls(stores, observe, clock_s)
@@ -251,7 +248,9 @@ class CachedCustomerKeys:
     def _use(self, name: _Name) -> Secret | None:
         """Return the secret if it is in memory; ask for it again in the background if it is due."""
         entry = self._entries.get(name)
-        if entry is None or self._clock_s() - entry.sent_s >= self._cache_s:
+        if entry is None or entry.secret is None:
+            return None
+        if self._clock_s() - entry.sent_s >= self._cache_s:
             return None
         since_s = self._clock_s() - entry.asked_s
         if self._is_due(entry) and since_s >= self._cache_s * _REFRESH_PAUSE:

@@ -74,7 +74,7 @@ class StoreCalls:
     """The calls of this process to the stores in its settings."""
 
     def __init__(
-        self, stores: Mapping[str, Store], observe: Observe, clock_s: Callable[[], float]
+        self, stores: Mapping[str, Store], observe: Observe | None, clock_s: Callable[[], float]
     ) -> None:
         self._stores = stores
         self._observe = observe
@@ -154,7 +154,7 @@ class StoreCalls:
             raise self._failed(name, exc) from None
         finally:
             del address.sent_s[call]
-        self._observe(name.store, "ok", time.perf_counter() - began_s)
+        self._report(name, "ok", time.perf_counter() - began_s)
         return answer
 
     def _failed(self, name: KeyName, failure: KmsUnavailableError) -> KmsUnavailableError:
@@ -166,5 +166,9 @@ class StoreCalls:
             outcome=outcome,
             problem=failure.detail,
         )
-        self._observe(name.store, outcome, 0.0)
+        self._report(name, outcome, 0.0)
         return failure
+
+    def _report(self, name: KeyName, outcome: Outcome, took_s: float) -> None:
+        if self._observe is not None:
+            self._observe(name.store, outcome, took_s)

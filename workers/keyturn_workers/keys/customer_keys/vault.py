@@ -24,7 +24,7 @@ _BAD_REQUEST: Final = 400
 _REFUSALS: Final = {
     "encryption key not found": "the key does not exist",
     "soft-deleted": "the key is deleted, but can be restored",
-    "version is too old": "the key's version is below its min_decryption_version",
+    "disallowed by policy": "the key's version is below its min_decryption_version",
     "authentication failed": "the key did not encrypt this for this place",
     "associated_data": "the key's type does not authenticate associated_data",
 }
@@ -76,7 +76,7 @@ class VaultKeys:
         """See `Store.aclose`."""
         await self._client.aclose()
 
-    async def _call(  # a field to send, and one to read
+    async def _call(
         self, operation: str, key: str, place: Place, name: str, value: str, result: str
     ) -> str:
         body = {
@@ -90,7 +90,7 @@ class VaultKeys:
                     raise KmsRefusedError(problem, key_state=_KEY_STATES.get(phrase))
         if response.status != _OK:
             raise response.failure()
-        text = response.section("data").get(result)
-        if not isinstance(text, str):
+        answer = response.section("data").get(result)
+        if not isinstance(answer, str):
             raise KmsUnavailableError(f"Vault's response has no {result}")
-        return text
+        return answer

@@ -212,8 +212,9 @@ class MarkStream:
             generation=mark.generation,
             kek_id=keyring.current.kek_id,
             master_key=keyring.master_key,
-            customer_keys=_marked_keys(mark),
-            erased=mark.erased or None,
+            # Not those of a mark that is signed again, which a thief may have signed first.
+            customer_keys=_marked_keys(keyring),
+            erased=keyring.is_erased or None,
             at=format_time(datetime.now(UTC)),
         )
         read_back = self._awaited[state] = asyncio.Event()
@@ -439,8 +440,8 @@ class MarkStream:
         await self._reading.close()
 
 
-def _marked_keys(mark: Mark) -> tuple[MarkedCustomerKey, ...] | None:
-    documents = customer_keys_to_json(mark.customer_keys)
+def _marked_keys(keyring: Keyring) -> tuple[MarkedCustomerKey, ...] | None:
+    documents = customer_keys_to_json(keyring.customer_keys)
     return tuple(map(MarkedCustomerKey.model_validate, documents)) or None
 
 

@@ -190,14 +190,10 @@ class Enroller:
         keyring = self._keyring(request, origin)
         removed = await self._find_removed(request) if request.adopt else None
         if removed is not None:
-            keyring = _with_lost(keyring, removed.customer_keys)
+            keyring = _above(removed, keyring)
         first = await self._first_generation(request, keyring)
         if removed != await self._find_removed(request):
             raise StorageUnavailableError("the project's mark changed during the enrollment")
-        if removed is not None:
-            check_has_room(removed)
-            first = max(first, removed.generation + 1)
-            keyring = replace(keyring, serial=removed.serial)
         customer_key = await self._customer_key(request, keyring)
         current = replace(keyring.current, generation=first, customer_key=customer_key)
         keyring = replace(keyring, current=current)
@@ -264,12 +260,12 @@ class Enroller:
         return enrollment.generation
 
     async def _first_generation(self, request: EnrollRequested, keyring: Keyring) -> int:
-        """The keyring's first generation: above that of every object that it adopts."""
+        """The keyring's first generation: above those of the mark and of all adopted objects."""
         if request.adopt:
             highest = await find_highest_generation(
                 self._storage, keyring, self._operator_keys, self._customer_keys
             )
-            return (highest or 0) + 1
+            return max((highest or 0) + 1, keyring.current.generation)
         async for _ in self._storage.list(f"{request.project}/", limit=1):
             await self._check_not_listed(request.project)
             raise AlreadyEnrolledError(
@@ -317,17 +313,19 @@ class Enroller:
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
 
 
-def _with_lost(keyring: Keyring, customer_keys: Mapping[int, CustomerKey]) -> Keyring:
-    """A new keyring whose history has the customer keys of a lost one.
+def _above(removed: Mark, keyring: Keyring) -> Keyring:
+    """A first keyring above the highest mark of a lost one, with its customer keys in the history.
 
     Raises:
+        KeyringContradictedError: no worker wrote the mark.
         GenerationMismatchError: the lost one had a customer key, and this one allows plaintext.
     """
-    if not customer_keys:
-        return keyring
-    check_no_plaintext(keyring)
-    history = lost_generations(customer_keys, keyring.current, keyring.origin)
-    return replace(keyring, history=history)
+    check_has_room(removed)
+    current = replace(keyring.current, generation=removed.generation + 1)
+    if removed.customer_keys:
+        check_no_plaintext(keyring)
+    history = lost_generations(removed.customer_keys, current, keyring.origin)
+    return replace(keyring, serial=removed.serial, current=current, history=history)
 
 
 def _customer_key_name(request: EnrollRequested) -> KeyName | None:

@@ -95,10 +95,10 @@ class Rotator:
             if existing is not None:
                 raise KeyringRolledBackError("the keyring lacks a rotation that it accepted")
             self._check(snapshot.keyring, request)
-            # A put that lost a race stored nothing, so nothing was wrapped by this secret: the next
-            # put may give it to another generation. A secret may serve several generations at any
-            # rate, since each wrap is bound to its own. A new one for each put would cost more
-            # calls, and lose every race while the store is slow.
+            # A put that loses a race may be made again with the same secret, at another generation:
+            # nothing was wrapped by it yet, or the request's generation had been found. A secret
+            # may serve several generations anyway, since each wrap is bound to its own. A new
+            # secret for each put would cost more calls, and lose each race while a store is slow.
             customer_key = customer_key or await self._create_customer_key(request)
             after = self._rotate_keyring(snapshot.keyring, request, origin, customer_key)
             # Won or lost, read the keyring again: this marks it, and shows which request rotated
@@ -196,10 +196,10 @@ class Rotator:
         return Secret(open_secret(request.sealed_kek, info, self._intake_keys))
 
 
+def _origin(request: RotationRequested, origin: RequestOrigin) -> Origin:
+    return new_origin("rotation", request.rotation_id, request.requested_at, origin)
+
+
 def _customer_key_name(request: RotationRequested) -> KeyName | None:
     named = request.customer_key
     return None if named is None else KeyName(named.store, named.key)
-
-
-def _origin(request: RotationRequested, origin: RequestOrigin) -> Origin:
-    return new_origin("rotation", request.rotation_id, request.requested_at, origin)

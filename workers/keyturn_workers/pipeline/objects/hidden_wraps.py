@@ -81,10 +81,9 @@ def may_retire(keyring: Keyring, desired: DesiredState, keys: KekDeriver) -> boo
 
 def _without_secret(keyring: Keyring) -> Sequence[Generation]:
     """The generations whose wraps lack the secret that the next clean end says every wrap needs."""
-    secret_id = keyring.current.secret_id
-    if secret_id is None or not keyring.has_old_keks:
+    if not keyring.has_old_keks:
         return ()
-    return [each for each in keyring.history if each.secret_id != secret_id]
+    return [each for each in keyring.history if each.secret_id != keyring.current.secret_id]
 
 
 def long_values(head: ObjectHead, tags: Mapping[str, str]) -> list[tuple[str, str]]:

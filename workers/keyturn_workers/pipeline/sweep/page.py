@@ -384,9 +384,8 @@ class PageAttempt:
             return known
 
         async with self._asking:
-            if secret_id not in self._secrets.held and secret_id not in self._secrets.failed:
-                keyring = (await self._recent_keyring()).keyring
-                self._secrets = await self._worker.customer_keys.open_with(keyring, joined)
+            keyring = (await self._recent_keyring()).keyring
+            self._secrets = await self._worker.customer_keys.open_with(keyring, joined)
 
     async def _restore_tags(self, planned: PlannedObject) -> PlannedObject:
         self._tally.changed += await self._tags.restore_missing(planned)

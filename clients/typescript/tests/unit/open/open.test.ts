@@ -32,8 +32,8 @@ import {
   random,
   SEALED,
   SECRET,
-  seal,
   type StorageOptions,
+  seal,
   storageOf,
 } from "../../cases/sealed_objects.ts";
 

@@ -853,7 +853,7 @@ async def test_a_mark_repeats_the_customer_keys_that_are_not_cleared(broker: Bro
     ring = replace(ring, current=replace(ring.current, customer_key=customer_key))
     mark = Mark.of(ring, bytes(32))
     async with loaded(stream_of()) as stream:
-        await stream.publish(ring, mark)
+        await stream.publish(ring, replace(mark, customer_keys={}))
         await stream.publish(keyring("plain"), Mark.of(keyring("plain"), bytes(32)))
         found = stream.table.find("acme")
         assert found is not None

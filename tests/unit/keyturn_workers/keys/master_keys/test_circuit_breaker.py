@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
 from keyturn.errors import KmsUnavailableError
-from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
+from keyturn_workers.keys.master_keys.circuit_breaker import (
+    CallLimits,
+    CircuitBreaker,
+    is_absence,
+    is_any,
+)
 from keyturn_workers.keys.master_keys.port import Derivation, KmsRefusedError
 from tests.unit.keyturn_workers.keys.master_keys.fakes import Clock, FakeProvider
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DOWN = KmsUnavailableError("down")
 REFUSED = KmsRefusedError("the token expired")
@@ -26,12 +35,16 @@ class Bench:
         concurrency: int = 4,
         requests_per_s: int = 10_000,
         timeout_s: float = 5,
+        opens: Callable[[KmsUnavailableError], bool] = is_any,
+        holds: Callable[[], bool] = lambda: True,
     ) -> None:
         self.provider, self.clock = FakeProvider(failure=failure), Clock()
         self.observed: list[bool] = []
         self.breaker = CircuitBreaker(
             CallLimits(concurrency, requests_per_s, timeout_s),
             observe=lambda succeeded, _seconds: self.observed.append(succeeded),
+            opens=opens,
+            holds=holds,
             clock_s=self.clock,
         )
 
@@ -233,3 +246,35 @@ async def test_those_who_waited_for_a_slot_do_not_all_become_probes() -> None:
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(result, KmsUnavailableError) for result in results)
     assert bench.provider.total == 5
+
+
+async def test_a_failure_that_does_not_open_the_circuit_is_a_response() -> None:
+    """It ends what an absence began; and the caller still gets it."""
+    bench = Bench(opens=is_absence)
+    for failure, total in ((REFUSED, 1), (REFUSED, 2), (DOWN, 3), (DOWN, 3)):
+        bench.provider.failure = failure
+        await bench.fail()
+        assert bench.provider.total == total
+    bench.clock.now_s += 60
+    bench.provider.failure = REFUSED
+    await bench.fail()
+    assert not bench.breaker.is_away
+    assert bench.observed == [False] * 4
+    await bench.fail()
+    assert bench.provider.total == 5
+
+
+async def test_an_open_circuit_admits_calls_while_it_does_not_hold() -> None:
+    holds = True
+    bench = Bench(DOWN, holds=lambda: holds)
+    await bench.fail()
+    with pytest.raises(KmsUnavailableError, match="next attempt in"):
+        bench.breaker.check()
+    holds = False
+    bench.breaker.check()
+    for total in (2, 3):
+        await bench.fail()
+        assert bench.provider.total == total
+    holds = True
+    await bench.fail()
+    assert bench.provider.total == 3

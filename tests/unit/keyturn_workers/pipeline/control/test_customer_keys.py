@@ -334,6 +334,7 @@ async def test_an_adoption_is_answered_again_and_can_be_rotated() -> None:
     assert await on.enroll(again, OTHER) == ring
     await on.rotate(rotation(None, bytes([8]) * 32))
     assert await on.enroller.find_enrolled(again, OTHER) == ring.current.generation
+    assert find_generation_number(await on.keyring(), OTHER_ID) == ring.current.generation
 
 
 async def test_an_adoption_with_a_customer_key_of_its_own_has_a_new_secret() -> None:
@@ -367,6 +368,21 @@ async def test_an_adoption_asks_for_no_secret_that_no_object_needs() -> None:
     await on.storage.delete("acme/old")
     on.customer_keys.refused.add("kms-eu/a")
     assert (await on.enroll(enrollment(adopt=True))).current.customer_key is not None
+
+
+async def test_a_lost_first_generation_is_not_taken_for_the_new_one() -> None:
+    """The new keyring's own secret would be asked for first."""
+    on = Control()
+    await on.lose()
+    on.witness.table._marks.clear()
+    await on.enroll(enrollment(A))
+    second = await on.rotate(rotation(B))
+    on.plant(second, "new")
+    await on.lose()
+    on.customer_keys.refused.add("kms-eu/a")
+    on.customer_keys.asked.clear()
+    assert (await on.enroll(enrollment(adopt=True))).current.generation == 3
+    assert on.customer_keys.asked == [second.current.secret_id]
 
 
 async def test_an_adoption_with_plaintext_is_refused() -> None:

@@ -292,6 +292,20 @@ async def test_a_former_secret_is_asked_for_once_for_a_page() -> None:
     assert page.customer_keys.asked == [B_ID]
 
 
+async def test_a_page_keeps_each_former_secret_that_its_objects_needed() -> None:
+    third = new_customer_secret()
+    page = Page(ring=WITH_A, customer_keys=HeldCustomerKeys(A, B, third))
+    page.plant("a", "b")
+    page.write_keyring(WITH_B)
+    page.plant("c", "d")
+    page.write_keyring(turned_to(WITH_B, third, "c"))
+    async with asyncio.timeout(10):
+        result = await page.process()
+    assert (result.counts.rewrapped, result.failures) == (4, ())
+    asked = page.customer_keys.asked
+    assert [asked.count(each) for each in (A_ID, B_ID)] == [1, 1]
+
+
 @dataclass
 class _Slow(HeldCustomerKeys):
     """A store that gives a former secret only once it may."""

@@ -22,6 +22,7 @@ from keyturn.topology import CONTROL_QUEUE, PLAN_QUEUE, PUBLISHER_EVENTS, SWEEP_
 from keyturn_workers.core.errors import AddressError, ClockSkewError
 from keyturn_workers.gateway.metrics import GatewayMetrics
 from keyturn_workers.keys.audit.trail import AuditProcess
+from keyturn_workers.keys.customer_keys.providers import CustomerKeyMetrics
 from keyturn_workers.keys.master_keys.providers import KmsMetrics
 from keyturn_workers.pipeline.amqp.event_batches import NotConfirmedError
 from keyturn_workers.pipeline.ingest.metrics import IngestMetrics
@@ -369,6 +370,7 @@ def test_the_documentation_lists_every_metric_and_stage() -> None:
     metrics = WorkerMetrics()
     metrics.registry.add_process()
     KmsMetrics(metrics.registry).observer("vault")
+    CustomerKeyMetrics(metrics.registry, {})
     IngestMetrics(metrics.registry, ["drop"])
     exported = (metrics.registry.render()[0] + GatewayMetrics().registry.render()[0]).decode()
     names = set(re.findall(r"^# TYPE (keyturn_\S+)", exported, re.MULTILINE))

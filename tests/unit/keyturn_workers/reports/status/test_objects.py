@@ -253,28 +253,31 @@ _OLD: _Group = ("encrypted", 2, "m1", None)
 _NEW: _Group = ("encrypted", 3, "m1", None)
 
 
-def _hidden(code: str) -> _Group:
-    return ("unreadable", None, None, code)
+_REFUSED: _Group = ("unreadable", None, None, "customer_key_refused")
+_AWAY: _Group = ("unreadable", None, None, "customer_key_unavailable")
+_NOTHING: _Group = ("unreadable", None, None, "no_usable_wrap")
 
 
 @pytest.mark.parametrize(
-    ("refused", "away", "of_a", "of_b"),
+    ("refused", "away", "of_a", "of_b", "of_forged"),
     [
-        ((), (), _OLD, _NEW),
-        (("kms/a",), (), _hidden("customer_key_refused"), _NEW),
-        (("kms/b",), (), _hidden("customer_key_refused"), _hidden("customer_key_refused")),
-        ((), ("kms/a",), _hidden("customer_key_unavailable"), _NEW),
+        ((), (), _OLD, _NEW, _NOTHING),
+        (("kms/a",), (), _REFUSED, _NEW, _NOTHING),
+        (("kms/b",), (), _REFUSED, _REFUSED, _REFUSED),
+        ((), ("kms/a",), _AWAY, _NEW, _NOTHING),
     ],
 )
 async def test_what_a_customer_key_hides_is_counted_and_no_tombstone_or_other_project(
-    refused: tuple[str, ...], away: tuple[str, ...], of_a: _Group, of_b: _Group
+    refused: tuple[str, ...], away: tuple[str, ...], of_a: _Group, of_b: _Group, of_forged: _Group
 ) -> None:
     """It would open under some master key: none may be dropped on the word of this."""
     bucket = Bucket(customer_keys=HeldCustomerKeys(_A, _B))
     bucket.put(_FIRST, "plain")
     bucket.put(_WITH_A, "a")
     bucket.put(_WITH_B, "b")
-    bucket.plant("acme/gone", deleted(desired_state(_WITH_B, MASTER_KEYS), "gone"), b"")
+    tombstone = deleted(desired_state(_WITH_B, MASTER_KEYS), "gone")
+    bucket.plant("acme/gone", tombstone, b"")
+    bucket.plant("acme/forged", tombstone, b"")
     bucket.put(_OTHER, "a")
     await bucket.enroll(_WITH_B, _OTHER)
     bucket.customer_keys.refused |= set(refused)
@@ -282,7 +285,7 @@ async def test_what_a_customer_key_hides_is_counted_and_no_tombstone_or_other_pr
     expected: Counter[_Group] = Counter(
         {("encrypted", 1, "m1", None): 1, ("tombstone", None, "m1", None): 1}
     )
-    expected.update([of_a, of_b])
+    expected.update([of_a, of_b, of_forged])
     assert await _census(bucket, "acme", filter={"records": False}) == expected
     of_other = await _census(bucket, "other", filter={"records": False})
     assert of_other == {("encrypted", 1, "m2", None): 1}

@@ -1,0 +1,1 @@
+"""Customer keys in their stores, against real servers (SPEC 2.6)."""
