@@ -108,6 +108,7 @@ _ATTACKERS = {
     "the broker, to write",
     "a project's API key",
     "a publisher's key",
+    "a publisher's key that may erase",
     "the secret of a publisher's session",
     "a console's machine",
     "the network, where TLS is on",
