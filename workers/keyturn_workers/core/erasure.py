@@ -136,13 +136,19 @@ class Erasure:
             parse_time(fields[name])
         return cls(
             **{name: fields[name] for name in _TEXTS},
-            answers={_secret_id(name): _answer(each) for name, each in fields["answers"].items()},
+            answers=_answers(fields["answers"]),
         )
 
 
 _TEXTS: Final = (
     *("request_id", "publisher", "request", "requested_at", "began_at", "reason", "proven_by"),
 )
+
+
+def _answers(fields: Any) -> dict[str, StoreAnswer]:
+    if not isinstance(fields, dict):
+        raise TypeError("answers")
+    return {_secret_id(name): _answer(each) for name, each in fields.items()}
 
 
 def _secret_id(text: str) -> str:
