@@ -117,7 +117,7 @@ def mutated(rng: random.Random, document: Document, others: list[Document]) -> D
                 _put(place, second, one)
             case 5 if place:
                 name = rng.choice(sorted(place))
-                place[name] = _near(rng, place[name])
+                _put(place, name, _near(rng, place[name]))
             case 6 if place:
                 name = rng.choice(sorted(place))
                 _put(place, odd_values.text(rng), place.pop(name))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHARDS = 2
-_A_SHARD = 10_000
+_A_SHARD = 12_000
 # On a machine that is busy otherwise; about 10 s of CPU each.
 pytestmark = pytest.mark.timeout(600)
 _EVENTS = 20_000
