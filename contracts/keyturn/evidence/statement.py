@@ -119,6 +119,7 @@ class Predicate(_Model):
         kek_id: The id of that KEK.
         master_key: The id of the master key. Every object is wrapped under it, too.
         customer_key: The customer key of the generation, which both wraps need; None without one.
+        former_customer_keys: Those that no wrap needs any more, by this proof; at most 64.
         turned_at: The storage's date of the first response that showed this state.
         proven_from: The storage's date of the first observation that counts as proof.
         proven_to: The storage's date of the last one.
@@ -145,6 +146,10 @@ class Predicate(_Model):
     customer_key: Annotated[
         EvidenceCustomerKey | None, Field(exclude_if=lambda value: value is None)
     ] = None
+    former_customer_keys: Annotated[
+        list[EvidenceCustomerKey],
+        Field(max_length=MAX_ORIGINS, exclude_if=lambda value: not value),
+    ] = []
     turned_at: Time
     proven_from: Time
     proven_to: Time

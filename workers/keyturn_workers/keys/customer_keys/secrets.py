@@ -42,6 +42,8 @@ from keyturn_workers.storage.clock import boottime_s
 _REFRESH_AT: Final = 1 / 4
 _REFRESH_PAUSE: Final = 1 / 60
 _PURGE_S: Final = 1.0
+# All the stores of an erasure together: a step of a sweep waits for them.
+_ASKING_S: Final = 2 * TIMEOUT_S
 # Longer than the longest pause after a refusal.
 _UNUSED_AFTER_S: Final = 120.0
 
@@ -150,18 +152,26 @@ class CachedCustomerKeys:
             raise NotPermittedError(
                 f"KEYTURN_CUSTOMER_KEY_STORES does not give {project} the key {name}"
             )
+        if self._policy.shuns_slow and self._calls.is_slow(name, self._policy.wait_s):
+            raise CustomerKeyUnavailableError(f"{name}: its store is slow")
         task = self._tasks.start(object(), lambda: self._create(project, name))
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with asyncio.timeout(2 * TIMEOUT_S):  # it encrypts, and decrypts
                 return await asyncio.shield(task)
         except TimeoutError:
-            raise CustomerKeyUnavailableError(f"{name}: no secret within {TIMEOUT_S:g} s") from None
+            raise CustomerKeyUnavailableError(
+                f"{name}: no secret within {2 * TIMEOUT_S:g} s"
+            ) from None
 
     async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
         """See `CustomerKeys.ask`."""
         keys = {key.secret_id: key for key in keyring.customer_keys.values()}
         asking = (self._state(keyring.project, key) for key in keys.values())
-        return dict(zip(keys, await asyncio.gather(*asking), strict=True))
+        try:
+            async with asyncio.timeout(_ASKING_S):
+                return dict(zip(keys, await asyncio.gather(*asking), strict=True))
+        except TimeoutError:
+            return dict.fromkeys(keys, KeyState.UNDECIDED)
 
     def purge(self) -> None:
         """Forget the secrets that are too old, and what is not in use."""
@@ -215,8 +225,18 @@ class CachedCustomerKeys:
     async def _get(self, key: CustomerKey, caller: _Caller) -> Secret:
         name = (caller.project, key)
         secret = self._use(name)
-        if secret is not None:
+        if secret is not None and not self._is_overdue(name):
             return secret
+        try:
+            return await self._wait_for(name, caller)
+        except CustomerKeyUnavailableError:
+            # A store that is away takes nothing before its time. One that refuses does.
+            if secret is None:
+                raise
+            return secret
+
+    async def _wait_for(self, name: _Name, caller: _Caller) -> Secret:
+        key = name[1]
         if not self._calls.gives(caller.project, key.name):
             raise CustomerKeyUnavailableError(
                 f"KEYTURN_CUSTOMER_KEY_STORES of this process does not give {caller.project} the "
@@ -256,6 +276,18 @@ class CachedCustomerKeys:
         if self._is_due(entry) and since_s >= self._cache_s * _REFRESH_PAUSE:
             self._tasks.start(name, lambda: self._ask(name))
         return entry.secret
+
+    def _is_overdue(self, name: _Name) -> bool:
+        """Return True after a quiet spell: the store may have refused for long.
+
+        Once it was asked, callers do not wait for its answer again and again.
+        """
+        entry = self._entries[name]
+        pause_s = self._cache_s * _REFRESH_PAUSE
+        return (
+            self._clock_s() - entry.sent_s >= self._cache_s * _REFRESH_AT + 2 * pause_s
+            and self._clock_s() - entry.asked_s >= pause_s
+        )
 
     def _is_due(self, entry: _Entry) -> bool:
         return self._clock_s() - entry.sent_s >= self._cache_s * _REFRESH_AT

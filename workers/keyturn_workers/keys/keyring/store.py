@@ -15,6 +15,7 @@ from keyturn_workers.core.keyring import (
 )
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.keyring import sealed_records
+from keyturn_workers.keys.master_keys.record_format import version_of
 
 KEYRING_MAX_BYTES: Final = 2 * 1024**2
 """Enough for some thousands of rotations. A larger record is a bucket writer's and is not read."""
@@ -32,7 +33,11 @@ async def parse_keyring(body: bytes, project: str, keys: KekDeriver) -> Keyring:
         master_key, rest = await sealed_records.parse(body, keyring_s3_key(project), project, keys)
     except CorruptObjectError as exc:
         raise CorruptObjectError(f"the keyring is {exc.detail}") from None
-    return keyring_from_json(project, master_key, rest)
+    keyring = keyring_from_json(project, master_key, rest)
+    if version_of(body) != record_version(keyring):
+        # The version is not sealed: as another one, a worker that knows less could write it anew.
+        raise CorruptObjectError("the keyring is a record of another version")
+    return keyring
 
 
 async def build_keyring(keyring: Keyring, keys: KekDeriver) -> bytes:

@@ -69,6 +69,12 @@ def read_outer(body: bytes, project: str) -> tuple[str, bytes]:
         raise CorruptObjectError("not a record of this project") from exc
 
 
+def version_of(body: bytes) -> int:
+    """Return the version that a record names, which `read_outer` has checked."""
+    version: int = load_json(body)["v"]
+    return version
+
+
 def _outer(record: Mapping[str, Any], project: str) -> tuple[str, bytes]:
     """The master key's id and the sealed part of a record."""
     if record.keys() != {"v", "project", "master_key", "sealed"}:

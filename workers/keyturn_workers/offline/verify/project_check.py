@@ -89,7 +89,8 @@ async def find_secret_ids(storage: Storage, project: str) -> set[str]:
         try:
             predicate = load_json(from_base64(load_json(body)["payload"]))["predicate"]
             # Of a rotation or a sweep, and of an erasure.
-            named = [predicate.get("customer_key"), *predicate.get("keys", ())]
+            former = predicate.get("former_customer_keys", ())
+            named = [predicate.get("customer_key"), *former, *predicate.get("keys", ())]
             found |= {str(each["secret_id"]) for each in named if each is not None}
         except (MalformedRequestError, AttributeError, KeyError, TypeError, ValueError):
             raise MalformedEvidenceError(

@@ -76,12 +76,19 @@ def retired_keys(keyring: Keyring, desired: DesiredState, admin_keks: AdminKeks)
 
 def may_retire(keyring: Keyring, desired: DesiredState, keys: KekDeriver) -> bool:
     """Return whether `retired_keys` may find any. Asks no provider."""
-    return keyring.has_old_keks or any(master_key != desired.master_key for master_key in keys.ids)
+    has_others = any(master_key != desired.master_key for master_key in keys.ids)
+    return has_others or _has_old_keys(keyring)
+
+
+def _has_old_keys(keyring: Keyring) -> bool:
+    """Return whether the next clean end clears a KEK, or a secret that wraps may need."""
+    others = {key.secret_id for key in keyring.customer_keys.values()}
+    return keyring.has_old_keks or bool(others - {keyring.current.secret_id})
 
 
 def _without_secret(keyring: Keyring) -> Sequence[Generation]:
     """The generations whose wraps lack the secret that the next clean end says every wrap needs."""
-    if not keyring.has_old_keks:
+    if not _has_old_keys(keyring):
         return ()
     return [each for each in keyring.history if each.secret_id != keyring.current.secret_id]
 

@@ -65,19 +65,29 @@ class Eraser:
         Raises:
             StorageUnavailableError, UnknownMasterKeyError, KmsUnavailableError: try again later.
         """
-        keyring, now = stored.keyring, stored.read_at
-        erasure = keyring.erasure
+        erasure = stored.keyring.erasure
         if erasure is None:
             return await self._begin(stored, origin)
         is_own = (erasure.request_id, erasure.publisher) == (origin.id, origin.publisher)
-        if not (erasure.is_done or is_own):
-            # The record that served another request is lost.
-            if erasure.is_over_at(now):
-                await self._change(stored, refuse_erasure(keyring, erasure.requested_at))
-            return Wait(_ASK_AGAIN_S)
+        if erasure.is_done or is_own:
+            return await self._judge(record, origin, stored, erasure)
+        # The record that served another request is lost.
+        if erasure.is_over_at(stored.read_at):
+            await self._change(stored, refuse_erasure(stored.keyring, erasure.requested_at))
+        return Wait(_ASK_AGAIN_S)
+
+    async def _judge(
+        self, record: ProjectRecord, origin: Origin, stored: StoredKeyring, erasure: Erasure
+    ) -> Wait | Refused | Erased | CleanEnd:
+        """Ask the stores, and decide by what they say."""
+        keyring = stored.keyring
         states = await self._customer_keys.ask(keyring)
+        # Dated after the answers: a key may have been disabled while they came.
+        stored = await self._context.keyrings.read_record(record.project)
+        if stored.keyring != keyring:
+            return Wait()
         try:
-            judged = judge_erasure(keyring, states, now)
+            judged = judge_erasure(keyring, states, stored.read_at)
             if judged is None:
                 return Wait(_ASK_AGAIN_S)
             if erasure.is_done and erasure.states == judged.states and keyring.evidence is not None:

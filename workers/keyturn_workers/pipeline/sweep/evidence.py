@@ -75,6 +75,7 @@ def statement_of(
     deployment: str,
     *,
     customer_key: CustomerKey | None,
+    former_customer_keys: Sequence[CustomerKey] = (),
     previous: str | None,
     previous_evidence: Evidence | None,
     key_id: str,
@@ -90,6 +91,7 @@ def statement_of(
         origins: The origins that it ends, the oldest first.
         deployment: The name of the installation.
         customer_key: That of the record's generation.
+        former_customer_keys: Those that the end clears, the oldest first.
         previous: The digest of the project's newest evidence, by its keyring.
         previous_evidence: That evidence; None for the first, or if its file is lost.
         key_id: The id of the event key that signs.
@@ -119,6 +121,7 @@ def statement_of(
         kek_id=record.state.kek_id,
         master_key=record.state.master_key,
         customer_key=None if customer_key is None else _customer_key(customer_key),
+        former_customer_keys=[_customer_key(each) for each in former_customer_keys[-MAX_ORIGINS:]],
         turned_at=format_time(record.changed_at),
         proven_from=format_time(of.proven_from or record.changed_at),
         proven_to=format_time(of.proven_to or record.changed_at),
@@ -131,6 +134,13 @@ def statement_of(
         previous=previous,
     )
     return Statement(deployment, record.project, predicate)
+
+
+def _former_customer_keys(keyring: Keyring) -> list[CustomerKey]:
+    """The customer keys that a clean end clears, each once."""
+    current = keyring.current.secret_id
+    former = {key.secret_id: key for key in keyring.customer_keys.values()}
+    return [key for secret_id, key in former.items() if secret_id != current]
 
 
 def _customer_key(customer_key: CustomerKey) -> EvidenceCustomerKey:
@@ -213,6 +223,7 @@ class EvidenceLog:
             origins,
             self._deployment,
             customer_key=keyring.current.customer_key,
+            former_customer_keys=_former_customer_keys(keyring),
             previous=keyring.evidence,
             previous_evidence=previous,
             key_id=key.id,

@@ -211,7 +211,7 @@ class PageAttempt:
         # Begins before every other read of the attempt, so its date is no later than theirs.
         first = await self._fresh_keyring()
         self._check_can_prove(first)
-        self._secrets = await self._worker.customer_keys.unlock(first.keyring)
+        self._keyring = first.keyring
         self._state = State.of(first.keyring)
         versioning = await self._storage.versioning()
         self._null_is_current = versioning == "Suspended"
@@ -251,6 +251,8 @@ class PageAttempt:
             raise CannotProveYetError(first.lease_s)
 
     async def _process_batch(self, batch: Sequence[Row]) -> None:
+        # Anew for each batch: a page may take longer than a secret may be kept.
+        self._secrets = await self._worker.customer_keys.unlock(self._keyring)
         rows = [row for row in batch if is_object_key(row.key)]
         await gather_all(self._count_foreign(row) for row in batch if not is_object_key(row.key))
         inspected = await self._for_each(

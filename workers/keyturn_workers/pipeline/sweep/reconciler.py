@@ -488,7 +488,7 @@ def _is_fresh(evidence: Evidence, now: datetime) -> bool:
     predicate = evidence.predicate
     if not isinstance(predicate, ErasurePredicate):
         return True
-    return all(now - parse_time(key.answered_at) <= FRESH_FOR for key in predicate.keys)
+    return all(abs(now - parse_time(key.answered_at)) <= FRESH_FOR for key in predicate.keys)
 
 
 def _ended_keyring(keyring: Keyring, predicate: Predicate | ErasurePredicate) -> Keyring:

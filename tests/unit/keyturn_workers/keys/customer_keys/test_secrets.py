@@ -488,3 +488,22 @@ async def test_the_end_of_the_process_forgets_and_closes() -> None:
     assert bench.keys.held == 0
     assert bench.store.at_once == 0
     assert bench.store.closed
+
+
+async def test_after_a_quiet_spell_a_refusal_counts_before_the_first_use() -> None:
+    on = Bench(IN_GATEWAYS)
+    ring = on.keyring()
+    await on.keys.unlock(ring)
+    on.store.failures["a"] = KmsRefusedError("disabled")
+    on.clock.now_s += 250
+    with pytest.raises(CustomerKeyRefusedError):
+        await on.keys.unlock(ring)
+
+
+async def test_after_a_quiet_spell_a_store_that_is_away_takes_nothing() -> None:
+    on = Bench(IN_GATEWAYS)
+    ring = on.keyring()
+    await on.keys.unlock(ring)
+    on.store.failures["a"] = KmsUnavailableError("no response")
+    on.clock.now_s += 250
+    assert (await on.keys.unlock(ring)).held

@@ -88,6 +88,7 @@ def test_a_record_opens_in_its_own_place_alone(body: bytes) -> None:
     "change",
     [
         {"v": True},
+        {"v": 2},  # nothing in it asks for that
         {"master_key": "../m1"},
         {"master_key": 1},
         {"sealed": "***"},

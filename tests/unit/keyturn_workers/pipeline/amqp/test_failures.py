@@ -74,7 +74,14 @@ def test_too_many_requests_is_for_the_caller_to_retry() -> None:
     assert delays(ERRORS["too_many_requests"](), 2) == [None, None]
 
 
-@pytest.mark.parametrize("code", sorted(set(TRANSIENT) - {"too_many_requests"}))
+def test_a_customer_secret_is_asked_for_again_before_it_is_forgotten() -> None:
+    error = ERRORS["customer_key_unavailable"]()
+    assert delays(error, 6) == [1, 5, 30, 30, 30, 30]
+
+
+@pytest.mark.parametrize(
+    "code", sorted(set(TRANSIENT) - {"too_many_requests", "customer_key_unavailable"})
+)
 def test_transient(code: str) -> None:
     """After 1, 5, 30, 120 and 600 seconds, then every 600."""
     assert delays(ERRORS[code](), 8) == [1, 5, 30, 120, 600, 600, 600, 600]

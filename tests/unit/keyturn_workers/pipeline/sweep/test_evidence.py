@@ -115,6 +115,17 @@ def test_evidence_names_the_customer_key_and_keeps_what_its_store_encrypted() ->
     }
 
 
+def test_evidence_keeps_the_customer_keys_that_the_end_clears() -> None:
+    keys = [
+        CustomerKey.of(KeyName("acme-kms", "k1"), Secret(bytes([n]) * 32), "vault:v1:AQIDBA==")
+        for n in range(70)
+    ]
+    former = statement(customer_key=keys[0], former_customer_keys=keys[1:]).proof
+    named = [key.secret_id for key in former.former_customer_keys]
+    assert named == [key.secret_id for key in keys[-64:]]
+    assert "former_customer_keys" not in statement().proof.model_dump()
+
+
 def test_of_many_requests_the_oldest_are_named_and_all_counted() -> None:
     many = [origin("rotation", f"{SWEEP_ID[:-3]}{number:03}") for number in range(70)]
     predicate = statement(*many).proof
