@@ -14,7 +14,7 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.keyring import retire_old_keys, with_evidence, with_lease, with_master_key
 from keyturn_workers.core.storage_values import Headers
-from keyturn_workers.keys.keyring import sealed_records
+from keyturn_workers.keys.keyring import sealed_records, store
 from keyturn_workers.keys.keyring.reader import KeyringReader
 from keyturn_workers.keys.keyring.store import (
     create_keyring,
@@ -88,7 +88,6 @@ def test_a_record_opens_in_its_own_place_alone(body: bytes) -> None:
     "change",
     [
         {"v": True},
-        {"v": 2},  # nothing in it asks for that
         {"master_key": "../m1"},
         {"master_key": 1},
         {"sealed": "***"},
@@ -164,6 +163,15 @@ async def _etag(storage: MemoryStorage) -> str:
 
 async def _body(storage: MemoryStorage) -> bytes:
     return (await storage.read(PATH))[1]
+
+
+async def test_a_record_of_another_version_than_its_content_needs_is_corrupt() -> None:
+    """An older worker would write it without the customer key."""
+    keys = operator_keys(MASTER_KEYS)
+    body = await store.build_keyring(keyring(), keys)
+    assert await store.parse_keyring(body, "acme", keys)
+    with pytest.raises(CorruptObjectError, match="another version"):
+        await store.parse_keyring(body.replace(b'"v": 1', b'"v": 2'), "acme", keys)
 
 
 async def test_a_record_is_created_once() -> None:
