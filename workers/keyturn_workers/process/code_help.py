@@ -61,7 +61,7 @@ CODES: Final = {
     ),
     "customer_key_unavailable": CodeHelp(
         "the store of the project's customer key did not respond, throttled or failed, or is not "
-        "in the settings of this process",
+        "in the settings of this process; or the project is being erased",
         "check the store, the way to it, and KEYTURN_CUSTOMER_KEY_STORES of each process; the "
         "project waits",
     ),
@@ -76,9 +76,11 @@ CODES: Final = {
         "a rotation that is older than the last one, or not from the expected generation; a "
         "recovery of a keyring that has changed since it was shown, or needs no recovery; a sweep "
         "whose master key another request has replaced; a rotation to a customer key while the "
-        "project allows plaintext",
+        "project allows plaintext; an erasure while a customer key gives its secret, its store "
+        "does not say that it is gone, or wraps without it may exist",
         "look at the current generation, then rotate again; for a recovery, run keyturn recover "
-        "again; where plaintext is allowed, keyturn sweep --encrypt-plaintext first",
+        "again; where plaintext is allowed, keyturn sweep --encrypt-plaintext first; for an "
+        "erasure, what the detail asks for",
     ),
     "hidden_wrap": CodeHelp(
         "the metadata, a content header or a tag of the object holds a wrap that a retired key "
@@ -129,7 +131,7 @@ CODES: Final = {
     ),
     "project_erased": CodeHelp(
         "the project was erased: nobody gets the customer secrets that its wraps need, and its "
-        "name is not used again",
+        "name is not used again. A gateway answers 401, as for an unknown project",
         "delete its objects if they are still there; for new objects, enroll another project",
     ),
     "range_not_satisfiable": CodeHelp("the range is outside the object", ""),
