@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 LONG: Final = "umbrella"
 """The project whose rotation is under way while the pictures are taken."""
 
+WAITING: Final = "hooli"
+"""A project that waits for its customer key."""
+ERASED: Final = "tyrell"
+
 _PROJECTS: Final = 240
 _LETTERS: Final = 60
 _FEW: Final = 3
@@ -64,6 +68,12 @@ async def furnish(site: ConsoleSite, *, is_calm: bool = False) -> None:
         if not is_calm:
             await console_letters.publish(channel, console_letters.hostile_letters(deployment))
     publisher = SignedPublisher(deployment, site.wire)
+    if not is_calm:
+        await console_projects.put_with_customer_keys(deployment, WAITING, ERASED)
+        waits = await publisher.publish(rq.sweep(WAITING))
+        await site.wire.event(
+            lambda event: event.get("sweep_id") == waits and "waits_for_key" in event["progress"]
+        )
     await publisher.enroll(LONG)
     async with open_world(deployment) as world:
         await world.load(LONG, _OBJECTS, _SIZE_BYTES)
@@ -164,6 +174,9 @@ async def _all(site: ConsoleSite, browser: Browser, folder: Path) -> list[Path]:
     more = {
         "sweep-failures": f"/sweeps/globex/{site.history.failed_sweep_id}",
         "project-rotated": "/projects/acme",
+        "project-waiting": f"/projects/{WAITING}",
+        "project-erased": f"/projects/{ERASED}",
+        "projects-with-customer-keys": "/projects?state=customer_key",
         "not-found": "/projects/no-such-project",
     }
     taken += await take(browser, site.url, state, await _pages(site) | more, folder)

@@ -21,6 +21,7 @@ from keyturn.messages import (
     AuditStatus,
     CodeCount,
     Counts,
+    CustomerKeyStatus,
     DeadLetterStatus,
     DeadQueueStatus,
     EvidenceStatus,
@@ -48,8 +49,12 @@ HOSTILE: Final = "<script>window.pwned=1</script>\"'>\u202egnp.exe\x00 \u200b"
 HOSTILE_KEY: Final = HOSTILE.replace("\x00", "")
 """The same as an object key, which has no control characters."""
 LONG_PROJECT: Final = "a-project-with-the-longest-name-that-the-specification-allows-0"
+WAITING: Final = "globex"
+"""A project that waits for its customer key."""
+ERASED: Final = "tyrell"
 UPLOAD_DEAD: Final = "keyturn.upload.dead"
 _NAMES: Final = ("acme", "globex", "initech", "umbrella", "hooli", "stark", "wayne", "tyrell")
+_ARN: Final = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 _FIELDS: Final = {
     "projects": "projects",
     "sweeps": "sweeps",
@@ -219,7 +224,8 @@ def deployment(projects: int = 240) -> MadeUp:
     """One that has lived a little."""
     now = datetime.now(UTC)
     maker = _Maker(now)
-    sweeps = [maker.running(), maker.proving(), *(maker.ended(number) for number in range(40))]
+    under_way = [maker.running(), maker.proving(), maker.waiting()]
+    sweeps = [*under_way, maker.erasure(), *(maker.ended(number) for number in range(40))]
     return MadeUp(
         rows={
             **_history(projects),
@@ -239,6 +245,7 @@ def deployment(projects: int = 240) -> MadeUp:
             "objects": [
                 ObjectGroupStatus(kind="encrypted", count=4000, master_key="m2"),
                 ObjectGroupStatus(kind="keyring", count=20, master_key="m1"),
+                ObjectGroupStatus(kind="erased", count=12),
                 ObjectGroupStatus(kind="unreadable", count=2, code="no_usable_wrap"),
             ],
             "workers": [maker.worker(number) for number in range(5)],
@@ -297,7 +304,16 @@ class _Maker:
             objects=number * 977 if number % 7 else None,
             objects_at=self.ago(days=number % 90) if number % 7 else None,
             running_sweeps=(made_up_id("running"),) if name == "umbrella" else (),
+            customer_key=self.customer_key(name),
+            erased_at=self.ago(days=3) if name == ERASED else None,
         )
+
+    def customer_key(self, project: str) -> CustomerKeyStatus | None:
+        if project == WAITING:
+            code, since = "customer_key_refused", self.ago(hours=5)
+            return CustomerKeyStatus(store="customers-eu", key=_ARN, code=code, since=since)
+        has_key = project in (ERASED, "acme")
+        return CustomerKeyStatus(store="vault", key=f"keyturn-{project}") if has_key else None
 
     def running(self) -> SweepStatus:
         return SweepStatus(
@@ -318,6 +334,39 @@ class _Maker:
             progress=Progress(
                 phase="rewrapping", done=29_280, total=48_000, first_rewrap_at=self.ago(minutes=9)
             ),
+        )
+
+    def waiting(self) -> SweepStatus:
+        return SweepStatus(
+            sweep_id=made_up_id("waiting"),
+            project=WAITING,
+            kind="sweep",
+            status="running",
+            counts=Counts(objects=40, rewrapped=40, current=40),
+            requested_at=self.ago(hours=6),
+            started_at=self.ago(hours=6),
+            stepped_at=self.ago(seconds=20),
+            publisher="api",
+            left_s=60.0,
+            progress=Progress(
+                phase="rewrapping", done=40, total=90, waits_for_key="customer_key_refused"
+            ),
+        )
+
+    def erasure(self) -> SweepStatus:
+        return SweepStatus(
+            sweep_id=made_up_id("erasure"),
+            project=ERASED,
+            kind="erasure",
+            status="done",
+            clean=True,
+            counts=Counts(),
+            requested_at=self.ago(days=3, seconds=9),
+            started_at=self.ago(days=3, seconds=8),
+            ended_at=self.ago(days=3),
+            publisher="ops",
+            evidence=digest(f"evidence {ERASED} 3"),
+            progress=Progress(phase="ended"),
         )
 
     def proving(self) -> SweepStatus:
@@ -435,6 +484,15 @@ class _Maker:
                 link=AttentionLink(page="project", project="stark"),
                 remedy="Give the workers the master key.",
                 command="keyturn status stark",
+                as_of=self.ago(seconds=40),
+            ),
+            AttentionStatus(
+                rule="customer_keys_missing",
+                severity="act",
+                title="1 project waits for its customer key: customer_key_refused",
+                detail=f"{WAITING} (store customers-eu): the store gives no secret.",
+                link=AttentionLink(page="project", project=WAITING),
+                remedy="Ask the customer whether this was intended.",
                 as_of=self.ago(seconds=40),
             ),
             AttentionStatus(

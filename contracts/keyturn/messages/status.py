@@ -48,7 +48,7 @@ StatusView = Literal[
 | view | rows |
 | --- | --- |
 | `projects` | keyrings, with each project's sweeps from their records |
-| `sweeps` | sweeps and rotations that left records |
+| `sweeps` | sweeps, rotations and erasures that left records |
 | `sweep` | one sweep; for a sweep of `*` also the parts that run or did not end clean |
 | `failures` | the objects that one sweep could not bring to the desired state |
 | `evidence` | evidence of one project, with its envelopes |
@@ -82,18 +82,26 @@ PROJECT_STATES: Final = (
     "earlier_keks",
     "old_key",
     "plaintext",
+    "customer_key",
+    "waits_for_key",
+    "erased",
 )
 """The filters of the view `projects`.
+
+An erased project needs nothing: it is in none of `attention`, `never_proven` and `old_key`.
 
 | state | the projects |
 | --- | --- |
 | `ok` | whose keyring can be read, and is in use |
-| `attention` | whose keyring cannot be used, or whose newest ended sweep is not clean |
+| `attention` | of `waits_for_key`, with an unusable keyring, or with a newest sweep not clean |
 | `sweeping` | with a sweep or a rotation under way |
 | `never_proven` | without a known clean end |
 | `earlier_keks` | whose keyring still holds earlier user KEKs |
 | `old_key` | whose API key is older than a year |
 | `plaintext` | that may hold plaintext objects |
+| `customer_key` | with a customer key |
+| `waits_for_key` | with a sweep or a rotation that waits for the customer key |
+| `erased` | that were erased |
 """
 SWEEP_STATES: Final = ("running", "done", "failed", "not_clean")
 
@@ -136,6 +144,7 @@ CURSOR_MAX_CHARACTERS: Final = 2048
 
 Cursor = Annotated[str, Field(min_length=1, max_length=CURSOR_MAX_CHARACTERS)]
 SweepProject = Project | Literal["*"]
+SweepKind = Literal["rotation", "sweep", "erasure"]
 _Text = Annotated[str, Field(max_length=200)]
 
 
@@ -155,7 +164,7 @@ class StatusFilter(StrictModel):
     text: _Text | None = None
     state: str | None = None
     master_key: ShortName | None = None
-    kind: Literal["rotation", "sweep"] | None = None
+    kind: SweepKind | None = None
     parts: bool | None = None
     records: bool | None = None
     code: Code | None = None
@@ -179,11 +188,13 @@ class CustomerKeyStatus(ExtensibleModel):
 
     Attributes:
         code: Why it gives no secret to the project's sweep or rotation that waits for it.
+        since: Since when that waits, by the storage's clock.
     """
 
     store: ShortName
     key: str
     code: Code | None = None
+    since: Time | None = None
 
 
 class ProjectStatus(ExtensibleModel):
@@ -235,7 +246,7 @@ class ProjectStatus(ExtensibleModel):
 
 
 class SweepStatus(ExtensibleModel):
-    """One sweep or rotation by its record; of one that does not open only ids and `code`.
+    """One sweep, rotation or erasure by its record; of one that does not open only ids and `code`.
 
     Attributes:
         publisher: Who requested it.
@@ -259,7 +270,7 @@ class SweepStatus(ExtensibleModel):
 
     sweep_id: RequestId
     project: SweepProject
-    kind: Literal["rotation", "sweep"] | None = None
+    kind: SweepKind | None = None
     status: Literal["running", "done", "failed"] | None = None
     code: Code | None = None
     detail: str | None = None

@@ -495,6 +495,8 @@ def _watch_sweep(
         raise CommandError(f"several projects have a sweep with this id; add --project: {several}")
     if row.part_of_all:
         raise CommandError("this is one part of a sweep of all; add --project '*' to watch it")
+    if row.status == "running" and row.kind == "erasure":
+        raise CommandError("an erasure has no progress to watch; leave out --watch")
     if row.status == "running":
         with resumable(PendingRequest(id=row.sweep_id, project=row.project, sent=True)):
             event = asyncio.run(_follow(publisher, report, as_json=as_json))

@@ -230,7 +230,7 @@ def end_erased(record: ProjectRecord, error: CodedError, now: datetime) -> Proje
         failed = End(now, clean=False, counts=Counts(), code=error.code, detail=error.detail)
         return replace(origin, end=failed)
 
-    return replace(_map_origins(record, end), round=None)
+    return replace(_map_origins(record, end), round=None, key_wait=None)
 
 
 def end_failed(record: _RecordT, code: str, detail: str, now: datetime) -> _RecordT:

@@ -312,6 +312,17 @@ def test_a_part_of_a_sweep_of_all_is_shown_and_not_watched(
     assert publisher.since is None
 
 
+def test_an_erasure_is_shown_as_one_and_not_watched(
+    bucket: Bench, publisher: _ScriptedPublisher
+) -> None:
+    bucket.add(record(origin(1, kind="erase")))
+    assert bucket.json(_ID)["kind"] == "erasure"
+    result = bucket.run(_ID, "--watch", **_PUBLISHER)
+    assert result.exit_code == 1
+    assert "an erasure has no progress to watch" in result.stderr
+    assert publisher.since is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -15,20 +16,22 @@ from starlette.testclient import TestClient
 
 from keyturn.crypto import Secret
 from keyturn.errors import BrokerUnavailableError, WaitTimeoutError
-from keyturn.messages import FailureStatus, Progress, ProjectStatus
+from keyturn.messages import PROJECT_STATES, FailureStatus, Progress, ProjectStatus
 from keyturn_workers.console.auth.protection import OwnOrigins, Protection
 from keyturn_workers.console.auth.sessions import COOKIE, Account, Sessions, SignedOut
+from keyturn_workers.console.key_usage import Census
 from keyturn_workers.console.pages import queues, sweeps
 from keyturn_workers.console.pages.audit import moment_of
 from keyturn_workers.console.pages.queues import differences, is_present
 from keyturn_workers.console.pages.sweeps import as_csv, as_text
 from keyturn_workers.console.prometheus import History
 from keyturn_workers.console.rendering.templates import PAGES, http_error_page
+from keyturn_workers.core.master_key_usage import KeyGroup
 from keyturn_workers.process.code_help import CODES
 from tests.unit.keyturn_workers.console.scene import Scene, lived, words_of
 from tools.harness import console_data
-from tools.harness.console_data import HOSTILE_KEY, MadeUp, digest, made_up_id
-from tools.harness.console_preview import client, preview_app
+from tools.harness.console_data import ERASED, HOSTILE_KEY, WAITING, MadeUp, digest, made_up_id
+from tools.harness.console_preview import CSRF, client, preview_app
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -74,13 +77,18 @@ ACT: Final = {
 }
 """What changes something, or leads to it: POST, by a person who may operate."""
 
+_AT: Final = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 _PATHS: Final = tuple(path for path, _ in PAGES)
 _URL: Final = "https://console.test"
 _RUNNING: Final = f"/sweeps/umbrella/{made_up_id('running')}"
 _PROVING: Final = f"/sweeps/wayne/{made_up_id('proving')}"
 _FAILED: Final = f"/sweeps/hooli/{made_up_id('sweep 3')}"
 _LETTER: Final = f"/dead/keyturn.upload.dead/{digest('letter 3')}"
-_ALL: Final = (*_PATHS, "/projects/acme", "/projects/stark", _RUNNING, _PROVING, _FAILED, _LETTER)
+_ALL: Final = (
+    *_PATHS,
+    *(f"/projects/{name}" for name in ("acme", "stark", WAITING, ERASED)),
+    *(_RUNNING, _PROVING, _FAILED, _LETTER),
+)
 _VALUES: Final = {
     "project": "acme",
     "sweep_id": made_up_id("sweep 0"),
@@ -234,7 +242,7 @@ def test_every_page_names_its_place_and_the_header_counts_what_waits() -> None:
         assert f'href="{path}" aria-current="page"' in page
         assert f"<h1>{title}</h1>" in page
     words = scene.words("/projects")
-    assert "Now 1 need attention now" in words
+    assert "Now 2 need attention now" in words
     assert "Dead letters 133 waiting" in words
 
 
@@ -256,7 +264,7 @@ def test_now_shows_what_needs_attention_with_its_remedy_and_link() -> None:
     words = words_of(page)
     for shown in ("Act now", "Give the workers the master key.", "keyturn status stark"):
         assert shown in words
-    assert "240 projects 42 sweeps and rotations running 4 workers reporting" in words
+    assert "240 projects 44 sweeps and rotations running 4 workers reporting" in words
     assert "341 requests waiting in the queues" in words
     # What runs comes before what was done.
     assert words.index("Sweeps and rotations under way") < words.index("Work done")
@@ -318,7 +326,7 @@ def test_one_is_not_counted_in_the_plural() -> None:
         page = scene.words(path)
         assert words in page, path
         assert f"{words}s" not in page, path
-    assert "1 to 5 of 5 matching sweeps, 42 in all" in lived().words("/sweeps?text=acme")
+    assert "1 to 5 of 5 matching sweeps, 44 in all" in lived().words("/sweeps?text=acme")
 
 
 def test_a_project_shows_keyring_sweeps_evidence_and_records() -> None:
@@ -335,6 +343,109 @@ def test_a_project_shows_keyring_sweeps_evidence_and_records() -> None:
     assert "Its keyring was rolled back" in scene.words("/projects/wayne")
     scene.get("/projects/no-such-project", 404)
     scene.get("/projects/No%20Project", 404)
+
+
+_OFFERS: Final = ("Sweep…", "Rotate key…", "Delete an object…")
+
+
+def test_a_project_that_waits_for_its_customer_key_says_so_since_when_and_what_to_do() -> None:
+    scene = lived()
+    page = scene.words(f"/projects/{WAITING}")
+    for words in (
+        "A sweep or rotation waits for the customer key",
+        "Customer key customers-eu/arn:aws:kms:",
+        "Customer key refused customer_key_refused since",
+        "5 h ago",
+        "Ask the customer whether this was intended",
+        "Rewrapping 40 of 90 objects, waiting for the customer key",
+    ):
+        assert words in page
+    assert all(offer in page for offer in _OFFERS)
+    sweep = scene.words(f"/sweeps/{WAITING}/{made_up_id('waiting')}")
+    assert "Waiting for the customer key customer_key_refused" in sweep
+    assert "It goes on by itself." in sweep
+    assert "Time left" not in sweep
+    # One that gives its secret, or is not asked for one, is shown too.
+    assert "vault/keyturn-acme no sweep or rotation waits for it" in scene.words("/projects/acme")
+    assert "Customer key none" in scene.words("/projects/umbrella")
+
+
+def test_an_erased_project_says_so_and_offers_nothing() -> None:
+    scene = lived()
+    page = scene.words(f"/projects/{ERASED}")
+    for words in ("The project was erased", "State Erased", "vault/keyturn-tyrell Gone"):
+        assert words in page
+    html = scene.get(f"/projects/{ERASED}")
+    assert not any(offer in page for offer in _OFFERS)
+    assert "/sweeps/new" not in html
+    assert "The project was erased" in scene.words(f"/projects/{ERASED}/rotate")
+    form = scene.get(f"/projects/{ERASED}/rotate")
+    token = scene.token(form, f"/projects/{ERASED}/rotate/key")
+    assert "disabled" in form
+    refused = scene.post(f"/projects/{ERASED}/rotate/key", 409, csrf=CSRF, form=token)
+    assert "kt_" not in refused.text
+
+
+def test_the_list_of_projects_marks_customer_keys_and_erased_projects() -> None:
+    scene = lived()
+    for project, mark in (
+        (WAITING, "Customer key refused"),
+        (ERASED, "Erased"),
+        ("acme", "customer key"),
+    ):
+        page = scene.get(f"/projects?text={project}")
+        row = page.split(f'id="row-{project}"')[1].split("</tr>")[0]
+        assert mark in words_of(row), project
+    scene.get("/projects?state=waits_for_key")
+    asked = [each for each in scene.publisher.asked if each["view"] == "projects"][-1]
+    assert asked["filter"].state == "waits_for_key"
+
+
+def test_each_filter_of_projects_can_be_chosen() -> None:
+    page = lived().get("/projects")
+    for state in PROJECT_STATES:
+        assert f'<option value="{state}"' in page
+
+
+def test_the_page_of_an_erasure_speaks_of_no_objects() -> None:
+    scene = lived()
+    page = scene.words(f"/sweeps/{ERASED}/{made_up_id('erasure')}")
+    for words in ("Erasure of tyrell", "Erased", "Its evidence has the SHA-256"):
+        assert words in page
+    for words in ("Sweep again", "Failures", "Counts", "First rewrap"):
+        assert words not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "not_there"),
+    [
+        (
+            {"kind": "erasure", "code": "generation_mismatch"},
+            "The erasure was refused",
+            "replay it",
+        ),
+        ({"code": "customer_key_refused"}, "Then sweep again.", "replay it"),
+        ({"code": "project_erased"}, "The sweep cannot continue", "Sweep again…"),
+        ({"code": "project_erased"}, "The sweep cannot continue", "replay it"),
+        ({"code": "lease_mismatch"}, "replay it", "Then sweep again."),
+    ],
+)
+def test_what_failed_says_what_helps(change: dict[str, Any], words: str, not_there: str) -> None:
+    publisher = console_data.deployment()
+    publisher.rows["sweep"] = [
+        row.model_copy(update={"status": "failed", "clean": False} | change)
+        for row in publisher.rows["sweep"]
+    ]
+    page = Scene(publisher).words(_FAILED)
+    assert words in page
+    assert not_there not in page
+
+
+def test_what_an_erased_project_left_keeps_no_master_key() -> None:
+    census = Census(started_at=_AT, as_of=_AT, ended_at=_AT, counts={KeyGroup("erased"): 12})
+    scene = lived()
+    scene.context.census.newest = scene.context.census.complete = census
+    assert "erased — 12 the project was erased: no master key is kept" in scene.words("/keys")
 
 
 def test_evidence_is_downloaded_as_stored_and_none_that_does_not_verify() -> None:

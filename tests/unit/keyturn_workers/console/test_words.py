@@ -13,6 +13,7 @@ from keyturn.errors import all_errors
 from keyturn.identifiers import parse_time
 from keyturn.messages import AttentionLink, AuditStatus, Counts, Progress, SweepStatus
 from keyturn.messages.audit import AuditAction
+from keyturn.progress import KeyProblem
 from keyturn_workers.console.rendering import words
 from keyturn_workers.process.code_help import CODES, code_help
 
@@ -87,6 +88,9 @@ def test_what_is_malformed_is_the_default() -> None:
         ({"status": "done", "clean": True}, "ok", "Clean"),
         ({"status": "done", "clean": False, "counts": _COUNTS}, "warn", "Not clean, 1 failed"),
         ({"status": "done", "clean": False}, "warn", "Not clean"),
+        ({"kind": "erasure"}, "busy", "Running"),
+        ({"kind": "erasure", "status": "failed"}, "bad", "Refused"),
+        ({"kind": "erasure", "status": "done", "clean": True}, "ok", "Erased"),
     ],
 )
 def test_the_state_of_a_sweep_is_a_word_and_never_its_color_alone(
@@ -127,7 +131,12 @@ def test_no_record_shows_as_if_its_action_still_went_on(
 
 @pytest.mark.parametrize(
     ("change", "shown"),
-    [({"kind": "rotation"}, "Rotation"), ({"master_key": "m2"}, "Master key sweep"), ({}, "Sweep")],
+    [
+        ({"kind": "rotation"}, "Rotation"),
+        ({"master_key": "m2"}, "Master key sweep"),
+        ({"kind": "erasure"}, "Erasure"),
+        ({}, "Sweep"),
+    ],
 )
 def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
     assert words.sweep_kind(_row(**change)) == shown
@@ -188,6 +197,38 @@ def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
             {"status": "done", "counts": _COUNTS},
             words.SweepProgress("8 objects, 2 deleted"),
         ),
+        (
+            {"progress": Progress(phase="waiting", waits_for_key="customer_key_refused")},
+            words.SweepProgress("Waiting for the customer key"),
+        ),
+        (
+            {
+                "progress": Progress(
+                    phase="rewrapping", done=5, waits_for_key="customer_key_unavailable"
+                )
+            },
+            words.SweepProgress("Rewrapping, 5 objects so far, waiting for the customer key"),
+        ),
+        (
+            {
+                "progress": Progress(
+                    phase="proving",
+                    done=46,
+                    total=91,
+                    proof_possible_at="2026-11-26T09:30:12Z",
+                    waits_for_key="customer_key_refused",
+                )
+            },
+            words.SweepProgress("Proving 46 of 91 objects, waiting for the customer key", 46, 91),
+        ),
+        (
+            {"kind": "erasure", "progress": Progress(phase="waiting")},
+            words.SweepProgress("Asking the stores of the customer keys"),
+        ),
+        (
+            {"kind": "erasure", "status": "done", "counts": Counts()},
+            words.SweepProgress("—"),
+        ),
         ({"status": "done", "counts": Counts(objects=1)}, words.SweepProgress("1 object")),
         ({"status": "done"}, words.SweepProgress("—")),
     ],
@@ -238,6 +279,8 @@ def test_the_moments_of_a_sweep_pass_one_after_the_other() -> None:
     [
         ({"status": "done", "clean": False}, "Ended, not clean"),
         ({"status": "failed"}, "Failed"),
+        ({"kind": "erasure", "status": "failed"}, "Refused"),
+        ({"kind": "erasure"}, "Erased"),
         ({}, "Proven"),
     ],
 )
@@ -261,8 +304,18 @@ def test_a_sweep_that_failed_did_not_reach_the_later_moments() -> None:
 
 
 def test_a_sweep_of_all_projects_has_no_moments_of_rewrapping() -> None:
-    """Those are in the parts."""
+    """Those are in the parts. An erasure has none."""
     assert _moments(_row(project="*")) == [("Requested", "done"), ("Proven", "next")]
+    assert _moments(_row(kind="erasure")) == [("Requested", "done"), ("Erased", "next")]
+
+
+def test_why_a_customer_key_gives_no_secret_is_said_in_words() -> None:
+    codes = get_args(KeyProblem)
+    assert {words.key_wait_words(code) for code in codes} == {
+        "Customer key refused",
+        "Customer key unavailable",
+    }
+    assert set(codes) <= CODES.keys()
 
 
 def test_where_nothing_had_to_be_rewrapped_that_is_said() -> None:

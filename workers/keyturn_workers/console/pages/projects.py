@@ -26,6 +26,9 @@ _STATES: Final = {
     "earlier_keks": "Holds earlier keys",
     "old_key": "API key older than a year",
     "plaintext": "May hold plaintext",
+    "customer_key": "Has a customer key",
+    "waits_for_key": "Waits for its customer key",
+    "erased": "Erased",
 }
 _MASTER_KEYS: Final = Query("master_keys")
 _SWEEPS: Final = 50

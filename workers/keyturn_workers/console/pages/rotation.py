@@ -69,7 +69,7 @@ async def make_key(request: Request) -> Response:
     if token is None or token.subject != (project,):
         return expired_page(request, _path(project))
     _, row = await _known(request, project)
-    if row is None or row.generation is None:
+    if row is None or row.generation is None or row.erased_at is not None:
         return await _explanation(request, project, 409)
     fresh = actions_of(request).fresh_keys.make(session_of(request).id, project, row.generation)
     return _key_page(request, fresh, shown=True)

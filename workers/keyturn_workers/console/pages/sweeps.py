@@ -45,7 +45,7 @@ _STATES: Final = {
     "done": "Ended",
     "failed": "Failed",
 }
-_KINDS: Final = {"": "Any", "rotation": "Rotations", "sweep": "Sweeps"}
+_KINDS: Final = {"": "Any", "rotation": "Rotations", "sweep": "Sweeps", "erasure": "Erasures"}
 # A spreadsheet reads a cell with such a start as a formula; some read full-width signs so, too.
 _FORMULA_STARTS: Final = (
     "=",

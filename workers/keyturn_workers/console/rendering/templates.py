@@ -147,6 +147,7 @@ def environment() -> Environment:
         words.audit_outcome,
         words.project_path,
         words.project_words,
+        words.key_wait_words,
         words.sweep_path,
         words.sweep_badge,
         words.sweep_kind,

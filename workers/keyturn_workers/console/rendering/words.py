@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 from starlette.datastructures import QueryParams
 
 from keyturn.counts import Counts
+from keyturn.errors import CustomerKeyRefusedError
 from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project
 from keyturn.messages.audit import DONE, STARTED
 from keyturn.messages.status import AttentionLink, AuditStatus, SweepStatus
@@ -171,8 +172,16 @@ def audit_outcome(row: AuditStatus) -> Badge:
     return Badge("ok", "Done") if row.outcome == DONE else Badge("off", "Attempted")
 
 
+def key_wait_words(code: str) -> str:
+    """Return in words why a customer key gives no secret."""
+    is_refused = code == CustomerKeyRefusedError.code
+    return "Customer key refused" if is_refused else "Customer key unavailable"
+
+
 def sweep_kind(row: SweepStatus) -> str:
     """Return the kind of a sweep."""
+    if row.kind == "erasure":
+        return "Erasure"
     if row.kind == "rotation":
         return "Rotation"
     return "Master key sweep" if row.master_key is not None else "Sweep"
@@ -183,33 +192,37 @@ def sweep_badge(row: SweepStatus) -> Badge:
     if row.status == "running":
         return Badge("busy", "Running")
     if row.status == "failed":
-        return Badge("bad", "Failed")
+        return Badge("bad", "Refused" if row.kind == "erasure" else "Failed")
     if row.status is None:
         return Badge("bad", "Unreadable")
     if row.clean:
-        return Badge("ok", "Clean")
+        return Badge("ok", "Erased" if row.kind == "erasure" else "Clean")
     failed = 0 if row.counts is None else row.counts.failed
     return Badge("warn", f"Not clean, {number(failed)} failed" if failed else "Not clean")
 
 
 def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
     """Return the progress of a sweep."""
+    if row.kind == "erasure":
+        is_running = row.status == "running"
+        return SweepProgress("Asking the stores of the customer keys" if is_running else "—")
     if row.status != "running":
         return SweepProgress("—" if row.counts is None else _counted(row.counts))
     known = row.progress
     if known is None:
         return SweepProgress("not counted yet")
+    waits_for_key = "" if known.waits_for_key is None else ", waiting for the customer key"
     if known.phase == "waiting":
-        waits = "Waiting for the next round" if row.waits_for_round else "Waiting for a worker"
-        return SweepProgress(waits)
+        awaited = "customer key" if waits_for_key else "next round" if row.waits_for_round else ""
+        return SweepProgress(f"Waiting for the {awaited}" if awaited else "Waiting for a worker")
     unit = "project" if row.project == ALL_PROJECTS else "object"
     verb = "Proving" if known.phase == "proving" else "Rewrapping"
     if known.total is None:
-        return SweepProgress(f"{verb}, {plural(known.done, unit)} so far")
-    text = f"{verb} {number(known.done)} of {plural(known.total, unit)}"
+        return SweepProgress(f"{verb}, {plural(known.done, unit)} so far{waits_for_key}")
+    text = f"{verb} {number(known.done)} of {plural(known.total, unit)}{waits_for_key}"
     # Before that phase, rewrapping takes longer than the leases.
     left_s = known.seconds_to_proof(now) if known.phase == "proving" else None
-    if left_s is not None:
+    if left_s is not None and not waits_for_key:
         text += f", earliest end in {duration(left_s)}"
     return SweepProgress(text, min(known.done, known.total), known.total)
 
@@ -249,8 +262,8 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
         ),
         (_end_title(row), ended_at if has_ended else None, has_ended, ""),
     ]
-    if row.project == ALL_PROJECTS:
-        # The moments in between belong to each project's part.
+    if row.project == ALL_PROJECTS or row.kind == "erasure":
+        # The moments in between belong to each project's part. An erasure rewraps nothing.
         steps = [steps[0], steps[-1]]
     if has_ended:
         return tuple(
@@ -267,6 +280,8 @@ def sweep_moments(row: SweepStatus, now: datetime) -> tuple[Moment, ...]:
 
 
 def _end_title(row: SweepStatus) -> str:
+    if row.kind == "erasure":
+        return "Refused" if row.status == "failed" else "Erased"
     if row.status == "failed":
         return "Failed"
     return "Ended, not clean" if row.status == "done" and not row.clean else "Proven"

@@ -16,6 +16,7 @@ from keyturn.messages.status import (
     AttentionLink,
     AttentionStatus,
     CodeCount,
+    CustomerKeyStatus,
     MasterKeyStatus,
     ProjectStatus,
     QueueStatus,
@@ -32,7 +33,7 @@ from keyturn.topology import (
 )
 from keyturn_workers.process.code_help import CODES, CodeHelp, code_help
 from keyturn_workers.process.message_copies import CODES_WITHOUT_BODY
-from keyturn_workers.reports.status.query import OLD_KEY
+from keyturn_workers.reports.status.query import is_key_old, needs_sweep
 
 LISTED: Final = 5
 """Names that one item lists."""
@@ -466,7 +467,7 @@ _NOT_CLEAN_REMEDY: Final = (
 
 def sweeps_not_clean(facts: Facts) -> Iterable[AttentionStatus]:
     """Projects whose newest sweep failed or did not end clean; and the newest sweep of all."""
-    rows = [row for row in facts.projects if row.last_end_clean is False]
+    rows = [row for row in facts.projects if needs_sweep(row)]
     if len(rows) > LISTED:
         yield _item(
             "sweeps_not_clean",
@@ -500,12 +501,37 @@ def _not_clean(facts: Facts, name: str, project: str, sweep_id: str) -> Attentio
     )
 
 
+def customer_keys_missing(facts: Facts) -> Iterable[AttentionStatus]:
+    """Projects whose sweep or rotation waits for the customer key."""
+    groups: defaultdict[str, list[tuple[ProjectStatus, CustomerKeyStatus]]] = defaultdict(list)
+    for row in facts.projects:
+        if row.customer_key is not None and row.customer_key.code is not None:
+            groups[row.customer_key.code].append((row, row.customer_key))
+    for code, waiting in sorted(groups.items()):
+        found = code_help(code)
+        since = min(key.since or facts.time for _, key in waiting)
+        names = listed(f"{row.project} (store {key.store})" for row, key in waiting)
+        waits = "waits for its customer key" if len(waiting) == 1 else "wait for their customer key"
+        yield _item(
+            "customer_keys_missing",
+            "act",
+            f"{count_of(len(waiting), 'project')} {waits}: {code}",
+            f"{names}: {found.meaning}. The first has waited for "
+            f"{ago(facts.now - parse_time(since))}.",
+            _project_link([row for row, _ in waiting], "waits_for_key"),
+            _sentence(found.remedy),
+            as_of=facts.indexed_at,
+        )
+
+
 def rotations_and_sweeps_stuck(facts: Facts) -> Iterable[AttentionStatus]:
     """Sweeps and rotations that make no progress, and rotations that take long."""
     stuck, slow = list[SweepStatus](), list[SweepStatus]()
     for row in facts.sweeps:
         if row.status != "running" or row.started_at is None:
             continue
+        if row.progress is not None and row.progress.waits_for_key is not None:
+            continue  # `customer_keys_missing` names its project
         started = parse_time(row.started_at)
         moved = started if row.stepped_at is None else max(started, parse_time(row.stepped_at))
         # A sweep that waits for the next round makes no progress before the running one ends.
@@ -544,7 +570,8 @@ def _of_sweeps(
         return
     whole = [row for row in rows if not row.part_of_all] or [*rows]
     first, number = whole[0], len(whole)
-    noun = "rotation" if all(row.kind == "rotation" for row in whole) else "sweep"
+    kinds = {row.kind for row in whole}
+    noun = first.kind if first.kind is not None and len(kinds) == 1 else "sweep"
     link = AttentionLink(page="sweep", project=first.project, sweep_id=first.sweep_id)
     yield _item(
         rule,
@@ -583,8 +610,11 @@ def earlier_keys_kept(facts: Facts) -> Iterable[AttentionStatus]:
 
 def keys_old(facts: Facts) -> Iterable[AttentionStatus]:
     """API keys that were not rotated for a year."""
-    since = [parse_time(row.key_since) for row in facts.projects if row.key_since is not None]
-    old = [moment for moment in since if facts.now - moment > OLD_KEY]
+    old = [
+        parse_time(row.key_since)
+        for row in facts.projects
+        if row.key_since is not None and is_key_old(row, facts.now)
+    ]
     if old:
         yield _item(
             "keys_old",
@@ -626,6 +656,7 @@ RULES: Final[tuple[Rule, ...]] = (
     keyrings_broken,
     keyrings_contradicted,
     sweeps_not_clean,
+    customer_keys_missing,
     rotations_and_sweeps_stuck,
     earlier_keys_kept,
     keys_old,

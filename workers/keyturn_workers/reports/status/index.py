@@ -20,10 +20,12 @@ from keyturn.errors import (
     StorageUnavailableError,
 )
 from keyturn.evidence.envelope import parse as parse_evidence
+from keyturn.evidence.statement import Predicate
 from keyturn.identifiers import (
     ALL_PROJECTS,
     KEYRINGS_PREFIX,
     SWEEPS_PREFIX,
+    format_time,
     keyring_s3_key,
 )
 from keyturn.messages.status import ProjectStatus, SweepStatus
@@ -32,7 +34,7 @@ from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import ObjectSummary
-from keyturn_workers.core.sweep_record import AllRecord, ProjectRecord
+from keyturn_workers.core.sweep_record import AllRecord, KeyWait, ProjectRecord
 from keyturn_workers.keys.keyring.marks import Mark, MarkState, Witness
 from keyturn_workers.keys.sweep_records import record_path
 from keyturn_workers.reports.status.query import order_sweeps
@@ -62,8 +64,9 @@ class _Entry:
     """The contents of one record when it was opened.
 
     `mark` is the mark that would describe the keyring. `proven_at` is when the newest evidence in
-    the record was complete. If `is_unread`, the storage did not return it. `read_at_s` is for a
-    record that does not open: the reason may be temporary.
+    the record was complete. `key_wait` is set while sweeps wait for the customer key. If
+    `is_unread`, the storage did not return it. `read_at_s` is for a record that does not open: the
+    reason may be temporary.
     """
 
     etag: str
@@ -71,6 +74,7 @@ class _Entry:
     mark: Mark | None = None
     sweeps: tuple[SweepStatus, ...] = ()
     proven_at: str | None = None
+    key_wait: KeyWait | None = None
     is_unreadable: bool = False
     is_unread: bool = False
     read_at_s: float = 0.0
@@ -387,7 +391,8 @@ def _sweeps_entry(etag: str, content: SweepRecord) -> _Entry:
     if record is None:
         raise TypeError("a record in the folder of a round")
     rows = tuple(Sweep(record, origin).row() for origin in record.origins)
-    return _Entry(etag, sweeps=rows, proven_at=_proven_at(record))
+    key_wait = record.key_wait if isinstance(record, ProjectRecord) else None
+    return _Entry(etag, sweeps=rows, proven_at=_proven_at(record), key_wait=key_wait)
 
 
 def _proven_at(record: ProjectRecord | AllRecord) -> str | None:
@@ -395,9 +400,10 @@ def _proven_at(record: ProjectRecord | AllRecord) -> str | None:
     if isinstance(record, AllRecord) or record.evidence is None:
         return None
     try:
-        return parse_evidence(record.evidence.encode()).predicate.at
+        predicate = parse_evidence(record.evidence.encode()).predicate
     except EvidenceError:
         return None
+    return predicate.at if isinstance(predicate, Predicate) else None
 
 
 def _objects(counts: Counts | None) -> int | None:
@@ -409,7 +415,9 @@ def _joined(row: ProjectStatus, of_sweeps: _Entry | None) -> ProjectStatus:
     """Return a keyring with the state of its record of sweeps."""
     fields: dict[str, object] = {"key_since": row.rotated_at or row.enrolled_at}
     if of_sweeps is not None:
-        ended = [each for each in of_sweeps.sweeps if each.ended_at is not None]
+        # An erasure proves nothing about objects, and one that is refused leaves none behind.
+        sweeps = [each for each in of_sweeps.sweeps if each.kind != "erasure"]
+        ended = [each for each in sweeps if each.ended_at is not None]
         ended.sort(key=lambda each: each.ended_at or "", reverse=True)
         last = next(iter(ended), None)
         proof = next((each for each in ended if each.clean), None)
@@ -424,13 +432,11 @@ def _joined(row: ProjectStatus, of_sweeps: _Entry | None) -> ProjectStatus:
             "last_end_clean": None if last is None else last.clean,
             "objects": None if counted is None else _objects(counted.counts),
             "objects_at": None if counted is None else counted.ended_at,
-            "running_sweeps": tuple(
-                each.sweep_id for each in of_sweeps.sweeps if each.status == "running"
-            )
+            "running_sweeps": tuple(each.sweep_id for each in sweeps if each.status == "running")
             or None,
         }
-        waits = [each.progress.waits_for_key for each in of_sweeps.sweeps if each.progress]
-        if row.customer_key is not None and any(waits):
-            code = next(filter(None, waits))
-            fields["customer_key"] = row.customer_key.model_copy(update={"code": code})
+        wait = of_sweeps.key_wait
+        if row.customer_key is not None and wait is not None and fields["running_sweeps"]:
+            waits = {"code": wait.code, "since": format_time(wait.since)}
+            fields["customer_key"] = row.customer_key.model_copy(update=waits)
     return row.model_copy(update=fields)

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 import orjson
 from pydantic import BaseModel
 
-from keyturn.identifiers import format_time
+from keyturn.identifiers import parse_time
 from keyturn.messages.status import (
     AuditStatus,
     FailureStatus,
@@ -74,8 +74,8 @@ def filter_projects(
     if wanted.master_key is not None:
         found = [row for row in found if row.master_key == wanted.master_key]
     if wanted.state is not None:
-        matches, oldest = _PROJECT_STATES[wanted.state], format_time(now - OLD_KEY)
-        found = [row for row in found if matches(row, oldest)]
+        matches = _PROJECT_STATES[wanted.state]
+        found = [row for row in found if matches(row, now)]
     return found
 
 
@@ -97,18 +97,37 @@ def is_contradicted(row: ProjectStatus) -> bool:
     return row.mark in _CONTRADICTED
 
 
+def needs_sweep(row: ProjectStatus) -> bool:
+    """Check if the newest sweep is not clean; one of an erased project never will be."""
+    return row.last_end_clean is False and row.erased_at is None
+
+
+def waits_for_key(row: ProjectStatus) -> bool:
+    """Check if a sweep or rotation waits for the customer key."""
+    return row.customer_key is not None and row.customer_key.code is not None
+
+
+def is_key_old(row: ProjectStatus, now: datetime) -> bool:
+    """Check if the API key was not rotated for a year; that of an erased project opens nothing."""
+    since = row.key_since
+    return since is not None and row.erased_at is None and now - parse_time(since) > OLD_KEY
+
+
 def _needs_attention(row: ProjectStatus) -> bool:
-    return row.code is not None or is_contradicted(row) or row.last_end_clean is False
+    return row.code is not None or is_contradicted(row) or needs_sweep(row) or waits_for_key(row)
 
 
-_PROJECT_STATES: Final[dict[str, Callable[[ProjectStatus, str], bool]]] = {
+_PROJECT_STATES: Final[dict[str, Callable[[ProjectStatus, datetime], bool]]] = {
     "ok": lambda row, _: row.code is None and not is_contradicted(row),
     "attention": lambda row, _: _needs_attention(row),
     "sweeping": lambda row, _: bool(row.running_sweeps),
-    "never_proven": lambda row, _: row.last_proof_at is None,
+    "never_proven": lambda row, _: row.last_proof_at is None and row.erased_at is None,
     "earlier_keks": lambda row, _: bool(row.earlier_keks),
-    "old_key": lambda row, oldest: row.key_since is not None and row.key_since < oldest,
+    "old_key": is_key_old,
     "plaintext": lambda row, _: bool(row.plaintext),
+    "customer_key": lambda row, _: row.customer_key is not None,
+    "waits_for_key": lambda row, _: waits_for_key(row),
+    "erased": lambda row, _: row.erased_at is not None,
 }
 
 

@@ -7,13 +7,19 @@ from typing import Any, Final
 from keyturn.counts import Counts
 from keyturn.errors import CodedError
 from keyturn.identifiers import format_time
-from keyturn.messages.status import CustomerKeyStatus, ProjectStatus, SweepStatus
+from keyturn.messages.status import CustomerKeyStatus, ProjectStatus, SweepKind, SweepStatus
 from keyturn.progress import Progress
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.sweep_progress import current_round, progress_of
-from keyturn_workers.core.sweep_record import AllRecord, Origin, ProjectRecord, Round, Walk
+from keyturn_workers.core.sweep_record import AllRecord, Kind, Origin, ProjectRecord, Round, Walk
 
 _MAX_DETAIL: Final = 500
+_KINDS: Final[dict[Kind, SweepKind]] = {
+    "rotation": "rotation",
+    "sweep": "sweep",
+    "part": "sweep",
+    "erase": "erasure",
+}
 
 
 def project_status(keyring: Keyring) -> ProjectStatus:
@@ -186,7 +192,7 @@ def origin_status(project: str, origin: Origin, counts: Counts | None = None) ->
     return SweepStatus(
         sweep_id=origin.id,
         project=project,
-        kind="rotation" if origin.kind == "rotation" else "sweep",
+        kind=_KINDS[origin.kind],
         status=origin.status,
         code=None if end is None else end.code or None,
         detail=None if end is None else end.detail[:_MAX_DETAIL] or None,

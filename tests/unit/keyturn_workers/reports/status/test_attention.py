@@ -8,7 +8,9 @@ import pytest
 
 from keyturn.messages import (
     CodeCount,
+    CustomerKeyStatus,
     MasterKeyStatus,
+    Progress,
     ProjectStatus,
     QueueStatus,
     SweepStatus,
@@ -66,6 +68,16 @@ def _master_key(**fields: Any) -> dict[str, Any]:
 _GROWING = ((at(-300), 3), (at(-150), 5), (at(0), 9))
 _SHRINKING = ((at(-300), 20), (at(-150), 12), (at(0), 9))
 _CLOCKLESS = [worker(seconds, is_clock_known=False) for seconds in (-400, -15)]
+_ERASED = {"erased_at": text(-DAY)}
+_WAITS = Progress(phase="rewrapping", waits_for_key="customer_key_refused")
+
+
+def _waiting(code: str | None, project: str = "acme", **fields: Any) -> ProjectStatus:
+    since = None if code is None else text(-7200)
+    key = CustomerKeyStatus(store="kms", key="k", code=code, since=since)
+    return ProjectStatus(project=project, customer_key=key, **fields)
+
+
 _KEPT = {"earlier_keks": 1, "rotated_at": text(-2 * DAY)}
 
 _CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -123,6 +135,17 @@ _CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         _project(last_end_sweep=uid(1), last_end_clean=False),
         _project(last_end_sweep=uid(1), last_end_clean=True),
     ),
+    (
+        "sweeps_not_clean",
+        "act",
+        _project(last_end_sweep=uid(1), last_end_clean=False),
+        _project(last_end_sweep=uid(1), last_end_clean=False, **_ERASED),
+    ),
+    *(
+        ("customer_keys_missing", "act", {"projects": (_waiting(code),)}, quiet)
+        for code in ("customer_key_refused", "customer_key_unavailable")
+        for quiet in ({"projects": (_waiting(None),)}, _project())
+    ),
     ("sweeps_not_clean", "act", _of_all(), _of_all(clean=True, status="done")),
     ("sweeps_not_clean", "act", _of_all(status="done"), _of_all(ended_at=None, status="running")),
     (
@@ -145,6 +168,9 @@ _CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         _sweep(kind="sweep", waits_for_round=True),
     ),
     ("sweeps_stuck", "act", _sweep(), _sweep(status="done")),
+    # What waits for a customer key has an item of its own.
+    ("sweeps_stuck", "act", _sweep(), _sweep(progress=_WAITS)),
+    ("rotations_slow", "soon", _sweep(stepped_at=text(-5)), _sweep(progress=_WAITS)),
     ("earlier_keys_kept", "soon", _project(**_KEPT), _project(**_KEPT, running_sweeps=(uid(1),))),
     (
         "earlier_keys_kept",
@@ -157,6 +183,12 @@ _CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         "info",
         _project(key_since=text(-366 * DAY)),
         _project(key_since=text(-364 * DAY)),
+    ),
+    (
+        "keys_old",
+        "info",
+        _project(key_since=text(-366 * DAY)),
+        _project(key_since=text(-366 * DAY), **_ERASED),
     ),
     ("master_keys_unusable", "act", _master_key(code="kms_unavailable"), _master_key()),
 ]
@@ -192,6 +224,10 @@ def test_the_most_urgent_comes_first() -> None:
     ("facts", "link"),
     [
         (_project(code="corrupt_object"), {"page": "project", "project": "acme"}),
+        (
+            {"projects": [_waiting("customer_key_refused", name) for name in ("a", "b")]},
+            {"page": "projects", "filter": {"state": "waits_for_key"}},
+        ),
         (
             {"projects": [ProjectStatus(project=name, mark="removed") for name in ("a", "b")]},
             {"page": "projects", "filter": {"state": "attention"}},
@@ -239,6 +275,29 @@ def test_many_projects_are_one_item_and_a_few_have_their_own() -> None:
     assert "9 projects" in item.title
     assert "and 4 more" in item.detail
     assert len(find_attention(Facts(now=at(0), projects=many[:3]))) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "remedy"),
+    [
+        ("customer_key_refused", "gives no secret", "Ask the customer whether this was intended"),
+        ("customer_key_unavailable", "did not respond", "KEYTURN_CUSTOMER_KEY_STORES"),
+    ],
+)
+def test_a_project_that_waits_for_its_key_says_for_which_how_long_and_what_to_do(
+    code: str, words: str, remedy: str
+) -> None:
+    (item,) = find_attention(Facts(now=at(0), projects=(_waiting(code),)))
+    assert item.title == f"1 project waits for its customer key: {code}"
+    assert item.detail.startswith("acme (store kms): ")
+    assert words in item.detail
+    assert "2 hours" in item.detail
+    assert remedy in item.remedy
+
+
+def test_an_erasure_that_makes_no_progress_is_called_one() -> None:
+    (item,) = find_attention(Facts(now=at(0), **_sweep(kind="erasure")))
+    assert item.title.startswith("1 erasure without progress")
 
 
 def test_letters_of_invented_codes_are_one_item() -> None:

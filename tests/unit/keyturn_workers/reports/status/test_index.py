@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.counts import Counts
+from keyturn.crypto import new_customer_secret
 from keyturn.errors import CodedError, StorageUnavailableError
 from keyturn.identifiers import format_time, keyring_s3_key
+from keyturn.messages import CustomerKeyStatus
 from keyturn_workers.core.errors import ArchivedError
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_values import Headers
-from keyturn_workers.core.sweep_record import Failure
+from keyturn_workers.core.sweep_record import Failure, KeyWait
 from keyturn_workers.keys.keyring.marks import Mark
 from keyturn_workers.keys.keyring.store import create_keyring
 from keyturn_workers.keys.sweep_records import SweepStore
@@ -24,9 +26,10 @@ from keyturn_workers.reports.status import index as index_module
 from keyturn_workers.reports.status import records
 from keyturn_workers.reports.status.index import Index, Snapshot
 from keyturn_workers.reports.status.records import Opened, SweepRecord, list_records, open_record
-from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated
+from tests.unit.keyturn_workers.factories import MASTER_KEYS, keyring, rotated, turned_to
 from tests.unit.keyturn_workers.reports.status.bucket import (
     AT_ONCE,
+    BEGIN,
     KEYS,
     Bucket,
     all_record,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyturn.messages import ProjectStatus
+    from keyturn_workers.core.sweep_record import Origin
     from keyturn_workers.reports.status.records import Record
 
 _ACME = ".keyturn/keyrings/acme.json"
@@ -373,6 +377,39 @@ async def test_a_project_is_joined_with_its_record_of_sweeps(
         assert row.key_since == row.enrolled_at
         has_proof = "last_proof_sweep" in expected
         assert (row.last_proof_at is not None) is has_proof
+
+
+@pytest.mark.parametrize(
+    ("origins", "waits"),
+    [
+        ((origin(1),), True),
+        ((part(1),), True),
+        ((origin(1, kind="erase"),), False),
+        ((failed(1, "customer_key_refused"),), False),
+    ],
+)
+async def test_a_project_says_since_when_what_runs_waits_for_its_customer_key(
+    origins: tuple[Origin, ...], waits: bool
+) -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(turned_to(keyring("acme"), new_customer_secret()))
+    wait = KeyWait("customer_key_refused", "disabled", BEGIN)
+    await scene.bucket.add(record(*origins, key_wait=wait))
+    (row,) = (await scene.renewed()).projects
+    shown = {"code": "customer_key_refused", "since": format_time(BEGIN)} if waits else {}
+    assert row.customer_key == CustomerKeyStatus(store="kms", key="acme", **shown)
+
+
+async def test_an_erasure_is_neither_a_proof_nor_an_end_of_a_sweep() -> None:
+    scene = _Scene()
+    await scene.bucket.enroll(keyring("acme"))
+    refused = failed(2, "generation_mismatch", kind="erase")
+    await scene.bucket.add(record(done(1, kind="erase"), refused, origin(3, kind="erase")))
+    snapshot = await scene.renewed()
+    (row,) = snapshot.projects
+    assert (row.last_proof_at, row.last_end_sweep, row.last_end_clean) == (None, None, None)
+    assert row.running_sweeps is None
+    assert {each.kind for each in snapshot.sweeps} == {"erasure"}
 
 
 async def test_a_project_has_the_objects_that_its_last_whole_sweep_counted() -> None:

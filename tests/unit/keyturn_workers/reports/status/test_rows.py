@@ -9,11 +9,22 @@ from typing import Any
 import pytest
 
 from keyturn.counts import Counts
-from keyturn.crypto import to_base64
+from keyturn.crypto import customer_secret_id, new_customer_secret, to_base64
 from keyturn.errors import CorruptObjectError, StorageUnavailableError
-from keyturn.messages import AuditStatus, FailureStatus, ProjectStatus, StatusFilter, SweepStatus
+from keyturn.identifiers import format_time
+from keyturn.messages import (
+    AuditStatus,
+    CustomerKeyStatus,
+    FailureStatus,
+    Progress,
+    ProjectStatus,
+    StatusFilter,
+    SweepStatus,
+)
+from keyturn_workers.core.erasure import Erasure, KeyState
+from keyturn_workers.core.keyring import begin_erasure, erase
 from keyturn_workers.core.sweep_options import SweepOptions
-from keyturn_workers.core.sweep_record import OpenPage
+from keyturn_workers.core.sweep_record import KeyWait, OpenPage
 from keyturn_workers.reports.status.query import (
     filter_audit,
     filter_failures,
@@ -33,7 +44,7 @@ from keyturn_workers.reports.status.rows import (
     unreadable_project,
     unreadable_sweep,
 )
-from tests.unit.keyturn_workers.factories import keyring, rotated
+from tests.unit.keyturn_workers.factories import keyring, rotated, turned_to
 from tests.unit.keyturn_workers.reports.status.bucket import (
     BEGIN,
     ROUND_ID,
@@ -209,6 +220,13 @@ _PROJECTS = [
     _project("dave", generation=1, plaintext=True, running_sweeps=(sweep_id(1),)),
     _project("eve", generation=2, plaintext=True, mark="removed"),
 ]
+_KEY = CustomerKeyStatus(store="kms", key="k")
+_OF_CUSTOMERS = [
+    _project("fay", customer_key=_KEY, last_proof_at=_NEW),
+    _project("gil", customer_key=_KEY.model_copy(update={"code": "customer_key_refused"})),
+    # What of it would be a problem elsewhere: nobody can do anything about it.
+    _project("hal", customer_key=_KEY, key_since=_OLD, last_end_clean=False, erased_at=_NEW),
+]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +248,43 @@ _PROJECTS = [
 def test_projects_are_filtered(wanted: dict[str, Any], names: str) -> None:
     found = filter_projects(_PROJECTS, StatusFilter(**wanted), BEGIN)
     assert [row.project for row in found] == names.split()
+
+
+@pytest.mark.parametrize(
+    ("state", "names"),
+    [
+        ("customer_key", "fay gil hal"),
+        ("waits_for_key", "gil"),
+        ("erased", "hal"),
+        ("attention", "gil"),
+        ("never_proven", "gil"),
+        ("old_key", ""),
+    ],
+)
+def test_projects_with_customer_keys_are_filtered_and_erased_ones_need_nothing(
+    state: str, names: str
+) -> None:
+    found = filter_projects(_OF_CUSTOMERS, StatusFilter(state=state), BEGIN)
+    assert [row.project for row in found] == names.split()
+
+
+def test_an_erased_keyring_is_a_row_with_the_time_of_the_last_answer() -> None:
+    secret = new_customer_secret()
+    ring = turned_to(keyring(), secret)
+    erasure = Erasure(sweep_id(1), "api", "0" * 64, _OLD, _OLD, "", None)
+    assert project_status(begin_erasure(ring, erasure)).erased_at is None
+    gone = {customer_secret_id(secret): KeyState.DISABLED}
+    row = project_status(erase(ring, erasure.with_answers(gone, BEGIN)))
+    assert row.erased_at == format_time(BEGIN)
+    assert (row.customer_key, row.earlier_keks) == (CustomerKeyStatus(store="kms", key="acme"), 0)
+
+
+def test_an_erasure_is_no_sweep_and_waits_for_no_secret() -> None:
+    erasure = origin(1, kind="erase")
+    wait = KeyWait("customer_key_refused", "disabled", BEGIN)
+    row = Sweep(record(erasure, key_wait=wait), erasure).row()
+    assert row.kind == "erasure"
+    assert row.progress == Progress(phase="waiting")
 
 
 @pytest.mark.parametrize(
