@@ -354,7 +354,8 @@ def test_a_project_that_waits_for_its_customer_key_says_so_since_when_and_what_t
     for words in (
         "A sweep or rotation waits for the customer key",
         "Customer key customers-eu/arn:aws:kms:",
-        "Customer key refused customer_key_refused since",
+        "State Key refused customer key",
+        "Refused customer_key_refused since",
         "5 h ago",
         "Ask the customer whether this was intended",
         "Rewrapping 40 of 90 objects, waiting for the customer key",
@@ -389,7 +390,7 @@ def test_an_erased_project_says_so_and_offers_nothing() -> None:
 def test_the_list_of_projects_marks_customer_keys_and_erased_projects() -> None:
     scene = lived()
     for project, mark in (
-        (WAITING, "Customer key refused"),
+        (WAITING, "Key refused customer key"),
         (ERASED, "Erased"),
         ("acme", "customer key"),
     ):
