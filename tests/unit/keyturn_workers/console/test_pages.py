@@ -364,7 +364,7 @@ def test_a_project_that_waits_for_its_customer_key_says_so_since_when_and_what_t
     assert all(offer in page for offer in _OFFERS)
     sweep = scene.words(f"/sweeps/{WAITING}/{made_up_id('waiting')}")
     assert "Waiting for the customer key customer_key_refused" in sweep
-    assert "It goes on by itself." in sweep
+    assert "The sweep then goes on by itself." in sweep
     assert "Time left" not in sweep
     # One that gives its secret, or is not asked for one, is shown too.
     assert "vault/keyturn-acme no sweep or rotation waits for it" in scene.words("/projects/acme")
