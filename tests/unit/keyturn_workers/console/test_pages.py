@@ -354,7 +354,8 @@ def test_a_project_that_waits_for_its_customer_key_says_so_since_when_and_what_t
     for words in (
         "A sweep or rotation waits for the customer key",
         "Customer key customers-eu/arn:aws:kms:",
-        "Customer key refused customer_key_refused since",
+        "State Key refused customer key",
+        "Refused customer_key_refused since",
         "5 h ago",
         "Ask the customer whether this was intended",
         "Rewrapping 40 of 90 objects, waiting for the customer key",
@@ -363,7 +364,7 @@ def test_a_project_that_waits_for_its_customer_key_says_so_since_when_and_what_t
     assert all(offer in page for offer in _OFFERS)
     sweep = scene.words(f"/sweeps/{WAITING}/{made_up_id('waiting')}")
     assert "Waiting for the customer key customer_key_refused" in sweep
-    assert "It goes on by itself." in sweep
+    assert "The sweep then goes on by itself." in sweep
     assert "Time left" not in sweep
     # One that gives its secret, or is not asked for one, is shown too.
     assert "vault/keyturn-acme no sweep or rotation waits for it" in scene.words("/projects/acme")
@@ -389,7 +390,7 @@ def test_an_erased_project_says_so_and_offers_nothing() -> None:
 def test_the_list_of_projects_marks_customer_keys_and_erased_projects() -> None:
     scene = lived()
     for project, mark in (
-        (WAITING, "Customer key refused"),
+        (WAITING, "Key refused customer key"),
         (ERASED, "Erased"),
         ("acme", "customer key"),
     ):

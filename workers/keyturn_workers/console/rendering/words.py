@@ -173,9 +173,8 @@ def audit_outcome(row: AuditStatus) -> Badge:
 
 
 def key_wait_words(code: str) -> str:
-    """Return in words why a customer key gives no secret."""
-    is_refused = code == CustomerKeyRefusedError.code
-    return "Customer key refused" if is_refused else "Customer key unavailable"
+    """Return in a word why a customer key gives no secret."""
+    return "refused" if code == CustomerKeyRefusedError.code else "unavailable"
 
 
 def sweep_kind(row: SweepStatus) -> str:
