@@ -78,6 +78,7 @@ _SERVED: Final = (
     "object.deleted",
     "delete.requested",  # of many keys
     "sweep.requested",
+    "erase.requested",
     "status.reported",
     "dead_letters.moved",
 )
