@@ -70,7 +70,7 @@ _SPARE_CONNECTIONS: Final = 4
 _MAX_SHOWN: Final = 20
 _SEVERAL: Final = 2
 # Columns of tables that are shown only if a row has a value there.
-_RARE: Final = ("code", "mark", "customer_key", "customer_key_code")
+_RARE: Final = ("code", "mark", "customer_key", "customer_key_code", "erased_at")
 _NO_SWEEP: Final = "the bucket has no sweep or rotation with this id"
 _REMOVED: Final = "removed"
 WAYS_OUT: Final = {
@@ -385,6 +385,7 @@ def _keyring_row(row: ProjectStatus) -> Row:
         "evidence": row.evidence,
         "customer_key": customer_key and f"{customer_key.store}/{customer_key.key}",
         "customer_key_code": customer_key and customer_key.code,
+        "erased_at": shown_time(row.erased_at),
         "mark": row.mark,
         "code": row.code,
         "detail": row.detail,

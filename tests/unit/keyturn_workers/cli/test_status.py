@@ -6,6 +6,7 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ from keyturn.crypto import SigningKey, customer_secret_id, new_customer_secret, 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import reports, status
+from keyturn_workers.core.erasure import Erasure, KeyState
+from keyturn_workers.core.keyring import erase, retire_old_keys
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_record import KeyWait
 from keyturn_workers.keys.keyring.marks import MarkTable
 from keyturn_workers.keys.keyring.store import replace_keyring
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, bench
 from tests.unit.keyturn_workers.factories import (
+    AT,
     MASTER_KEYS,
     enc,
     keyring,
@@ -223,6 +227,7 @@ def test_a_keyring_shows_its_permissions_and_its_earlier_keks(bucket: Bench) -> 
         "evidence": "ab" * 32,
         "customer_key": None,
         "customer_key_code": None,
+        "erased_at": None,
         "mark": None,
         "code": None,
         "detail": None,
@@ -250,6 +255,22 @@ def test_a_customer_key_is_named_and_what_it_hides_keeps_every_master_key(bucket
     assert "kms/acme-key" in bucket.run("--no-objects").stdout
     detailed = bucket.run(sweep_id(1)).stdout
     assert "waiting for the customer key (customer_key_refused)" in detailed
+
+
+def test_an_erased_project_says_when_its_stores_were_last_asked(bucket: Bench) -> None:
+    secret = new_customer_secret()
+    bucket.customer_keys.secrets[customer_secret_id(secret)] = secret
+    ring = retire_old_keys(turned_to(_FIRST, secret, "acme-key"))
+    bucket.put(ring, "k")
+    bucket.enroll(_OTHER)
+    assert "erased_at" not in bucket.run("--no-objects").stdout
+    erasing = Erasure(sweep_id(1), "ops", "ab" * 32, AT, AT, "the end", "cd" * 32)
+    states = {key.secret_id: KeyState.MISSING for key in ring.customer_keys.values()}
+    bucket.enroll(erase(ring, erasing.with_answers(states, BEGIN + timedelta(hours=1))))
+    report = bucket.json()
+    assert [row["erased_at"] for row in report["keyrings"]] == ["2026-11-24T11:00:00Z", None]
+    assert _objects(report) == {("acme", "erased", None, None, None): 1}
+    assert "2026-11-24T11:00:00Z" in bucket.run("acme", "--no-objects").stdout
 
 
 def test_the_newest_evidence_of_one_project_is_named_in_full(bucket: Bench) -> None:
