@@ -24,7 +24,7 @@ _BAD_REQUEST: Final = 400
 _REFUSALS: Final = {
     "encryption key not found": "the key does not exist",
     "soft-deleted": "the key is deleted, but can be restored",
-    "version is too old": "the key's version is below its min_decryption_version",
+    "(too old)": "the key's version is below its min_decryption_version",
     "authentication failed": "the key did not encrypt this for this place",
     "associated_data": "the key's type does not authenticate associated_data",
 }
