@@ -22,7 +22,15 @@ from tools.chaos import bucket_checks, checks
 from tools.chaos.drop_checks import drops, read_state, stored_uploads
 from tools.chaos.drops import DROP, NOTICES
 from tools.chaos.evidence import Evidence, Letter, OnBroker, honest, stored_ids
-from tools.chaos.plan import FLAWS_WITHOUT_EVENT, HOSTILE, LATE_PROJECT, THEFTS, WRITER, make_plan
+from tools.chaos.plan import (
+    FLAWS_WITHOUT_EVENT,
+    HOSTILE,
+    LATE_PROJECT,
+    LOCKED_PROJECT,
+    THEFTS,
+    WRITER,
+    make_plan,
+)
 from tools.chaos.run import run
 from tools.servers import Servers
 
@@ -114,6 +122,12 @@ def test_the_faults_were_injected(evidence: Evidence) -> None:
     assert len(evidence.drop_state.stored) > len(evidence.written.contents) / 3
     assert counts["keyrings stolen"] == dict.fromkeys(THEFTS, 1)
     assert min(counts["refusals of stolen keyrings"][role] for role in ("upload", "control")) >= 1
+    kinds = {outage.kind.partition(" ")[0] for outage in evidence.key_outages}
+    assert kinds == {"key", "store"}
+    assert counts["waits of other projects' uploads, s"].keys() == {
+        "while a store was away",
+        "otherwise",
+    }
 
 
 # Each check fails if what it checks is broken.
@@ -362,15 +376,33 @@ def test_what_a_source_has_lost_is_found(evidence: Evidence) -> None:
     assert any(line.startswith(f"{wrong.s3_key} (upload") for line in bucket)
 
 
-def test_an_object_that_an_old_key_opens_is_found(evidence: Evidence) -> None:
+@pytest.mark.parametrize("locked", [False, True])
+def test_an_object_that_an_old_key_opens_is_found(evidence: Evidence, locked: bool) -> None:
     """The check gets the current key in place of the first one, so an old key opens objects."""
-    project, tenant = next((p, t) for p, t in evidence.tenants.items() if len(t.api_keys) > 1)
+    project, tenant = next(
+        (p, t)
+        for p, t in evidence.tenants.items()
+        if len(t.api_keys) > 1 and (p == LOCKED_PROJECT) == locked
+    )
     again = replace(tenant, api_keys=[tenant.api_keys[-1], *tenant.api_keys[1:]])
     report = bucket_checks.inspect_bucket(
         replace(evidence, tenants={**evidence.tenants, project: again})
     )
     assert f"{project}/" in report.opened_by_old[0]
-    assert "user key 1 opens its wrap" in report.opened_by_old[0]
+    shown = report.opened_by_old[0]
+    assert "user key 1" in shown
+    assert ("with secret" in shown) == locked
+
+
+def test_an_object_that_opens_without_a_customer_key_is_found(evidence: Evidence) -> None:
+    """The check gets no secrets: it looks for wraps under plain keys, and for labels of such."""
+    secrets = evidence.customer_secrets[LOCKED_PROJECT]
+    assert len({each.secret_id for each in secrets if each is not None}) == 2
+    locked = [upload for upload in _plain_uploads(evidence) if upload.project == LOCKED_PROJECT]
+    assert locked
+    report = bucket_checks.inspect_bucket(replace(evidence, customer_secrets={}))
+    (missed,) = [line for line in report.not_opened if locked[0].upload_id in line]
+    assert "the user's current key does not open its wrap" in missed
 
 
 def test_an_unexpected_object_and_leftovers_are_found(evidence: Evidence) -> None:

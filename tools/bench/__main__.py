@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from tools.bench import against_plain, deletes, export, gateway, layers, rotation, sources, uploads
+from tools.bench import (
+    against_plain,
+    customer_keys,
+    deletes,
+    export,
+    gateway,
+    layers,
+    rotation,
+    sources,
+    uploads,
+)
 from tools.bench.figures import Results, profile_table, table
 from tools.bench.processes import BenchError
 from tools.harness.deployment import Deployment
@@ -70,6 +80,10 @@ _PARTS: Final = {
     "export-large": Part(export.measure_large, 3, {"count": (20, 4)}),
     "sources-small": Part(sources.measure_small, 3, {"count": (5000, 600)}),
     "sources-large": Part(sources.measure_large, 3, {"count": (20, 4)}),
+    "customer-keys-cost": Part(customer_keys.measure_cost, 5, {"count": _SMALL}),
+    "customer-keys-calls": Part(
+        customer_keys.measure_calls, 1, {"projects": (1000, 100), "seconds": (225, 75)}
+    ),
     "deletes": Part(deletes.measure, 3, {"count": (10_000, 2000)}),
 }
 _NAMES: Final = (*_PARTS, _LAYERS)

@@ -195,6 +195,7 @@ async def count_events(
     count: int,
     *,
     since: datetime,
+    timeout_s: float = 30,
 ) -> int:
     """The number of signed events of the round's uploads in the stream.
 
@@ -219,7 +220,7 @@ async def count_events(
     stream = await channel.get_queue(EVENTS_STREAM, ensure=False)
     tag = await stream.consume(look, arguments={"x-stream-offset": since})
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(timeout_s):
             await complete.wait()
     except TimeoutError:
         pass

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,7 @@ from keyturn.crypto import (
     BODY_CONTEXT,
     SealError,
     admin_kek,
+    composite_kek,
     from_base64,
     kek_id,
     open_sealed,
@@ -48,10 +50,11 @@ from tools.harness.bucket import Bucket, unwrap_data_key
 from tools.harness.canaries import Canaries, encodings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from keyturn.crypto import Kek, Role
     from tools.chaos.evidence import Evidence
+    from tools.chaos.key_outages import CustomerSecret
     from tools.chaos.plan import Upload
     from tools.harness.deployment import Deployment
     from tools.harness.tenants import Tenant
@@ -84,16 +87,36 @@ class BucketReport:
 
 @dataclass(frozen=True)
 class _Keys:
-    """A project's KEKs at the end of a run: user KEKs by generation, admin KEKs by age."""
+    """A project's KEKs at the end of a run: those of each generation, the last ones current.
 
-    users: list[Kek]
-    admins: list[Kek]
+    With a customer key they are composites, and no plain one may open anything either.
+    """
+
+    current: dict[Role, Kek]
+    label: str
+    former: list[tuple[str, Role, Kek]]
 
     @classmethod
-    def of(cls, tenant: Tenant) -> _Keys:
-        users = [user_kek(api_key, tenant.project) for api_key in tenant.api_keys]
-        admins = [admin_kek(master, tenant.project) for master in tenant.masters.values()]
-        return cls(users, admins)
+    def of(cls, tenant: Tenant, secrets: Sequence[CustomerSecret | None] = ()) -> _Keys:
+        project, last = tenant.project, secrets[-1] if secrets else None
+        users = [user_kek(api_key, project) for api_key in tenant.api_keys]
+        admins = [admin_kek(master, project) for master in tenant.masters.values()]
+        roles: tuple[tuple[Role, list[Kek]], ...] = ("user", users), ("admin", admins)
+        known = {each.secret_id: each for each in secrets if each is not None}
+        current: dict[Role, Kek] = {}
+        former: list[tuple[str, Role, Kek]] = []
+        for secret, (role, keks) in product([None, *known.values()], roles):
+            for number, plain in enumerate(keks, start=1):
+                kek, name = plain, f"{role} key {number}"
+                if secret is not None:
+                    kek = composite_kek(plain, secret.value, role, project, secret.secret_id)
+                    name += f" with secret {secret.secret_id}"
+                if secret == last and number == len(keks):
+                    current[role] = kek
+                else:
+                    former.append((name, role, kek))
+        label = f"{len(users)}:{kek_id(users[-1])}"
+        return cls(current, label if last is None else f"{label}:{last.secret_id}", former)
 
 
 def inspect_bucket(evidence: Evidence) -> BucketReport:
@@ -105,7 +128,10 @@ def inspect_bucket(evidence: Evidence) -> BucketReport:
         for upload in evidence.plan.load.uploads
         if upload.upload_id in stored
     } | stored_uploads(evidence.written, evidence.drop_state)
-    keys = {name: _Keys.of(tenant) for name, tenant in evidence.tenants.items()}
+    keys = {
+        name: _Keys.of(tenant, evidence.customer_secrets.get(name, ()))
+        for name, tenant in evidence.tenants.items()
+    }
     with ThreadPoolExecutor(_THREADS) as pool:
         for s3_key, upload in existing.items():
             pool.submit(
@@ -128,7 +154,7 @@ def _check_rival(rival: Tenant, report: BucketReport) -> None:
     """The hostile publisher's project is swept too, so no old master key opens it."""
     _check_records(rival, report)
     bucket = Bucket(rival.deployment)
-    old = _Keys.of(rival).admins[:-1]
+    old = [kek for _, role, kek in _Keys.of(rival).former if role == "admin"]
     for s3_key in stored_objects.list_keys(rival.deployment, f"{rival.project}/"):
         _, answer = bucket.get(s3_key)
         key = s3_key.partition("/")[2]
@@ -160,33 +186,28 @@ def _check_object(
         return
     answer = tenant.client.get_object(Bucket=evidence.deployment.bucket, Key=s3_key)
     body, metadata = answer["Body"].read(), answer["Metadata"]
-    generation = len(keys.users)
+    generation = len(tenant.api_keys)
 
     def dek_by(kek: Kek, role: Role, at: int = generation) -> bytes | None:
         return unwrap_data_key(metadata, kek, role, upload.project, upload.key, at)
 
-    by_user, by_admin = dek_by(keys.users[-1], "user"), dek_by(keys.admins[-1], "admin")
+    by_user, by_admin = (dek_by(keys.current[role], role) for role in ("user", "admin"))
     for name, dek in (("user's", by_user), ("operator's", by_admin)):
         assert dek is not None, f"the {name} current key does not open its wrap"
         sent = plaintext(evidence.plan.seed, upload)
         assert open_sealed(dek, BODY_CONTEXT, body) == sent, f"wrong plaintext with the {name} key"
         report.deks[s3_key] = dek
     labels = {
-        "enc-kek-user": f"{generation}:{kek_id(keys.users[-1])}",
+        "enc-kek-user": keys.label,
         "enc-kek-admin": list(evidence.masters)[-1],
         "enc-upload": upload.upload_id,
     }
     assert labels.items() <= metadata.items(), f"labels {metadata}, not {labels}"
     _check_caller_metadata(evidence, upload, s3_key, metadata, answer["ContentType"])
-    earlier: tuple[tuple[Role, list[Kek]], ...] = (
-        ("user", keys.users[:-1]),
-        ("admin", keys.admins[:-1]),
-    )
     report.opened_by_old += [
-        f"{s3_key}: {role} key {number} opens its wrap"
+        f"{s3_key}: {name} opens its wrap"
         for at in range(1, generation + 1)
-        for role, keks in earlier
-        for number, kek in enumerate(keks, start=1)
+        for name, role, kek in keys.former
         if dek_by(kek, role, at) is not None
     ]
 
@@ -267,6 +288,13 @@ def all_secrets(evidence: Evidence, report: BucketReport) -> dict[str, bytes]:
         for name, master in evidence.masters.items():
             found[f"operator's KEK {name} of {project}"] = admin_kek(master, project).reveal()
             found[f"record KEK {name} of {project}"] = record_kek(master, project).reveal()
+    for project, secrets in evidence.customer_secrets.items():
+        known = {each.secret_id: each.value for each in secrets if each is not None}
+        found |= {f"customer secret {name} of {project}": s.reveal() for name, s in known.items()}
+        keys = _Keys.of(evidence.tenants[project], secrets)
+        found |= {
+            f"current {role} KEK of {project}": k.reveal() for role, k in keys.current.items()
+        }
     found |= {f"DEK of {s3_key}": dek for s3_key, dek in report.deks.items()}
     return found | _transport_keys(evidence)
 

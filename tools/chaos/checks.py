@@ -18,6 +18,7 @@ from tools.chaos.bucket_checks import inspect_bucket, leaks
 from tools.chaos.drop_checks import drops, is_letter_of_drop
 from tools.chaos.drops import INGEST
 from tools.chaos.evidence import event_ids, events_by_request, honest, stored_ids
+from tools.chaos.key_outages import OTHERS
 from tools.chaos.operator import ROLLED_BACK, KeyringFile
 from tools.chaos.plan import (
     FLAWS_WITHOUT_EVENT,
@@ -79,6 +80,8 @@ LETTERS = "every dead letter was sent, and keeps no body that cannot be replayed
 SOURCES = "each object of a source is stored once with its bytes, or is there with its code"
 
 STOLEN = "nothing was done by a keyring that a thief had rolled back, and each thief was refused"
+OUTAGES = "uploads waited while their customer key was away, and others' were stored meanwhile"
+
 MARKS = "each keyring is the one that its highest mark names"
 
 
@@ -108,6 +111,7 @@ def run_checks(evidence: Evidence) -> dict[str, list[str]]:
         LETTERS: dead_letters(evidence),
         SOURCES: drops(evidence),
         STOLEN: thefts(evidence),
+        OUTAGES: key_outages(evidence),
         MARKS: marks(evidence),
     }
 
@@ -452,6 +456,23 @@ def _theft_named(theft: Theft) -> str:
     return (
         f"{theft.project}, {theft.kind}, generation {theft.generation} in place of {theft.newest}"
     )
+
+
+def key_outages(evidence: Evidence) -> list[str]:
+    """Outages of customer keys that did not happen, stopped nothing, or stopped others' uploads."""
+    planned = Counter(
+        action.kind for action in evidence.plan.actions if action.what == "customer key away"
+    )
+    done = Counter(outage.kind for outage in evidence.key_outages)
+    found = [f"{kind}: did not happen" for kind in planned - done]
+    for outage in evidence.key_outages:
+        if not outage.put_off:
+            found.append(f"{outage.kind}: no upload of {outage.project} was put off")
+        if outage.others < OTHERS:
+            found.append(
+                f"{outage.kind}: {outage.others} uploads of others were stored, not {OTHERS}"
+            )
+    return found
 
 
 def marks(evidence: Evidence) -> list[str]:

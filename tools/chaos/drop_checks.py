@@ -23,7 +23,7 @@ from keyturn.identifiers import (
     source_upload_id,
 )
 from tools.chaos.drops import DROP, INGEST, KEPT
-from tools.chaos.plan import LATE_PROJECT, PROJECTS, RIVAL, SOURCED_PROJECT
+from tools.chaos.plan import CUSTOMER_KEYS, LATE_PROJECT, PROJECTS, RIVAL, SOURCED_PROJECT
 from tools.harness.bucket import Bucket
 from tools.servers.s3 import sync_client
 
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from tools.chaos.plan import Upload
     from tools.harness.deployment import Deployment
 
-_PLACES: Final = tuple(f"{name}/" for name in (*PROJECTS, LATE_PROJECT, SOURCED_PROJECT, RIVAL))
+_PLACES: Final = tuple(
+    f"{name}/" for name in (*PROJECTS, LATE_PROJECT, SOURCED_PROJECT, *CUSTOMER_KEYS, RIVAL)
+)
 _THREADS: Final = 8
 # A redelivered request may meet what its owner did meanwhile.
 _CODES: Final = frozenset(

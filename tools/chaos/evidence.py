@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from keyturn.messages import KeyringMarked
     from keyturn.publisher.requests import SignedRequest
     from tools.chaos.drops import SourceBuckets
+    from tools.chaos.key_outages import CustomerSecret, KeyOutage
     from tools.chaos.operator import OperatorRequest
     from tools.chaos.plan import Plan
     from tools.chaos.thief import Theft
@@ -72,7 +73,10 @@ class OnBroker:
 
 @dataclass
 class Evidence:
-    """A run: what was requested, what is on the broker, and what the processes showed."""
+    """A run: what was requested, what is on the broker, and what the processes showed.
+
+    `customer_secrets` are those of each generation, by project.
+    """
 
     plan: Plan
     deployment: Deployment
@@ -95,6 +99,10 @@ class Evidence:
     written: Written = field(default_factory=Written)
     source_buckets: SourceBuckets | None = None
     drop_state: DropState = field(default_factory=DropState)
+    customer_secrets: dict[str, list[CustomerSecret | None]] = field(
+        default_factory=dict, repr=False
+    )
+    key_outages: list[KeyOutage] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
 

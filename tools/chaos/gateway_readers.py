@@ -36,6 +36,8 @@ class GatewayReaders:
 
     `denied` has the last time at which the storage falsely reported that an S3 key does not exist:
     while that is cached the gateway may report that the object or project does not exist.
+    `refused_until` has the monotonic time until which the store of a project's customer key may
+    count as refusing.
     `stolen` are projects whose keyring a thief has rolled back. A gateway that has just started may
     accept such a keyring until it has read the marks (SPEC 5.5).
     """
@@ -47,6 +49,7 @@ class GatewayReaders:
     wrong: list[str] = field(default_factory=list)
     stored: list[Upload] = field(default_factory=list)
     denied: dict[str, float] = field(default_factory=dict)
+    refused_until: dict[str, float] = field(default_factory=dict)
     stolen: set[str] = field(default_factory=set)
 
     async def keep_reading(self) -> None:
@@ -76,6 +79,9 @@ class GatewayReaders:
             here = not self._was_denied(object_s3_key(upload.project, upload.key), began)
             if upload.project in self.stolen and not self.knows_marks():
                 self.seen["not judged"] += 1
+                continue
+            if status == 403 and began < self.refused_until.get(upload.project, 0):
+                self.seen["403 without the customer key"] += 1
                 continue
             self._check_response(upload, status, body, dead=dead, current=current, here=here)
             if not status:

@@ -75,14 +75,17 @@ class Operator:
     def _publisher(self) -> RecordingPublisher:
         return self.sender.publisher
 
-    async def enroll(self, project: str) -> None:
+    async def enroll(self, project: str, customer_key: str | None = None) -> None:
         """Enroll a project; its uploads may be published afterwards."""
         tenant, request_id = self.tenants[project], rq.new_id()
         await self._request(
             request_id,
             project,
             lambda: self._publisher.enroll(
-                project, api_key=tenant.api_keys[0], request_id=request_id
+                project,
+                api_key=tenant.api_keys[0],
+                customer_key=customer_key,
+                request_id=request_id,
             ),
             "project.enrolled",
         )
@@ -90,8 +93,11 @@ class Operator:
         if project in self.sender.enrolled:
             self.sender.enrolled[project].set()
 
-    async def rotate(self, project: str) -> None:
-        """Rotate a project's key, once its earlier rotation is accepted."""
+    async def rotate(self, project: str, customer_key: str | None = None) -> None:
+        """Rotate a project's API key, once its earlier rotation is accepted.
+
+        Where a customer key is given, the new generation has that, too.
+        """
         async with self._rotation_locks.setdefault(project, asyncio.Lock()):
             if project in self.sender.enrolled:
                 await self.sender.enrolled[project].wait()
@@ -107,6 +113,7 @@ class Operator:
                 lambda: self._publisher.rotate(
                     project,
                     api_key=tenant.api_keys[-1],
+                    customer_key=customer_key,
                     expected_generation=expected,
                     rotation_id=rotation_id,
                 ),

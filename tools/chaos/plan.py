@@ -106,6 +106,12 @@ LATE_PROJECT = "dune"
 """Enrolled in the middle of the run, during the rotation of the master key."""
 SOURCED_PROJECT = "elm"
 """Has only objects that were ingested from sources; see `tools.chaos.drops`."""
+LOCKED_PROJECT = "fir"
+CUSTOMER_KEYS = {LOCKED_PROJECT: ("fir-1", "fir-2"), "gorse": ("gorse-1",)}
+"""The projects with customer keys, and their keys in order: `fir` has one from its enrollment on,
+`gorse` from a rotation on."""
+KEY_OUTAGES = ("key denied", "store cut off", "key disabled", "store stopped")
+"""How customer keys are taken away: the store refuses one project's, or answers nobody."""
 UNKNOWN_PROJECT = "unknown"
 
 _KIB = 1024
@@ -114,6 +120,7 @@ _STAGED_EVERY = 40
 _PAIRS_EVERY = 30
 _TWICE_EVERY = 25
 _FLAWED_EVERY = 20
+_LOCKED_EVERY = 12
 _LATE_FROM = 0.6  # the share of the run after which the late project gets uploads
 _CALLERS: tuple[dict[str, str], ...] = (
     {},
@@ -237,6 +244,20 @@ def with_deletions(load: Load, seed: int, count: int) -> Load:
     return Load(tuple(changed.get(upload.number, upload) for upload in load.order))
 
 
+def with_customer_keys(load: Load, seed: int) -> Load:
+    """The load with one in twelve of its plain uploads in projects with customer keys."""
+    rng = rng_for(seed, "customer keys")
+    plain = [u for u in load.uploads if u.is_plain and u.rewrites is None and u.pair is None]
+    chosen = rng.sample(plain, max(2, len(plain) // _LOCKED_EVERY))
+    projects = {upload.number: list(CUSTOMER_KEYS)[n % 2] for n, upload in enumerate(chosen)}
+    return Load(
+        tuple(
+            replace(upload, project=projects.get(upload.number, upload.project))
+            for upload in load.order
+        )
+    )
+
+
 def _upload(rng: random.Random, place: int, *, late: bool) -> Upload:
     staged = rng.randrange(_STAGED_EVERY) == 0
     projects = (*PROJECTS, LATE_PROJECT) if late else PROJECTS
@@ -292,7 +313,9 @@ class Action:
     `what` is `kill`, `terminate` or `cut` (`to` a process), `stop broker` or `kill broker`,
     `rotate`, `sweep` or `enroll` (a project), `delete` (the key of an upload), `new master key`;
     `attack` (the attack `to`, on `times` requests); `steal keyring` (of the project `to`, as `kind`
-    says, after the `process` was killed); `sources away` or `refuse events` (for `seconds`); or
+    says, after the `process` was killed); `sources away` or `refuse events` (for `seconds`);
+    `new customer key` (of the project `to`, the key `kind`); `customer key away` (as `kind` says);
+    or
     `storm`: the fault
     `to` for every `every`-th request of a `kind`, `times` in total, `until` that many publishes
     are confirmed.
@@ -343,6 +366,7 @@ class Amounts:
     attacks: int
     thefts: int
     source_outages: int
+    key_outages: int
     event_refusal_s: float
 
     @classmethod
@@ -360,6 +384,7 @@ class Amounts:
             attacks=1 + count // 200,
             thefts=1 + count // 1000,
             source_outages=2 + count // 1000,
+            key_outages=min(len(KEY_OUTAGES), 2 + count // 1500),
             event_refusal_s=min(150, 10 + count / 10),
         )
 
@@ -368,6 +393,7 @@ def make_plan(seed: int, count: int) -> Plan:
     """The plan for a seed and a number of uploads."""
     amounts = Amounts.for_count(count)
     load = with_deletions(make_load(seed, count), seed, amounts.deletions)
+    load = with_customer_keys(load, seed)
     rng = rng_for(seed, "schedule")
     total = len(load.order)
     rotations = _rotations(rng, total)
@@ -380,6 +406,7 @@ def make_plan(seed: int, count: int) -> Plan:
     actions += _attacks(rng_for(seed, "attacks"), total, amounts.attacks)
     actions += _thefts(rng_for(seed, "thefts"), total, rotations, amounts.thefts)
     actions += _of_sources(rng_for(seed, "sources"), total, amounts.source_outages)
+    actions += _of_customer_keys(rng_for(seed, "key outages"), total, amounts.key_outages)
     at = int(total * rng_for(seed, "events").uniform(0.2, 0.8))
     actions.append(Action(at, "refuse events", seconds=amounts.event_refusal_s))
     return Plan(seed, count, load, tuple(sorted(actions, key=lambda action: action.at)))
@@ -505,3 +532,27 @@ def _of_sources(rng: random.Random, total: int, outages: int) -> list[Action]:
         actions.append(Action(at, "sources away", seconds=round(rng.uniform(4, 9), 1)))
         actions.append(Action(at, "kill", rng.choice(("ingest-1", "ingest-2"))))
     return actions
+
+
+def _of_customer_keys(rng: random.Random, total: int, outages: int) -> list[Action]:
+    """Rotations to a new API key and to other customer keys, and outages in between.
+
+    Of the first two outages one is of a key and one of the store.
+    """
+
+    def at(share: float) -> int:
+        return int(total * rng.uniform(share - 0.05, share + 0.05))
+
+    second = CUSTOMER_KEYS[LOCKED_PROJECT][1]
+    late, (late_key,) = list(CUSTOMER_KEYS.items())[1]
+    rotations = [
+        Action(at(0.3), "rotate", LOCKED_PROJECT),
+        Action(at(0.35), "new customer key", late, kind=late_key),
+        Action(at(0.65), "new customer key", LOCKED_PROJECT, kind=second),
+    ]
+    first = rng.randrange(len(KEY_OUTAGES))
+    kinds = [KEY_OUTAGES[(first + n) % len(KEY_OUTAGES)] for n in range(outages)]
+    return rotations + [
+        Action(at((number + 0.5) / outages * 0.8), "customer key away", LOCKED_PROJECT, kind=kind)
+        for number, kind in enumerate(kinds)
+    ]

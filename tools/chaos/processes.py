@@ -29,7 +29,7 @@ from tools.harness.process import console, gateway, worker
 from tools.servers.process import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from tools.harness.console import ConsoleDeployment
@@ -132,8 +132,17 @@ class Supervisor:
             netloc=at.netloc.replace(f":{at.port}", f":{broker_proxy.port}")
         ).geturl()
 
-    async def start_all(self, storage_url: str, master_keys: str, **settings: str) -> None:
-        """Start all processes; `settings` are those of all workers. Returns once all are ready."""
+    async def start_all(
+        self,
+        storage_url: str,
+        master_keys: str,
+        customer_keys: Mapping[str, str],
+        **settings: str,
+    ) -> None:
+        """Start all processes; returns once all are ready.
+
+        `settings` are those of all workers, `customer_keys` those of workers and gateway.
+        """
         broker_port = urlsplit(self.deployment.amqp_url).port
         assert broker_port is not None
         far = replace(self.deployment.s3, endpoint_url=storage_url)
@@ -143,13 +152,18 @@ class Supervisor:
             port = free_port()
             if name == GATEWAY:
                 more = {"GATEWAY_PORT": str(port), "KEYRING_CACHE_S": str(KEYRING_CACHE_S)}
+                more |= customer_keys
                 env = through.gateway_env(MASTER_KEYS=master_keys, LOG_LEVEL="debug", **more)
             elif name == CONSOLE:
                 more = {"CONSOLE_PORT": str(port), "LOG_LEVEL": "debug"}
                 env = through.console_env(self._passwords(), **more)
             else:
                 env = through.worker_env(
-                    MASTER_KEYS=master_keys, HEALTH_PORT=str(port), **SETTINGS, **settings
+                    MASTER_KEYS=master_keys,
+                    HEALTH_PORT=str(port),
+                    **SETTINGS,
+                    **settings,
+                    **customer_keys,
                 )
             self.processes[name] = ManagedProcess(name, broker_proxy, env, port)
         await asyncio.gather(*(self.start(name) for name in SERVED))
@@ -288,6 +302,28 @@ class Supervisor:
             for number, running in enumerate(process.logs, start=1):
                 path = self.folder / "logs" / f"{process.name}.{number}.log"
                 path.write_text("".join(f"{line}\n" for line in running.lines))
+
+
+class LogReader:
+    """What the processes log from now on, as far as `is_wanted` says of a line."""
+
+    def __init__(self, supervisor: Supervisor, is_wanted: Callable[[str], bool]) -> None:
+        self._supervisor = supervisor
+        self._is_wanted = is_wanted
+        self._read = {id(one): len(one.lines) for _, one in self._logs()}
+        self._found: Counter[str] = Counter()
+
+    def _logs(self) -> list[tuple[str, WorkerProcess]]:
+        processes = self._supervisor.processes.values()
+        return [(process.role, one) for process in processes for one in process.logs[-2:]]
+
+    def found(self) -> Counter[str]:
+        """The number of wanted lines since the start, by the kind of process."""
+        for role, one in self._logs():
+            lines = one.lines[self._read.get(id(one), 0) :]
+            self._read[id(one)] = self._read.get(id(one), 0) + len(lines)
+            self._found[role] += sum(self._is_wanted(line) for line in lines)
+        return +self._found
 
 
 def _has_started(lines: list[str]) -> bool:

@@ -6,6 +6,7 @@ It also collects every event that the deployment signed, by request id.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from keyturn.identifiers import format_time
 from keyturn.messages import request_id
 from keyturn.publisher import Publisher, PublisherError
 from keyturn.publisher.requests import SignedRequest
-from tools.chaos.plan import FLAWS_WITHOUT_EVENT, RIVAL, plaintext
+from tools.chaos.plan import CUSTOMER_KEYS, FLAWS_WITHOUT_EVENT, RIVAL, plaintext
 from tools.harness import requests as rq
 
 if TYPE_CHECKING:
@@ -92,7 +93,11 @@ class EventLog:
 
 @dataclass
 class LoadSender:
-    """Publishes the load in its order; `confirmed` counts publishes, the progress of the run."""
+    """Publishes the load in its order; `confirmed` counts publishes, the progress of the run.
+
+    `sent_s` and `heard_s` have the monotonic times at which an upload was first confirmed, and at
+    which its first event arrived.
+    """
 
     plan: Plan
     deployment: Deployment
@@ -102,6 +107,8 @@ class LoadSender:
     confirmed: int = 0
     confirmed_ids: set[str] = field(default_factory=set)
     repeated: Counter[str] = field(default_factory=Counter)
+    sent_s: dict[str, float] = field(default_factory=dict)
+    heard_s: dict[str, float] = field(default_factory=dict)
     _window: asyncio.Semaphore = field(init=False)
     _awaited: set[str] = field(default_factory=set)
     _moved: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -113,6 +120,7 @@ class LoadSender:
 
     def heard(self, upload_id: str) -> None:
         """An event arrived: one more upload may be published."""
+        self.heard_s.setdefault(upload_id, time.monotonic())
         if upload_id in self._awaited:
             self._awaited.discard(upload_id)
             self._window.release()
@@ -164,19 +172,23 @@ class LoadSender:
         again = self._first.get(upload.number)
         if again is None:
             first = self._first[upload.number] = asyncio.Event()
-            if upload.flaw not in FLAWS_WITHOUT_EVENT:
+            if self._is_awaited(upload):
                 self._awaited.add(upload.upload_id)
             await self.until_confirmed(lambda: self._once(upload))
             first.set()
         else:
             await again.wait()
             await self.until_confirmed(lambda: self._again(upload))
-        if again is not None or upload.flaw in FLAWS_WITHOUT_EVENT:
+        if again is not None or not self._is_awaited(upload):
             self._window.release()
         async with self._moved:
             self.confirmed += 1
             self.confirmed_ids.add(upload.upload_id)
             self._moved.notify_all()
+
+    def _is_awaited(self, upload: Upload) -> bool:
+        """Whether its event makes place for another: those that wait for a store stop no others."""
+        return upload.flaw not in FLAWS_WITHOUT_EVENT and upload.project not in CUSTOMER_KEYS
 
     async def _once(self, upload: Upload) -> None:
         if upload.project in self.enrolled:
@@ -196,6 +208,7 @@ class LoadSender:
             metadata=dict(upload.metadata) or None,
             upload_id=upload.upload_id,
         )
+        self.sent_s.setdefault(upload.upload_id, time.monotonic())
 
     async def _again(self, upload: Upload) -> None:
         """A second publish; a staged request unchanged, since its body is sealed only for it."""

@@ -20,9 +20,11 @@ from tools.chaos.event_refusal import refuse_events
 from tools.chaos.evidence import Evidence, on_broker
 from tools.chaos.fault_proxy import FaultProxy, run_fault_proxy
 from tools.chaos.gateway_readers import GatewayReaders
-from tools.chaos.operator import NEW_MASTER, Operator, new_masters
+from tools.chaos.key_outages import STORE, CustomerKeyStore, KeyOutages, waits
+from tools.chaos.operator import NEW_MASTER, KeyringFile, Operator, new_masters
 from tools.chaos.plan import (
     CONSOLE,
+    CUSTOMER_KEYS,
     FALSE_RESPONSES,
     FLAWS_WITHOUT_EVENT,
     GATEWAY,
@@ -46,12 +48,14 @@ from tools.harness.scene import master_keys_setting, wait_until_drained
 from tools.harness.tenants import Tenant
 from tools.harness.wire import open_wire
 from tools.servers import new_bucket
+from tools.servers.openbao import OpenBao
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
     from pathlib import Path
     from typing import Any
 
+    from tools.chaos.key_outages import CustomerSecret
     from tools.chaos.operator import OperatorRequest
     from tools.chaos.plan import Action, Plan
     from tools.harness.console import Account
@@ -80,6 +84,7 @@ class Run:
         buckets: SourceBuckets,
         sources: FaultProxy,
         supervisor: Supervisor,
+        customer_keys: CustomerKeyStore,
         say: Callable[[str], None],
     ) -> None:
         self.plan = plan
@@ -90,10 +95,11 @@ class Run:
         self.buckets = buckets
         self.sources = sources
         self.supervisor = supervisor
+        self.customer_keys = customer_keys
         self.masters = new_masters(deployment.master_key)
         self.tenants = {
             name: Tenant(deployment, name, [new_api_key()], dict(self.masters))
-            for name in (*PROJECTS, LATE_PROJECT, SOURCED_PROJECT, RIVAL)
+            for name in (*PROJECTS, LATE_PROJECT, SOURCED_PROJECT, *CUSTOMER_KEYS, RIVAL)
         }
         self.rival_key = SigningKey.from_seed(os.urandom(32))
         self.event_log = EventLog()
@@ -121,6 +127,7 @@ class Run:
         await self.supervisor.start_all(
             self.storage.url,
             master_keys_setting(self.masters),
+            self.customer_keys.settings(),
             **self.buckets.settings(publishers, self.sources.url),
         )
         await asyncio.to_thread(self.broker.wait_until_it_survives)
@@ -147,6 +154,7 @@ class Run:
                     task.cancel()
                 self.attackers.stop()
                 self.thief.stop()
+                self.key_outages.stop()
                 await asyncio.gather(*self._requests, return_exceptions=True)
         return await self._evidence()
 
@@ -191,6 +199,12 @@ class Run:
         )
 
     @cached_property
+    def key_outages(self) -> KeyOutages:
+        return KeyOutages(
+            self.customer_keys, self.supervisor, self.sender, self.event_log, self.readers
+        )
+
+    @cached_property
     def writer(self) -> DropWriter:
         drops = make_drops(self.plan.seed, len(self.plan.load.order))
         return DropWriter(self.deployment, self.buckets, self.sender, self.event_log, drops)
@@ -200,6 +214,9 @@ class Run:
     async def _all(self) -> None:
         for project in (*PROJECTS, SOURCED_PROJECT, RIVAL):
             await self.operator.enroll(project)
+        locked, late = CUSTOMER_KEYS
+        await self.operator.enroll(locked, f"{STORE}/{CUSTOMER_KEYS[locked][0]}")
+        await self.operator.enroll(late)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sender.send_all())
             group.create_task(self.writer.write_all())
@@ -229,7 +246,8 @@ class Run:
             for proxy in (self.storage, self.sources):
                 proxy.calm(self.sender.confirmed)
             if action.what not in {"storm", "attack"}:
-                self._say(f"{self.sender.confirmed:>5} confirmed: {action.what} {action.to}")
+                what = f"{action.what} {action.to} {action.kind}"
+                self._say(f"{self.sender.confirmed:>5} confirmed: {what}")
             await self._do(action)
 
     async def _do(self, action: Action) -> None:
@@ -240,6 +258,8 @@ class Run:
             "steal keyring": lambda: self.thief.steal(action),
             "new master key": lambda: operator.rotate_master_key(self.masters),
             "rotate": lambda: operator.rotate(action.to),
+            "new customer key": lambda: operator.rotate(action.to, f"{STORE}/{action.kind}"),
+            "customer key away": lambda: self.key_outages.take_away(action),
             "sweep": lambda: operator.sweep(action.to),
             "enroll": lambda: operator.enroll(action.to),
             "delete": lambda: operator.delete(action.to),
@@ -262,7 +282,7 @@ class Run:
             case "kill broker":
                 await self._at_broker(self.broker.kill)
             case what:
-                name = f"{action.what} {action.to}"
+                name = f"{action.what} {action.to} {action.kind}"
                 self._requests.append(asyncio.create_task(requests[what](), name=name))
 
     async def _keep_away(self, seconds: float) -> None:
@@ -330,6 +350,7 @@ class Run:
         self.supervisor.keep_logs()
         broker = await on_broker(self.deployment)
         written, state = self.writer.written, await self._drop_state()
+        secrets = await asyncio.to_thread(self._customer_secrets)
         await asyncio.to_thread(self.broker.end)
         rival = self.tenants[RIVAL]
         return Evidence(
@@ -354,12 +375,25 @@ class Run:
             written=written,
             drop_state=state,
             source_buckets=self.buckets,
+            customer_secrets=secrets,
+            key_outages=self.key_outages.outages,
             counts=self._counts()
             | {
                 "leftovers of killed processes, removed": len(left),
                 "sources": summary(written, state),
             },
         )
+
+    def _customer_secrets(self) -> dict[str, list[CustomerSecret | None]]:
+        """By project and generation; of projects without keyrings there are none."""
+        found = {}
+        for project in CUSTOMER_KEYS:
+            present = KeyringFile.of(self.tenants[project]).find()
+            records = [*self.operator.keyrings.get(project, ()), *([present] if present else ())]
+            found[project] = self.customer_keys.secrets(
+                self.deployment.name, project, records, self.masters
+            )
+        return found
 
     def _counts(self) -> dict[str, Any]:
         attacks, thefts = self.attackers.attacks, self.thief.thefts
@@ -373,6 +407,8 @@ class Run:
             "callers under attack": len(attacks.waited),
             "keyrings stolen": dict(Counter(theft.kind for theft in thefts)),
             "refusals of stolen keyrings": _sum(theft.refusals for theft in thefts),
+            "customer keys away": [each.shown() for each in self.key_outages.outages],
+            "waits of other projects' uploads, s": waits(self.sender, self.key_outages.outages),
             "gateway's responses to the thief": _sum(theft.responses for theft in thefts),
             "requests to the storage": dict(self.storage.seen.most_common()),
             "publisher's retries": dict(self.sender.repeated),
@@ -453,7 +489,11 @@ async def run(
         storage = await stack.enter_async_context(run_fault_proxy(s3.endpoint_url))
         buckets = await asyncio.to_thread(SourceBuckets.create, s3)
         sources = await stack.enter_async_context(run_fault_proxy(s3.endpoint_url))
+        openbao = stack.enter_context(OpenBao())
+        keys = await asyncio.to_thread(CustomerKeyStore.create, openbao)
         supervisor = await stack.enter_async_context(run_supervisor(deployment, folder))
         broker = Broker(rabbitmq, folder)
-        running = Run(plan, deployment, folder, broker, storage, buckets, sources, supervisor, say)
+        running = Run(
+            plan, deployment, folder, broker, storage, buckets, sources, supervisor, keys, say
+        )
         return await running.execute(timeout_s)

@@ -22,6 +22,7 @@ from tools.chaos.attackers import Message, publish
 from tools.chaos.gateway_readers import CACHED_S
 from tools.chaos.operator import ROLLED_BACK, KeyringFile
 from tools.chaos.plan import rng_for
+from tools.chaos.processes import LogReader
 from tools.harness import requests as rq
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from tools.chaos.processes import Supervisor
     from tools.chaos.publisher import EventLog, LoadSender
     from tools.harness.deployment import Deployment
-    from tools.harness.process import WorkerProcess
     from tools.harness.tenants import Tenant
 
 _PAUSE_S = 0.1
@@ -158,14 +158,14 @@ class Thief:
 
     async def _hold(self, theft: Theft) -> None:
         """Do what helps a thief, until it was refused."""
-        log = _LogReader(self.supervisor)
+        log = LogReader(self.supervisor, _is_refusal)
         self._early.append(asyncio.create_task(self.sender.send_early(theft.project)))
         gateway = asyncio.create_task(self._try_gateway(theft))
         try:
             async with asyncio.timeout(_ANSWERED_S):
                 await self._request_rotation(theft)
             for _ in range(_UPLOAD_LOOKS):
-                if log.refusals()["upload"]:
+                if log.found()["upload"]:
                     break
                 await asyncio.sleep(_PAUSE_S)
             await gateway
@@ -173,7 +173,7 @@ class Thief:
             theft.problems.append(f"the rotation was not answered within {_ANSWERED_S:g} s")
         finally:
             gateway.cancel()
-            theft.refusals = log.refusals()
+            theft.refusals = log.found()
 
     async def _request_rotation(self, theft: Theft) -> None:
         signed = theft.request
@@ -256,27 +256,6 @@ def _written_under_old(tenant: Tenant, since: datetime, newest: int) -> list[str
         if int(label.partition(":")[0]) < newest:
             found.append(f"{row['Key']} was written under generation {label} meanwhile")
     return found
-
-
-class _LogReader:
-    """What the processes log from now on. One keyring is stolen at a time, so it is about that."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-        self._read = {id(one): len(one.lines) for _, one in self._logs()}
-        self._found: Counter[str] = Counter()
-
-    def _logs(self) -> list[tuple[str, WorkerProcess]]:
-        processes = self._supervisor.processes.values()
-        return [(process.role, one) for process in processes for one in process.logs[-2:]]
-
-    def refusals(self) -> Counter[str]:
-        """The number of refusals since the start, by the kind of process."""
-        for role, one in self._logs():
-            lines = one.lines[self._read.get(id(one), 0) :]
-            self._read[id(one)] = self._read.get(id(one), 0) + len(lines)
-            self._found[role] += sum(_is_refusal(line) for line in lines)
-        return +self._found
 
 
 def _is_refusal(line: str) -> bool:

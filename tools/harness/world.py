@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from keyturn.crypto import (
@@ -26,6 +26,7 @@ from keyturn.crypto import (
 from keyturn.identifiers import object_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.core.body_stream import seal_stream
+from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.keyring import Generation, Keyring, rotate
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_options import SweepOptions
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
         Sequence,
     )
 
+    from keyturn_workers.core.customer_key_port import CustomerKeys
+    from keyturn_workers.core.customer_keys import CustomerSecrets, KeyName
     from keyturn_workers.core.keyring import DesiredState
     from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
     from tools.harness.deployment import Deployment
@@ -82,13 +85,18 @@ class World:
     keyrings: KeyringReader
     store: SweepStore
     keys: OperatorKeys
+    customer_keys: CustomerKeys | None = None
     api_keys: dict[str, str] = field(default_factory=dict)
     """The current API key by project."""
 
-    async def enroll(self, project: str) -> None:
-        """Put the project's first keyring."""
+    async def enroll(self, project: str, customer_key: KeyName | None = None) -> None:
+        """Put the project's first keyring, which may need a customer key."""
         kek = self._new_kek(project)
         first = Generation(1, kek_id(kek), kek, new_id(), now(), now())
+        if customer_key is not None:
+            assert self.customer_keys is not None, "the world was opened without customer keys"
+            made = await self.customer_keys.create(project, customer_key)
+            first = replace(first, customer_key=made)
         origin = RequestOrigin("api", "0" * 64)
         keyring = Keyring(project, MASTER_KEY, first, origin, self.keyrings.lease_s)
         if not await create_keyring(
@@ -156,12 +164,15 @@ class World:
 
     async def load(self, project: str, count: int, size_bytes: int) -> None:
         """Put `count` small objects, sealed with the project's present keyring."""
-        desired = (await self.keyrings.read_fresh(project)).desired
+        observed = await self.keyrings.read_fresh(project)
+        desired, secrets = observed.desired, NO_SECRETS
+        if self.customer_keys is not None:
+            secrets = await self.customer_keys.unlock(observed.keyring)
         plaintext = os.urandom(size_bytes)
 
         async def put(number: int) -> None:
             dek = new_dek()
-            headers = _headers(desired, key_of(number), dek)
+            headers = _headers(desired, key_of(number), dek, secrets)
             s3_key = object_s3_key(project, key_of(number))
             await self.storage.put(s3_key, seal(dek, BODY_CONTEXT, plaintext), headers)
 
@@ -201,8 +212,11 @@ async def _for_each(numbers: Iterable[int], act: Callable[[int], Awaitable[None]
             group.create_task(work())
 
 
-def _headers(desired: DesiredState, key: str, dek: bytes) -> Headers:
-    metadata = build_object_metadata(wrap(desired, key, dek), upload_id=new_id(), caller_wire={})
+def _headers(
+    desired: DesiredState, key: str, dek: bytes, secrets: CustomerSecrets = NO_SECRETS
+) -> Headers:
+    wraps = wrap(desired, key, dek, secrets)
+    metadata = build_object_metadata(wraps, upload_id=new_id(), caller_wire={})
     return Headers(metadata, _CONTENT_TYPE)
 
 
@@ -213,7 +227,9 @@ def pages_of(keys: Sequence[str], page_keys: int, *, after: str = "") -> list[tu
 
 
 @asynccontextmanager
-async def open_world(deployment: Deployment) -> AsyncIterator[World]:
+async def open_world(
+    deployment: Deployment, customer_keys: CustomerKeys | None = None
+) -> AsyncIterator[World]:
     """The bucket, with a reader of keyrings and the records of sweeps."""
     settings = deployment.s3_settings()
     keys = operator_keys({MASTER_KEY: Secret(deployment.master_key)})
@@ -228,4 +244,5 @@ async def open_world(deployment: Deployment) -> AsyncIterator[World]:
             KeyringReader(storage, keys, lease_s=LEASE_S, cache_s=_CACHE_S),
             SweepStore(storage, keys),
             keys,
+            customer_keys,
         )

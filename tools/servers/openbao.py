@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import signal
 import ssl
 import sys
 from dataclasses import dataclass
@@ -125,6 +126,16 @@ class OpenBao(PrivateServer):
         """Seal it: it answers, but serves nothing until the next `start`."""
         self.call("PUT", "sys/seal")
 
+    def suspend(self) -> None:
+        """Let it answer nothing, while it still accepts connections, until `resume`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def create_hmac_key(self, name: str, **properties: object) -> str:
         """Generate a transit key of 32 bytes, and return the URI of its first version."""
         self.call("POST", f"transit/keys/{name}", {"type": "hmac", "key_size": 32, **properties})
@@ -177,6 +188,36 @@ class OpenBao(PrivateServer):
             "the end of a token",
             lambda: self._try("POST", "auth/token/lookup", lookup)[0] == 403,
         )
+
+    def create_customer_key(self, name: str) -> None:
+        """Generate a transit key that can hold customer secrets (SPEC 2.6)."""
+        self.call("POST", f"transit/keys/{name}", {"type": "aes256-gcm96"})
+
+    def allow_customer_keys(self, policy: str, *keys: str) -> None:
+        """Let a policy use these customer keys and no others; tokens that have it follow."""
+        rules = (
+            f'path "transit/{operation}/{key}" {{ capabilities = ["update"] }}'
+            for key in keys
+            for operation in ("encrypt", "decrypt")
+        )
+        self.call("PUT", f"sys/policies/acl/{policy}", {"policy": "\n".join(rules)})
+
+    def customer_key_store(self, token: str, *keys: str, projects: str = "*") -> dict[str, Any]:
+        """The server as a store of `CUSTOMER_KEY_STORES`, which gives these projects the keys."""
+        return {
+            "kind": "vault",
+            "address": self.url,
+            "mount": "transit",
+            "projects": [projects],
+            "keys": list(keys),
+            "token_file": self.environment(token)["KEYTURN_VAULT_TOKEN_FILE"],
+        }
+
+    def requests_below(self, folder: str) -> int:
+        """How many requests for paths that begin so the audit log has, whatever became of them."""
+        start = f'"path":"{folder}'
+        with (self._folder / "audit.log").open() as log:
+            return sum(start in line and '"type":"response"' in line for line in log)
 
     def requests(self, path: str) -> int:
         """How many requests for a path the audit log has, whatever became of them."""

@@ -19,7 +19,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import psutil
+
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
@@ -189,6 +192,11 @@ class ServerProcess:
             if time.monotonic() > deadline:
                 raise ServerError(f"{what} was not ready in {timeout_s:g} s:\n{self.log_tail()}")
             time.sleep(0.05)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server itself."""
+        for server in psutil.Process(self.reaper_pid).children():
+            server.send_signal(number)
 
     def log_tail(self) -> str:
         """The end of the server's output."""

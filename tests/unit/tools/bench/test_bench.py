@@ -154,6 +154,7 @@ def test_layers_are_milliseconds_that_add_up_to_the_cpu_time() -> None:
         ("gateway", ("gateway-large", "gateway-bodies", "gateway-small", "gateway-listing")),
         ("rotation,plain", ("plain", "rotation")),
         ("uploads", ("uploads",)),
+        ("customer-keys", ("customer-keys-cost", "customer-keys-calls")),
     ],
 )
 def test_the_parts_that_were_named_are_measured(named: str, parts: tuple[str, ...]) -> None:

@@ -26,11 +26,13 @@ from tools.chaos import bucket_checks
 from tools.chaos.fault_proxy import FaultProxy, kind_of, run_fault_proxy
 from tools.chaos.plan import (
     CONSOLE,
+    CUSTOMER_KEYS,
     FALSE_RESPONSES,
     FAULTS,
     FLAWS,
     GATEWAY,
     HOSTILE,
+    KEY_OUTAGES,
     KINDS,
     STORED,
     THEFTS,
@@ -81,7 +83,13 @@ def test_every_plan_contains_every_kind_of_action(seed: int, count: int) -> None
     assert at[0] >= 0
     assert at[-1] <= len(plan.load.order)
     done = Counter(action.what for action in plan.actions)
-    assert done["rotate"] == 5
+    assert done["rotate"] == 6
+    assert done["new customer key"] == 2
+    kinds = [action.kind for action in plan.actions if action.what == "customer key away"]
+    # A key is away while its store is not, and a store with all of its keys.
+    assert len({kind.partition(" ")[0] for kind in kinds}) == 2
+    assert set(kinds) <= set(KEY_OUTAGES)
+    assert len(set(kinds)) == len(kinds)
     assert done["sources away"] >= 2
     assert done["refuse events"] == 1
     assert done["new master key"] == done["enroll"] == 1
@@ -108,6 +116,7 @@ def test_a_large_plan_has_every_fault_and_kills_every_process() -> None:
     assert {storm.to for storm in storms} == {*FAULTS, *FALSE_RESPONSES}
     assert {storm.kind for storm in storms} == set(KINDS)
     assert {a.to for a in plan.actions if a.what == "kill"} == {*WORKERS, GATEWAY, CONSOLE}
+    assert {a.kind for a in plan.actions if a.what == "customer key away"} == {*KEY_OUTAGES}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -125,6 +134,9 @@ def test_a_load_has_every_kind_of_upload(seed: int) -> None:
     shared = {upload for upload in uploads if writers[f"{upload.project}/{upload.key}"] > 1}
     # No other upload uses the key of one that must be stored.
     assert not [upload for upload in shared if upload.is_plain and upload.flaw is None]
+    locked = Counter(upload.project for upload in uploads if upload.project in CUSTOMER_KEYS)
+    assert locked.keys() == CUSTOMER_KEYS.keys()
+    assert COUNT / 20 < locked.total() < COUNT / 10
     for upload in uploads:
         assert (STORED in upload.may_end) != (upload.flaw is not None or _is_late(upload.may_end))
 

@@ -19,6 +19,7 @@ from tests.unit.tools.chaos.fake_keyring import FakeS3
 from tools.chaos import checks
 from tools.chaos.attackers import Attacks, ForgedMessage, VictimOutcome, digest
 from tools.chaos.evidence import Evidence, Letter, OnBroker
+from tools.chaos.key_outages import OTHERS, KeyOutage
 from tools.chaos.operator import ROLLED_BACK, OperatorRequest
 from tools.chaos.plan import RIVAL, Action, Load, Plan, Upload
 from tools.chaos.thief import Theft
@@ -116,12 +117,21 @@ def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
         Counter({UPLOAD_DEAD: 1}),
     )
     theft = Theft("amber", "rolled back", 1, 2, OF_THIEF, answer=ROLLED_BACK)
+    outage = KeyOutage("key denied", "fir", 1, 2, put_off=1, others=OTHERS)
     theft.responses, theft.refusals = Counter({"read: 503": 1}), Counter({"upload": 2})
     bucket = SimpleNamespace(bucket="bucket")
     tenant: Any = SimpleNamespace(project="amber", client=s3, deployment=bucket)
     nothing: Any = None
     return Evidence(
-        Plan(1, 1, Load((UPLOAD,)), (Action(5, "steal keyring", "amber", kind="rolled back"),)),
+        Plan(
+            1,
+            1,
+            Load((UPLOAD,)),
+            (
+                Action(5, "steal keyring", "amber", kind="rolled back"),
+                Action(6, "customer key away", "fir", kind="key denied"),
+            ),
+        ),
         nothing,
         tmp_path,
         {"amber": tenant},
@@ -133,6 +143,7 @@ def evidence(tmp_path: Path, s3: FakeS3) -> Evidence:
         broker,
         attacks,
         thefts=[theft],
+        key_outages=[outage],
     )
 
 
@@ -148,6 +159,7 @@ ALL = (
     checks.ends,
     checks.events,
     checks.thefts,
+    checks.key_outages,
     checks.marks,
 )
 
@@ -182,6 +194,12 @@ def _heard(request_id: str, event: dict[str, Any] | None) -> Change:
 
 def _theft(**changes: Any) -> Change:
     return lambda evidence: replace(evidence, thefts=[replace(evidence.thefts[0], **changes)])
+
+
+def _outage(**changes: Any) -> Change:
+    return lambda evidence: replace(
+        evidence, key_outages=[replace(evidence.key_outages[0], **changes)]
+    )
 
 
 def _forged_upload(evidence: Evidence) -> Evidence:
@@ -274,6 +292,9 @@ _ACCEPTED = _event("rotation.accepted", OF_THIEF, "amber")
         (checks.thefts, _theft(kind="removed"), "the keyring of amber was not rolled back"),
         (checks.thefts, _theft(refusals=Counter({"control": 1})), "no upload was refused"),
         (checks.thefts, _theft(responses=Counter()), "the gateway answered no thief"),
+        (checks.key_outages, _outage(kind="store stopped"), "key denied: did not happen"),
+        (checks.key_outages, _outage(put_off=0), "no upload of fir was put off"),
+        (checks.key_outages, _outage(others=1), "1 uploads of others were stored"),
         (
             checks.marks,
             _broker(marks=[_mark(2, NEWEST, 2), _mark(2, b"another", 2)]),

@@ -71,6 +71,20 @@ async def test_an_early_upload_is_published_again_in_its_turn() -> None:
     assert sender.confirmed_ids == {early}
 
 
+async def test_uploads_that_wait_for_a_customer_key_make_no_other_wait() -> None:
+    sender, publisher = _sender()
+    upload = next(u for u in sender.plan.load.uploads if u.is_plain and not u.staged)
+    free = sender._window._value
+    await sender._send(replace(upload, project="fir"))
+    assert sender._window._value == free
+    await sender._send(replace(upload, number=-2, upload_id="another"))
+    assert sender._window._value == free - 1
+    sender.heard("another")
+    assert sender._window._value == free
+    assert len(publisher.ids) == 2
+    assert sender.sent_s.keys() > sender.heard_s.keys() == {"another"}
+
+
 async def test_without_an_upload_that_waits_an_earlier_one_is_published_again() -> None:
     sender, publisher = _sender()
     of_amber = [u for u in sender.plan.load.uploads if u.project == "amber" and u.is_plain]
@@ -128,8 +142,10 @@ async def test_a_request_that_was_refused_for_a_stolen_keyring_is_sent_again(
     log, ids = EventLog(), list[str]()
     answers = [_refused, _refused, _enrolled]
 
-    async def enroll(project: str, *, api_key: str, request_id: str) -> None:
-        assert (project, api_key) == ("amber", "a key")
+    async def enroll(
+        project: str, *, api_key: str, customer_key: str | None, request_id: str
+    ) -> None:
+        assert (project, api_key, customer_key) == ("amber", "a key", "kms/key")
         ids.append(request_id)
         log.events.setdefault(request_id, []).append(answers[len(ids) - 1](request_id))
 
@@ -143,7 +159,7 @@ async def test_a_request_that_was_refused_for_a_stolen_keyring_is_sent_again(
     tenants: Any = {"amber": SimpleNamespace(api_keys=["a key"])}
     operator = Operator(nothing, sender, log, tenants)
     async with asyncio.timeout(10):
-        await operator.enroll("amber")
+        await operator.enroll("amber", "kms/key")
     assert len(ids) == 3
     assert len(set(ids)) == 1
     assert [request.request_id for request in operator.requested] == ids[:1]
@@ -190,6 +206,7 @@ async def _read(
     accepted_at: float = 0.0,
     denied: dict[str, float] | None = None,
     stolen: Iterable[str] = (),
+    refused_until: float = 0.0,
     knows_marks: bool = True,
 ) -> GatewayReaders:
     """What two readers noted in some reads; both keys were accepted long ago, or as given."""
@@ -202,7 +219,13 @@ async def _read(
     )
     async with _standing_for_a_gateway(answer) as url:
         found = GatewayReaders(
-            operator, url, SEED, stored=[UPLOAD], denied=denied or {}, stolen=set(stolen)
+            operator,
+            url,
+            SEED,
+            stored=[UPLOAD],
+            denied=denied or {},
+            refused_until={"amber": refused_until},
+            stolen=set(stolen),
         )
         task = asyncio.create_task(found.keep_reading())
         async with asyncio.timeout(30):
@@ -245,6 +268,14 @@ async def test_a_correct_gateway_passes() -> None:
 async def test_a_faulty_gateway_is_found(answer: Answer, message: str) -> None:
     found = await _read(answer)
     assert any(message in wrong and UPLOAD.upload_id in wrong for wrong in found.wrong), found.wrong
+
+
+@pytest.mark.parametrize(("until", "is_wrong"), [(float("inf"), False), (0.0, True)])
+async def test_a_gateway_refuses_a_project_only_while_its_customer_key_is_away(
+    until: float, is_wrong: bool
+) -> None:
+    found = await _read(_answers(401, 403), refused_until=until)
+    assert any("answered 403" in wrong for wrong in found.wrong) == is_wrong
 
 
 async def test_a_broken_connection_is_not_a_wrong_response() -> None:
