@@ -385,7 +385,9 @@ class Reconciler(StepRunner[ProjectRecord]):
         """
         record, evidence = stored.record, parse(clean_end.envelope.encode())
         kept = await self._keyrings.read_record(record.project)
-        if State.of(kept.keyring) == clean_end.state and _is_fresh(evidence, kept.read_at):
+        # Not `kept.read_at`: this worker may have stalled since, or one front end's clock is off.
+        now = self._keyrings.clock.now()
+        if State.of(kept.keyring) == clean_end.state and _is_fresh(evidence, now):
             after = _ended_keyring(kept.keyring, evidence.predicate)
             await self._change(kept, with_evidence(after, evidence.digest))
             # Whichever write won, the keyring shows which evidence is in the chain.
@@ -488,7 +490,7 @@ def _is_fresh(evidence: Evidence, now: datetime) -> bool:
     predicate = evidence.predicate
     if not isinstance(predicate, ErasurePredicate):
         return True
-    return all(now - parse_time(key.answered_at) <= FRESH_FOR for key in predicate.keys)
+    return all(abs(now - parse_time(key.answered_at)) <= FRESH_FOR for key in predicate.keys)
 
 
 def _ended_keyring(keyring: Keyring, predicate: Predicate | ErasurePredicate) -> Keyring:
