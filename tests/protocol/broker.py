@@ -193,7 +193,9 @@ class WorkerPublisher:
         if error.detail.startswith("internal failure"):
             self._world.oracle.violated(error.detail)
         self._world.retries[error.code] += 1
-        self._world.oracle.marks.put_off(error, str(json.loads(message.body)["project"]))
+        project = str(json.loads(message.body)["project"])
+        self._world.oracle.marks.put_off(error, project)
+        self._world.oracle.erasures.put_off(error, project, self._world.clock.seconds)
         await self._retry(message, queue, publisher, error.code, attempt + 1, delay_s)
 
     async def defer(

@@ -9,12 +9,16 @@ import asyncio
 import base64
 import hashlib
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from keyturn.crypto import Secret, composite_kek, customer_secret_id
 from keyturn.errors import KmsUnavailableError
+from keyturn.topology import PLAN_QUEUE
 from keyturn_workers.core.customer_key_stores import VaultStore
+from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
+from tests.protocol.erasure_laws import GONE
+from tests.protocol.wire import CURRENT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from keyturn_workers.core.customer_key_stores import CustomerKeyStore
     from keyturn_workers.keys.customer_keys.port import Place, Store
     from tests.protocol.broker import Delivery
+    from tests.protocol.erasure_laws import ErasureLaws
     from tests.protocol.process import Process
     from tests.protocol.waiters import SentRequest
     from tests.protocol.wire import Network
@@ -31,7 +36,11 @@ GIVEN: Final = {"acme": ("acme-kms/k1", "acme-kms/k2"), "beta": ("beta-kms/b1",)
 # Of generations that a mark alone has.
 UNKNOWN_KEK_ID: Final = "0" * 16
 CACHE_S: Final = 40
-Mood = Literal["gives", "refuses", "away", "lies"]
+# One that pretends denies every call, with the words of a store whose key is disabled.
+Mood = Literal[
+    "gives", "refuses", "away", "lies", "pretends", "disabled", "pending_deletion", "missing"
+]
+MOODS: Final[tuple[Mood, ...]] = get_args(Mood)
 
 
 def named(key: str) -> dict[str, str]:
@@ -76,8 +85,10 @@ class CustomerKeyLaws:
             if ids.setdefault(generation, found["secret_id"]) != found["secret_id"]:
                 self._violated(f"the keyring of {name} has another secret at {generation}")
             wrapped = found.get("wrapped")
-            # A clean end clears both; of a keyring that was lost, only the secret is known.
-            if (wrapped is None) != (entry["kek"] is None) and entry["kek_id"] != UNKNOWN_KEK_ID:
+            # A clean end clears both, and an erasure the KEK; of a keyring that was lost, only the
+            # secret is known.
+            is_like_its_kek = "erased" in rest or (wrapped is None) == (entry["kek"] is None)
+            if not is_like_its_kek and entry["kek_id"] != UNKNOWN_KEK_ID:
                 self._violated(f"the keyring of {name} keeps or lost a secret of {generation}")
             if wrapped is not None and self.wrapped.get(wrapped) != (name, found["secret_id"]):
                 self._violated(f"no store gives back the secret of {name} at {generation}")
@@ -167,9 +178,10 @@ class CustomerKeyLaws:
 class Stores:
     """All keys of all stores, which no worker sees into."""
 
-    def __init__(self, network: Network, laws: CustomerKeyLaws) -> None:
+    def __init__(self, network: Network, laws: CustomerKeyLaws, erasures: ErasureLaws) -> None:
         self.network = network
         self.laws = laws
+        self.erasures = erasures
         # By store and key.
         self.moods: dict[str, Mood] = {}
         # By what was returned: the key, the place, and the secret.
@@ -226,13 +238,18 @@ class _Store:
     async def decrypt(self, key: str, place: Place, wrapped: str) -> Secret:
         name, stores, process = f"{self._name}/{key}", self._stores, self._process
         sent_s = stores.network.clock.seconds
+        answer = "undecided"
 
         async def decrypted() -> Secret:
+            nonlocal answer
+            if (mood := stores.moods.get(name)) in GONE:
+                answer = str(mood)
             self._check(name)
             *bound_to, secret = stores.inside[wrapped]
             if bound_to != [name, place]:
                 raise KmsRefusedError(f"{name} did not encrypt this for {place}")
             is_lie = stores.moods.get(name) == "lies"
+            answer = answer if is_lie else "given"
             return Secret(hashlib.sha256(secret.reveal()).digest()) if is_lie else secret
 
         try:
@@ -240,6 +257,10 @@ class _Store:
         except KmsRefusedError:
             stores.laws.refused(process, place.secret_id, stores.network.clock.seconds)
             raise
+        finally:
+            delivery = CURRENT.get()
+            if delivery is not None and delivery.queued.queue == PLAN_QUEUE:
+                stores.erasures.said(process, place.secret_id, sent_s, answer)
         if given == stores.inside[wrapped][2]:
             stores.laws.gave(process, place.secret_id, sent_s)
         else:
@@ -247,7 +268,13 @@ class _Store:
         return given
 
     async def check_answers(self, key: str) -> None:
-        """It answers whenever it says anything of a key."""
+        name = f"{self._name}/{key}"
+
+        async def checked() -> None:
+            if self._stores.moods.get(name) not in GONE:
+                self._check(name)
+
+        await self._ask("check_answers", name, checked)
 
     async def aclose(self) -> None:
         pass
@@ -259,7 +286,11 @@ class _Store:
 
     def _check(self, name: str) -> None:
         match self._stores.moods.get(name):
+            case "disabled" | "pending_deletion" | "missing" as gone:
+                raise KmsRefusedError(f"{name} is {gone}", key_state=KeyState(gone))
+            case "pretends":
+                raise KmsRefusedError(f"{name} is disabled", key_state=KeyState.DISABLED)
             case "refuses":
-                raise KmsRefusedError(f"{name} is disabled")
+                raise KmsRefusedError(f"access to {name} is denied")
             case "away":
                 raise KmsUnavailableError(f"{name} does not respond")

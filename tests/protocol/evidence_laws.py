@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from keyturn.errors import EvidenceError
-from keyturn.evidence import digest, parse, verify_chain
+from keyturn.evidence import ErasurePredicate, digest, parse, verify_chain
 from keyturn.identifiers import EVIDENCE_PREFIX, evidence_s3_key
 from tests.protocol.waiters import EVENT_KEY
 
@@ -64,6 +64,10 @@ class EvidenceLaws:
                 if end["evidence"] is not None:
                     self._violated(f"an end of {name} that proved nothing names evidence")
                 continue
+            if end["evidence"] is None and self._is_erasure(self._newest(name)):
+                if origin["kind"] != "part" or any(end["counts"].values()):
+                    self._violated(f"an end of erased {name} proved something without evidence")
+                continue
             self._check_named(name, end["evidence"], f"a record of {name}")
             self._check_origin(name, origin)
             if end["published"]:
@@ -78,22 +82,45 @@ class EvidenceLaws:
         named = origin["end"]["evidence"]
         if named not in self._kept:
             return
+        if (origin["kind"] == "erase") != self._is_erasure(named):
+            self._violated(f"the end of a request of {name} names evidence of another kind")
+            return
+        if origin["kind"] == "erase":
+            return  # if the stores say the same again, it names the evidence of another request
         origins = parse(self._kept[named][0]).proof.origins
         if (origin["id"], origin["publisher"]) not in {(e.id, e.publisher) for e in origins}:
             self._violated(f"evidence of {name} does not name a request whose end names it")
 
     def rotated(self, name: str, rest: dict[str, Any], master_key: str) -> None:
         """A worker wrote the keyring of a project."""
+        self._named(name, rest, master_key)
+        if "erased" in rest and not self._is_erasure(self._newest(name)):
+            self._violated(f"the keyring of {name} is erased, and names no evidence of that")
+
+    def _newest(self, name: str) -> str | None:
+        return self.chains[name][-1] if self.chains[name] else None
+
+    def _is_erasure(self, named: str | None) -> bool:
+        if named not in self._kept:
+            return False
+        return isinstance(parse(self._kept[named][0]).predicate, ErasurePredicate)
+
+    def _named(self, name: str, rest: dict[str, Any], master_key: str) -> None:
+        """The keyring names its newest evidence, or none yet."""
         chain, named = self.chains[name], rest.get("evidence")
-        newest = chain[-1] if chain else None
+        newest = self._newest(name)
         if named == newest:
             return
         if named not in self._kept:
             self._violated(f"the keyring of {name} names evidence that no record keeps")
             return
-        predicate = parse(self._kept[named][0]).proof
+        predicate = parse(self._kept[named][0]).predicate
         if predicate.previous != newest:
             self._violated(f"the chain of {name} forks")
+        if isinstance(predicate, ErasurePredicate):
+            self._check_erasure(name, rest, predicate)
+            chain.append(named)
+            return
         said = (predicate.generation, predicate.kek_id, predicate.master_key)
         key = rest.get("customer_key")
         of_keyring = key and {each: key[each] for each in ("store", "key", "secret_id", "wrapped")}
@@ -101,6 +128,36 @@ class EvidenceLaws:
         if (*said, named_key) != (rest["generation"], rest["kek_id"], master_key, of_keyring):
             self._violated(f"the keyring of {name} names evidence of another state")
         chain.append(named)
+
+    def _check_erasure(self, name: str, rest: dict[str, Any], predicate: ErasurePredicate) -> None:
+        """Evidence of an erasure names every secret, what was said of it, and the proof."""
+        erased, about = rest.get("erased"), f"the evidence of the erasure of {name}"
+        if erased is None:
+            self._violated(f"the keyring of {name} names evidence of an erasure, and is not erased")
+            return
+        keys: dict[str, dict[str, Any]] = {}
+        for entry in (*rest["history"], rest):
+            key = entry.get("customer_key", {})
+            if key.get("wrapped") is None:
+                continue
+            said = erased["answers"].get(key["secret_id"], {})
+            row = keys.setdefault(
+                key["secret_id"],
+                {
+                    **{each: key[each] for each in ("store", "key", "secret_id", "wrapped")},
+                    "generations": [],
+                    "answer": said.get("state"),
+                    "answered_at": said.get("at"),
+                },
+            )
+            row["generations"].append(entry["generation"])
+        if [key.model_dump() for key in predicate.keys] != [keys[each] for each in sorted(keys)]:
+            self._violated(f"{about} does not name every secret, and what its store said")
+        proofs = [each for each in self.chains[name] if not self._is_erasure(each)]
+        if predicate.proven_by != (proofs[-1] if proofs else None):
+            self._violated(f"{about} does not name the proof")
+        if predicate.generation != rest["generation"]:
+            self._violated(f"{about} has another generation")
 
     def put(self, s3_key: str, body: bytes) -> None:
         """A worker put a file of evidence."""
@@ -114,8 +171,11 @@ class EvidenceLaws:
             self._violated(f"evidence of {name} in the chain was replaced")
 
     def ended(self, event: Any) -> None:
-        """The end of a rotation or a sweep was published."""
-        if event.clean and event.project != "*":
+        """The end of a rotation, a sweep or an erasure was published."""
+        if event.type == "project.erased":
+            self._check_named(event.project, event.evidence, event.type)
+            self._check_files(event.project, event.evidence, f"{event.type} was published")
+        elif event.clean and event.project != "*":
             about = f"a clean {event.type} of {event.project}"
             self._check_named(event.project, event.evidence, about)
             self._check_files(event.project, event.evidence, f"{about} was published")
@@ -162,5 +222,5 @@ class EvidenceLaws:
 
 def _place(envelope: bytes) -> str:
     statement = parse(envelope).statement
-    predicate = statement.proof
-    return evidence_s3_key(statement.project, predicate.generation, predicate.sweep_id)
+    predicate = statement.predicate
+    return evidence_s3_key(statement.project, predicate.generation, predicate.id)

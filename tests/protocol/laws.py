@@ -36,6 +36,7 @@ _CHANGELESS: Final = frozenset({"status.requested", "dead_letters.requested"})
 _ENDS_OF: Final = {
     "project.enrolled": "enroll",
     "project.recovered": "recover",
+    "project.erased": "erase",
     "object.deleted": "delete",
 }
 
@@ -84,6 +85,8 @@ class Laws:
         self._tombstoned: set[tuple[str, str, str]] = set()
         self._recovered: set[tuple[str, str]] = set()
         self._planned: set[tuple[str, str]] = set()
+        # By project: publisher and digest of the request that erased it.
+        self._erased: dict[str, tuple[str, str]] = {}
 
     # What happens.
 
@@ -162,6 +165,23 @@ class Laws:
         named = (request.document.get("serial"), request.document.get("mark"))
         if named not in ((None, None), newest):
             self._violated(f"the keyring of {project} was recovered against a mark")
+
+    def erased(self, project: str, erased: dict[str, Any]) -> None:
+        """A keyring says by which request its project was erased."""
+        request = self.sent_requests.get((erased["publisher"], erased["request"]))
+        named = (erased["request_id"], erased["requested_at"], erased["reason"], project)
+        if request is None or request.kind != "erase.requested":
+            self._violated(f"{project} was erased by no request")
+        elif named != (
+            request.id,
+            request.document["requested_at"],
+            request.document["reason"],
+            request.project,
+        ):
+            self._violated(f"{project} was erased by another request than its keyring says")
+        elif not self._grants[request.publisher].allows(request.kind, project):
+            self._violated(f"{request.publisher} erased {project}")
+        self._erased.setdefault(project, (erased["publisher"], erased["request"]))
 
     def planned(self, publisher: str | None, digests: Iterable[str]) -> None:
         """A record has these requests of a publisher."""
@@ -266,7 +286,7 @@ class Laws:
         # and of a rotation that a later one overtook, the record was all there was.
         last = self._brought(request) == self._latest.get(request.project)
         gone = (request.id, request.project) in self.canceled and (
-            request.kind == "sweep.requested" or not last
+            request.kind in ("sweep.requested", "erase.requested") or not last
         )
         if not waiter.ended and not gone:
             self._violated(f"{waiter} waits forever")
@@ -321,6 +341,8 @@ class Laws:
                         request.id,
                         request.secret,
                     )
+            case "erase.requested":
+                return request.project in self._erased
         return self._had_effect(request)
 
     def _had_effect(self, request: SentRequest, event: Any = None) -> bool:
@@ -345,13 +367,18 @@ class Laws:
                 return (request.publisher, request.digest) in self._recovered
             case "status.requested" | "dead_letters.requested":
                 return False
-        return (request.publisher, request.digest) in self._planned  # of a sweep
+        # Of a sweep, and of an erasure: that one is in the record before it is refused.
+        at = (request.publisher, request.digest)
+        return at in (self._erased.values() if request.kind == "erase.requested" else self._planned)
 
     def _is_open(self, request: SentRequest) -> bool:
-        """Whether either response is right: a bucket writer changed what this upload had put."""
+        """Whether either response is right: a bucket writer changed what this request had put."""
         if request.kind == "delete.requested":
             keys = [object_s3_key(request.project, key) for key in request.keys]
             return not self._hidden.isdisjoint(keys)
+        if request.kind == "erase.requested":
+            # It asks the stores of an erased project again.
+            return (request.id, request.project) in self.canceled
         if request.kind != "upload.requested":
             return False
         s3_key = object_s3_key(request.project, request.document["key"])
@@ -381,6 +408,8 @@ class Laws:
             "corrupt_object",
             # Of a keyring that a bucket writer touched, no worker knows what was done.
             "keyring_rolled_back",
+            # Whatever was done of a project, nothing of it is left.
+            "project_erased",
         )
 
 

@@ -28,6 +28,7 @@ from keyturn.crypto import (
 )
 from keyturn.identifiers import EVIDENCE_PREFIX, KEYRINGS_PREFIX, SWEEPS_PREFIX, keyring_s3_key
 from tests.protocol.customer_keys import UNKNOWN_KEK_ID, CustomerKeyLaws
+from tests.protocol.erasure_laws import ErasureLaws
 from tests.protocol.evidence_laws import EvidenceLaws
 from tests.protocol.laws import Laws
 from tests.protocol.mark_laws import MarkLaws, project_of
@@ -59,6 +60,7 @@ class State:
     serial: int
     # Of the customer secret that the wraps need.
     secret_id: str | None = None
+    erased: bool = False
 
     @property
     def label(self) -> str:
@@ -104,6 +106,7 @@ def _state(rest: dict[str, Any], master_key: str) -> State:
         is_plaintext_allowed,
         rest["serial"],
         rest.get("customer_key", {}).get("secret_id"),
+        "erased" in rest,
     )
 
 
@@ -143,6 +146,7 @@ class Oracle:
         self.evidence = EvidenceLaws(self.violated, self._current_objects)
         self.customer_keys = CustomerKeyLaws(self.violated)
         self.marks = MarkLaws(self.violated, self._keyring_counts)
+        self.erasures = ErasureLaws(self.violated, self.marks.touched)
         self.reports = ReportLaws(
             self.violated, grants, self.projects, self.ended_sweeps, self.marks.touched
         )
@@ -169,6 +173,7 @@ class Oracle:
         if s3_key.startswith(KEYRINGS_PREFIX):
             name, master_key, rest = self._record(s3_key, stored.body)
             self.reports.put(name, _state(rest, master_key))
+            self.erasures.put(name, rest, call)
             at = (name, hashlib.sha256(stored.body).hexdigest())
             self._keyrings.setdefault(at, (stored, call.delivery))
         elif s3_key.startswith(SWEEPS_PREFIX):
@@ -228,6 +233,8 @@ class Oracle:
             before = self.marks.states[name][:-1]
             self.laws.recovered(name, before[-1][:2] if before else None, delivery)
         self.evidence.rotated(name, rest, master_key)
+        is_erased_now = "erased" in rest and name not in self.erasures.erased
+        self.erasures.counts(name, rest, mark)
         self.customer_keys.counts(name, json.loads(stored.body)["v"], rest)
         self.customer_keys.marked(name, mark, rest)
         project = self.projects.setdefault(name, Project())
@@ -247,6 +254,18 @@ class Oracle:
         elif state.generation < project.states[-1].generation:
             self.violated(f"the generation of {name} went back to {state.generation}")
         project.states.append(state)
+        if is_erased_now:
+            self._erased(name, rest["erased"])
+
+    def _erased(self, name: str, erased: dict[str, Any]) -> None:
+        """A project is erased: each wrap needs a secret about which its store was asked."""
+        self.laws.erased(name, erased)
+        for s3_key, stored in self._versions_under(name):
+            seen = self.inspect(s3_key, stored)
+            if seen.wraps is None:
+                continue
+            if self.customer_keys.ids[name].get(seen.wraps[0]) not in erased["answers"]:
+                self.violated(f"{name} was erased, and {s3_key} opens without what was asked for")
 
     def _sweep_record(self, s3_key: str, stored: Stored) -> None:
         if "/" in s3_key.removeprefix(SWEEPS_PREFIX):
@@ -266,10 +285,14 @@ class Oracle:
             if end is None or at in self.ended_sweeps:
                 continue
             self.ended_sweeps.add(at)
+            self.erasures.ended(name, origin)
             self._ended_options[at] = origin["options"]
-            if end["clean"]:
-                self.claims.add(at)
-                self._claimed(name, origin, end)
+            if not end["clean"]:
+                continue
+            if name in self.erasures.erased and origin["kind"] in ("erase", "part"):
+                continue  # nothing of it is proven
+            self.claims.add(at)
+            self._claimed(name, origin, end)
 
     def _claimed(self, name: str, origin: dict[str, Any], end: dict[str, Any]) -> None:
         """A sweep says that it is clean: then it must be, at this moment."""
@@ -300,6 +323,8 @@ class Oracle:
         named = origin["options"]["master_key"]
         for name, earlier in self._proofs_at_start[origin["id"]].items():
             proven = self.projects[name].proofs[earlier:]
+            if name in self.erasures.erased:
+                proven = self.projects[name].states[-1:]  # of which nothing is to be proven
             if not any(named in (None, state.master_key) for state in proven):
                 self.violated(f"a sweep of all is clean, and {name} was not proven")
 
@@ -485,7 +510,10 @@ class Oracle:
     def _check_known(self, s3_key: str, seen: Seen, delivery: Delivery) -> None:
         """No object is stored by a keyring that a mark contradicted when its message came."""
         name = s3_key.partition("/")[0]
-        since = self.projects[name].states[delivery.known.get(name, 0) :]
+        states = self.projects[name].states[delivery.known.get(name, 0) :]
+        since = [state for state in states if not state.erased]
+        if not since:
+            self.violated(f"{s3_key} was written, and {name} is erased")
         if seen.wraps is not None and seen.wraps not in {state.wraps for state in since}:
             self.violated(f"{s3_key} was wrapped under {seen.wraps}, against a mark")
         if seen.kind == "plaintext" and not any(state.plaintext for state in since):
@@ -586,6 +614,11 @@ class Oracle:
 
     def _on_sweep_completed(self, event: Any) -> None:
         self._on_clean_end(event.sweep_id, event)
+
+    def _on_project_erased(self, event: Any) -> None:
+        self.evidence.ended(event)
+        if event.project not in self.erasures.erased:
+            self.violated(f"{event.project} was reported as erased, and is not")
 
     def _on_clean_end(self, sweep_id: str, event: Any) -> None:
         self.evidence.ended(event)

@@ -38,7 +38,7 @@ from keyturn.topology import (
 )
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.keys.sweep_records import parse_record_path
-from tests.protocol.customer_keys import GIVEN, named
+from tests.protocol.customer_keys import GIVEN, MOODS, named
 from tests.protocol.hostile import HostilePublisher
 from tests.protocol.marks import PUBLISH
 from tests.protocol.process import LEASE_S, Options
@@ -95,7 +95,7 @@ MOMENTS: Final[dict[str, Callable[[Call], bool]]] = {
     "a message": lambda call: call.op.startswith(("send", "put off")),
     "a removal": lambda call: call.op.startswith("delete"),
     "a read of the source": lambda call: call.op == "stream" and call.key.startswith("in/"),
-    "a customer secret": lambda call: call.op in ("encrypt", "decrypt"),
+    "a customer secret": lambda call: call.op in ("encrypt", "decrypt", "check_answers"),
     "a removal from the source": lambda call: (
         call.op.startswith("delete") and call.key.startswith("in/")
     ),
@@ -167,6 +167,7 @@ class Protocol(RuleBasedStateMachine):
                 acks_hold_s=2 * hold_s,
             )
         )
+        self.on.oracle.erasures.slack_s = 2 * _MAX_STEPPED_S
         more: dict[str, Any] = {"plaintext": "allowed"} if plaintext else {}
         self.on.enroll("acme", **more)
         self.all_proceeds(seconds=1)
@@ -234,6 +235,35 @@ class Protocol(RuleBasedStateMachine):
     ) -> None:
         """One of its own keys, or another project's."""
         self.on.rotate(project, publisher=publisher, new_kek=new_kek, customer_key=named(key))
+
+    @rule(project=PROJECTS, publisher=PUBLISHER)
+    def erase(self, project: str, publisher: str) -> None:
+        """Most have no customer key, or one that gives."""
+        self.on.erase(project, publisher=publisher)
+
+    @rule(
+        moment=st.sampled_from(
+            ("a keyring's put", "a record's put", "a customer secret", "a mark")
+        ),
+        fate=st.sampled_from(FATES),
+        skip=st.integers(0, 3),
+        then=st.sampled_from(("gives", "away", "refuses", "pretends", "missing")),
+        seconds=st.sampled_from((0.5, 4, 60)),
+    )
+    def beta_is_erased(self, moment: str, fate: str, skip: int, then: Mood, seconds: float) -> None:
+        """Perhaps: something happens on the way, and its key changes."""
+        key = GIVEN["beta"][0]
+        self.on.stores.moods.pop(key, None)
+        self.on.enroll("beta", customer_key=named(key))
+        self.on.upload("beta", "a", b"a" * 100)
+        self.all_proceeds(seconds=4)
+        self.on.stores.moods[key] = "disabled"
+        self.on.erase("beta")
+        self.something_happens_at(moment, fate, skip)
+        self.on.upload("beta", "b", b"b" * 100)
+        self.all_proceeds(seconds=seconds)
+        self.on.stores.moods[key] = then
+        self.nothing_is_violated()
 
     @rule(
         project=st.sampled_from(("acme", "beta", "*")),
@@ -494,7 +524,7 @@ class Protocol(RuleBasedStateMachine):
             self.on.advance(1000)
             self.on.scan_sweeps(process)
 
-    @rule(key=CUSTOMER_KEYS, mood=st.sampled_from(("gives", "refuses", "away", "lies")))
+    @rule(key=CUSTOMER_KEYS, mood=st.sampled_from(MOODS))
     def a_customer_key_changes(self, key: str, mood: Mood) -> None:
         self.on.stores.moods[key] = mood
 

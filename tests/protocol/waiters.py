@@ -33,6 +33,7 @@ RESPONSES: Final = {
     "status.requested": {"status.reported", "status.rejected"},
     "dead_letters.requested": {"dead_letters.moved", "dead_letters.rejected"},
     "recover.requested": {"project.recovered", "recover.rejected"},
+    "erase.requested": {"project.erased", "erase.rejected"},
 }
 ENDS: Final = {
     **RESPONSES,

@@ -65,6 +65,7 @@ class Call:
         self.effect = effect
         self.delivery = CURRENT.get()
         self.state = SENT
+        self.sent_s = 0.0
         self.began = 0.0
         # The lease that it was sent with, or else its sender's: the server ends it within that.
         self.lease_s = sender.lease_s
@@ -106,6 +107,7 @@ class Network:
     ) -> Any:
         """What a worker's call waits for."""
         call = Call(sender, op, key, effect)
+        call.sent_s = self.clock.seconds
         self.calls.append(call)
         return await call.client
 

@@ -87,7 +87,7 @@ class World:
             versioned=self.options.versioned,
         )
         self.oracle.server = self.server
-        self.stores = Stores(self.network, self.oracle.customer_keys)
+        self.stores = Stores(self.network, self.oracle.customer_keys, self.oracle.erasures)
         self.source = Drop(
             self.network,
             self._emptied,
@@ -344,6 +344,20 @@ class World:
             **named,
         }
         return self._publish(document, publisher, honest=honest)
+
+    def erase(
+        self,
+        project: str,
+        *,
+        publisher: str = "api",
+        request_id: str | None = None,
+        honest: bool = True,
+        reason: str = "the contract ended",
+    ) -> str:
+        """Ask that a project be erased."""
+        request_id = request_id or self._id()
+        document = {"type": "erase.requested", "request_id": request_id, "project": project}
+        return self._publish({**document, "reason": reason}, publisher, honest=honest)
 
     def lose_broker(self) -> None:
         """All marks are lost, and the memory of all processes."""
@@ -731,14 +745,18 @@ class World:
         self._let_requests_end()
         for waiter in self.waiters:
             self.oracle.laws.settled(waiter)
-        last = [self.sweep(name) for name in sorted(self.oracle.projects)]
+        last = {name: self.sweep(name) for name in sorted(self.oracle.projects)}
         self.run()
-        for sweep_id in last:
+        for name, sweep_id in last.items():
             ends: list[Any] = self.ended(sweep_id)
-            if not ends or not getattr(ends[-1], "clean", False):
+            if name in self.oracle.erasures.erased:
+                if {getattr(end, "code", None) for end in ends} != {"project_erased"}:
+                    self.oracle.violated(f"the last sweep of an erased project ended: {ends}")
+            elif not ends or not getattr(ends[-1], "clean", False):
                 self.oracle.violated(f"the last sweep was not clean: {ends}")
         for name in self.oracle.projects:
-            self.oracle.check_desired(name)
+            if name not in self.oracle.erasures.erased:
+                self.oracle.check_desired(name)
             self.oracle.evidence.settled(name)
 
     def _let_requests_end(self) -> None:

@@ -385,7 +385,9 @@ class Reconciler(StepRunner[ProjectRecord]):
         """
         record, evidence = stored.record, parse(clean_end.envelope.encode())
         kept = await self._keyrings.read_record(record.project)
-        if State.of(kept.keyring) == clean_end.state and _is_fresh(evidence, kept.read_at):
+        # Not `kept.read_at`: this worker may have stalled since, or one front end's clock is off.
+        now = self._keyrings.clock.now()
+        if State.of(kept.keyring) == clean_end.state and _is_fresh(evidence, now):
             after = _ended_keyring(kept.keyring, evidence.predicate)
             await self._change(kept, with_evidence(after, evidence.digest))
             # Whichever write won, the keyring shows which evidence is in the chain.

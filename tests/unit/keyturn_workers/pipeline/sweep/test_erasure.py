@@ -220,7 +220,11 @@ async def test_an_erasure_older_than_a_rotation_is_refused(on: Erasing) -> None:
     assert "a rotation requested later was accepted already" in on.events()[-1].detail
 
 
-async def test_a_key_that_is_enabled_before_the_end_is_asked_for_again(on: Erasing) -> None:
+@pytest.mark.parametrize("late_s", [0, 3600, 86_400])
+async def test_a_key_that_is_enabled_before_the_end_is_asked_for_again(
+    on: Erasing, monkeypatch: pytest.MonkeyPatch, late_s: int
+) -> None:
+    """Even if the keyring was read when it was disabled, or by a clock that is late."""
     on.say(FIRST, KeyState.DISABLED)
     erasure = on.erasure()
     await on.start(erasure)
@@ -235,6 +239,13 @@ async def test_a_key_that_is_enabled_before_the_end_is_asked_for_again(on: Erasi
     reconciler._finish_clean_end = finish
     on.customer_keys.states.clear()
     on.storage.advance(3600)
+    read = on.keyrings.read_record
+
+    async def read_late(project: str) -> StoredKeyring:
+        stored = await read(project)
+        return replace(stored, read_at=stored.read_at - timedelta(seconds=late_s))
+
+    monkeypatch.setattr(on.keyrings, "read_record", read_late)
     assert await on.handler.resume("acme")
     await on.finish(erasure)
     assert on.events()[-1].type == "erase.rejected"
