@@ -1,42 +1,18 @@
-"""A project's keyring as a value and as its sealed record, and its changes. Pure.
+"""A project's keyring as a value, and its changes. Pure.
 
-See SPEC 5.1, 5.2, 8.1 and 8.6. A record that does not open under its own master key, or that
-belongs to another project, was forged or moved: no object may be wrapped by it.
+See SPEC 5.2, 8.1 and 8.6. `keyring_record` is its form in the bucket.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Final
 
-from keyturn.crypto.base64 import from_base64, to_base64
 from keyturn.crypto.keys import Secret, kek_id
-from keyturn.errors import (
-    CorruptObjectError,
-    GenerationMismatchError,
-    KekReusedError,
-)
-from keyturn.identifiers import is_short_name, is_uuid, parse_time
+from keyturn.errors import CorruptObjectError, GenerationMismatchError, KekReusedError
+from keyturn.identifiers import parse_time
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
-from keyturn_workers.core.erasure import Erasure, KeyState
-
-_KEK_BYTES: Final = 32
-_KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_MAX_LEASE_S: Final = 10**6
-_MAX_GENERATION: Final = 10**18
-_MAX_SERIAL: Final = 2**63
-_PERMISSIONS: Final = ("allowed", "forbidden")
-_ERASING: Final = "erasing"
-_ERASED: Final = "erased"
-MAX_ERASED_SECRETS: Final = 8
-"""The most secrets that one erasure covers: evidence has what each store encrypted."""
-UNKNOWN_KEK_ID: Final = "0" * 16
-"""The KEK id of a generation whose keyring was lost: a mark has its customer key alone."""
+from keyturn_workers.core.erasure import Erasure
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +125,11 @@ class Keyring:
     @cached_property
     def customer_keys(self) -> dict[int, CustomerKey]:
         """The customer keys whose secrets the record still has, by generation."""
-        return _uncleared((*self.history, self.current))
+        return {
+            entry.generation: entry.customer_key
+            for entry in (*self.history, self.current)
+            if entry.customer_key is not None and not entry.customer_key.is_cleared
+        }
 
     @property
     def secrets(self) -> CustomerSecrets:
@@ -182,214 +162,6 @@ class Keyring:
             plaintext_allowed=self.plaintext_allowed,
             secret_id=self.current.secret_id,
         )
-
-
-def _uncleared(entries: Iterable[Generation]) -> dict[int, CustomerKey]:
-    return {
-        entry.generation: entry.customer_key
-        for entry in entries
-        if entry.customer_key is not None and not entry.customer_key.is_cleared
-    }
-
-
-def record_version(keyring: Keyring) -> int:
-    """The version of the record: 2 if it has what a reader of version 1 must not overlook."""
-    entries = (*keyring.history, keyring.current)
-    return 2 if any(entry.customer_key is not None for entry in entries) else 1
-
-
-def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
-    """The sealed part of the record."""
-    return {
-        **_entry_json(keyring.current),
-        "plaintext": _permission(allowed=keyring.plaintext_allowed),
-        "history": [_entry_json(entry) for entry in keyring.history],
-        **({"lease_s": keyring.lease_s} if keyring.lease_s else {}),
-        **_origin_json(keyring.origin),
-        "serial": keyring.serial,
-        **_set_json(keyring),
-    }
-
-
-def _entry_json(entry: Generation) -> dict[str, Any]:
-    return {
-        **_origin_json(entry.origin),
-        "generation": entry.generation,
-        "kek_id": entry.kek_id,
-        "kek": _kek_json(entry.kek),
-        "rotation_id": entry.rotation_id,
-        "requested_at": entry.requested_at,
-        "at": entry.at,
-        **({} if entry.customer_key is None else {"customer_key": entry.customer_key.to_json()}),
-    }
-
-
-def _origin_json(origin: RequestOrigin | None) -> dict[str, str]:
-    return {} if origin is None else {"publisher": origin.publisher, "request": origin.request}
-
-
-def _set_json(keyring: Keyring) -> dict[str, Any]:
-    """Optional fields, omitted if unset."""
-    fields: dict[str, Any] = {
-        "evidence": keyring.evidence,
-        "recovery": keyring.recovery,
-        "erasure_refused_at": keyring.erasure_refused_at,
-        "unproven": keyring.unproven or None,
-    }
-    if keyring.erasure is not None:
-        fields[_ERASED if keyring.is_erased else _ERASING] = keyring.erasure.to_json()
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _kek_json(kek: Secret | None) -> str | None:
-    return None if kek is None else to_base64(kek.reveal())
-
-
-def _permission(*, allowed: bool) -> str:
-    return "allowed" if allowed else "forbidden"
-
-
-def keyring_from_json(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
-    """Read a keyring from the opened part of a record that names this master key.
-
-    Raises:
-        CorruptObjectError: its fields are malformed.
-    """
-    try:
-        return _keyring(project, master_key, rest)
-    except (ValueError, TypeError, KeyError):
-        # No cause: the opened record contains keys, and an exception may repeat them.
-        raise CorruptObjectError("the keyring's fields are malformed") from None
-
-
-def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
-    if rest["plaintext"] not in _PERMISSIONS:
-        raise ValueError("permissions")
-    current = _entry(rest)
-    history = tuple(replace(_entry(entry), origin=_origin(entry)) for entry in rest["history"])
-    generations = [entry.generation for entry in (*history, current)]
-    if generations != sorted(set(generations)):
-        raise ValueError("generations")
-    erasure = _erasure(rest, [*history, current])
-    if current.kek is None and (erasure is None or not erasure.is_done):
-        raise ValueError("current KEK")
-    if current.customer_key is not None and (
-        current.customer_key.is_cleared or rest["plaintext"] == "allowed"
-    ):
-        raise ValueError("customer key")
-    return Keyring(
-        project=project,
-        master_key=master_key,
-        current=current,
-        origin=_origin(rest),
-        lease_s=_lease_s(rest["lease_s"]) if "lease_s" in rest else 0,
-        plaintext_allowed=rest["plaintext"] == "allowed",
-        history=history,
-        evidence=_evidence(rest.get("evidence")),
-        serial=_serial(rest.get("serial", 0)),
-        recovery=_recovery(rest.get("recovery")),
-        erasure=erasure,
-        erasure_refused_at=_time(rest.get("erasure_refused_at")),
-        unproven=_true(rest.get("unproven")),
-    )
-
-
-def _time(value: str | None) -> str | None:
-    if value is not None:
-        parse_time(value)
-    return value
-
-
-def _true(value: Any) -> bool:
-    if value not in (None, True):
-        raise ValueError("flag")
-    return value is True
-
-
-def _erasure(fields: Mapping[str, Any], entries: Sequence[Generation]) -> Erasure | None:
-    if _ERASED not in fields and _ERASING not in fields:
-        return None
-    name = _ERASED if _ERASED in fields else _ERASING
-    erasure = Erasure.from_json(fields[name])
-    if erasure.is_done is not (name == _ERASED):
-        raise ValueError("answers")
-    if erasure.is_done and (
-        any(entry.kek is not None for entry in entries)
-        or erasure.answers.keys() != {key.secret_id for key in _uncleared(entries).values()}
-    ):
-        raise ValueError("erased")
-    return erasure
-
-
-def _origin(fields: Mapping[str, Any]) -> RequestOrigin | None:
-    if "publisher" not in fields and "request" not in fields:
-        return None
-    return RequestOrigin(_publisher(fields["publisher"]), _digest(fields["request"]))
-
-
-def _lease_s(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= _MAX_LEASE_S:
-        raise ValueError("lease")
-    return value
-
-
-def _serial(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_SERIAL:
-        raise ValueError("serial")
-    return value
-
-
-def _recovery(value: str | None) -> str | None:
-    if value is not None and not is_uuid(value):
-        raise ValueError("recovery")
-    return value
-
-
-def _publisher(value: str) -> str:
-    if not is_short_name(value):
-        raise ValueError("publisher")
-    return value
-
-
-def _digest(value: str) -> str:
-    if _DIGEST.fullmatch(value) is None:
-        raise ValueError("digest")
-    return value
-
-
-def _evidence(value: str | None) -> str | None:
-    return None if value is None else _digest(value)
-
-
-def _entry(fields: Mapping[str, Any]) -> Generation:
-    generation, label, kek = fields["generation"], fields["kek_id"], _kek(fields["kek"])
-    if type(generation) is not int or not 1 <= generation < _MAX_GENERATION:
-        raise ValueError("generation")
-    if _KEK_ID.fullmatch(label) is None or (kek is not None and kek_id(kek) != label):
-        raise ValueError("KEK id")
-    if not is_uuid(fields["rotation_id"]):
-        raise ValueError("rotation id")
-    parse_time(fields["requested_at"])
-    parse_time(fields["at"])
-    customer_key = fields.get("customer_key")
-    return Generation(
-        generation,
-        label,
-        kek,
-        fields["rotation_id"],
-        fields["requested_at"],
-        fields["at"],
-        customer_key=None if customer_key is None else CustomerKey.from_json(customer_key),
-    )
-
-
-def _kek(value: str | None) -> Secret | None:
-    if value is None:
-        return None
-    decoded = from_base64(value)
-    if len(decoded) != _KEK_BYTES:
-        raise ValueError("KEK length")
-    return Secret(decoded)
 
 
 def check_rotation(keyring: Keyring, *, requested_at: str, expected_generation: int | None) -> None:
@@ -469,76 +241,6 @@ def check_no_plaintext(keyring: Keyring) -> None:
             "the project allows plaintext, which no customer key protects: end that by a sweep "
             "with encrypt_plaintext first"
         )
-
-
-def lost_generations(
-    customer_keys: Mapping[int, CustomerKey], created: Generation, origin: RequestOrigin | None
-) -> tuple[Generation, ...]:
-    """Entries for generations of a lost keyring: only their customer keys are known, by a mark.
-
-    The rest is that of the generation that was created when they were found.
-    """
-    return tuple(
-        replace(
-            created,
-            generation=generation,
-            kek_id=UNKNOWN_KEK_ID,
-            kek=None,
-            origin=origin,
-            customer_key=customer_key,
-        )
-        for generation, customer_key in sorted(customer_keys.items())
-    )
-
-
-def take_over(
-    keyring: Keyring,
-    customer_keys: Mapping[int, CustomerKey],
-    *,
-    above: int,
-    recovery: str,
-    at: str,
-) -> Keyring:
-    """A restored keyring, with the customer keys of a later one that it lacks (SPEC 5.5).
-
-    The later one's generations join its history, and its own current generation is repeated above
-    them, and above the number `above`. Otherwise the objects at these generations would be refused
-    for ever, or the next rotation would give the same number to another secret. The repeated
-    generation has the newest customer key: no wrap may need less than before.
-
-    `recovery` is the id of the request that accepts the keyring.
-
-    Raises:
-        GenerationMismatchError: a generation of both has different customer keys.
-    """
-    known = {entry.generation: entry for entry in (*keyring.history, keyring.current)}
-    for generation in known.keys() & customer_keys.keys():
-        if known[generation].secret_id != customer_keys[generation].secret_id:
-            raise GenerationMismatchError(
-                f"the record and the mark have different customer keys at generation {generation}: "
-                "restore the newest record, or remove this one and enroll with adopt"
-            )
-    lost = {number: key for number, key in customer_keys.items() if number not in known}
-    if not lost:
-        return keyring
-    every = {**customer_keys, **keyring.customer_keys}
-    repeated = replace(
-        keyring.current,
-        generation=max(above, keyring.current.generation) + 1,
-        rotation_id=recovery,
-        at=at,
-        customer_key=every[max(every)],
-    )
-    before = replace(keyring.current, origin=keyring.origin)
-    # Without an origin: these generations are no rotations, whose ends would be published.
-    entries = (*keyring.history, before, *lost_generations(lost, repeated, None))
-    return replace(
-        keyring,
-        current=repeated,
-        origin=None,
-        plaintext_allowed=False,
-        history=tuple(sorted(entries, key=lambda entry: entry.generation)),
-    )
 
 
 def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
@@ -644,102 +346,3 @@ def retire_old_keys(keyring: Keyring) -> Keyring:
 def with_evidence(keyring: Keyring, digest: str) -> Keyring:
     """The keyring with the digest of the project's newest evidence (SPEC 15.1)."""
     return replace(keyring, evidence=digest)
-
-
-def check_erasable(keyring: Keyring) -> None:
-    """Check that every wrap of the project needs a customer secret, as far as is proven (SPEC 8.8).
-
-    Raises:
-        GenerationMismatchError: not so; the text says what to do.
-    """
-    if not keyring.customer_keys:
-        raise GenerationMismatchError(
-            "the project has no customer key, so nothing shows that it no longer opens: delete its "
-            "objects"
-        )
-    for entry in (*keyring.history, keyring.current):
-        if entry.kek is not None and entry.customer_key is None:
-            raise GenerationMismatchError(
-                f"wraps of generation {entry.generation} need no customer key: wait for a clean "
-                "end of the rotation after it, and ask again"
-            )
-    if keyring.unproven:
-        raise GenerationMismatchError(
-            "the project's enrollment took objects over, or its keyring was recovered, and no "
-            "sweep has ended clean since: sweep the project, and ask again"
-        )
-    if len({key.secret_id for key in keyring.customer_keys.values()}) > MAX_ERASED_SECRETS:
-        raise GenerationMismatchError(
-            f"wraps of {len(keyring.customer_keys)} generations may exist: wait for a clean end of "
-            "the newest rotation, and ask again"
-        )
-
-
-def check_erasure_order(keyring: Keyring, requested_at: str, not_before: datetime) -> None:
-    """Check that an erasure is young, and that nothing that was requested later contradicts it.
-
-    A record of sweeps can be rolled back to a state in which a refused erasure is open; a keyring
-    cannot (SPEC 5.5).
-
-    Raises:
-        GenerationMismatchError: it is older than `not_before`, or it or a later one was refused,
-            or a rotation that was requested later was accepted.
-    """
-    at, refused_at = parse_time(requested_at), keyring.erasure_refused_at
-    if at < not_before:
-        raise GenerationMismatchError("the erasure was requested too long ago")
-    if refused_at is not None and at <= parse_time(refused_at):
-        raise GenerationMismatchError(
-            "this erasure, or one requested later, was refused: ask again by a new request"
-        )
-    if at < parse_time(keyring.current.requested_at):
-        raise GenerationMismatchError("a rotation requested later was accepted already")
-
-
-def begin_erasure(keyring: Keyring, erasure: Erasure) -> Keyring:
-    """The keyring while stores are asked whether its customer keys are gone."""
-    return replace(keyring, erasure=erasure)
-
-
-def refuse_erasure(keyring: Keyring, requested_at: str) -> Keyring:
-    """The keyring after an erasure was refused: no earlier request may erase the project."""
-    times = [requested_at, keyring.erasure_refused_at or requested_at]
-    return replace(keyring, erasure=None, erasure_refused_at=max(times, key=parse_time))
-
-
-def erase(keyring: Keyring, erasure: Erasure) -> Keyring:
-    """The keyring of an erased project: only its customer keys say what it was."""
-
-    def without_kek(entry: Generation) -> Generation:
-        return replace(entry, kek=None)
-
-    history = tuple(map(without_kek, keyring.history))
-    return replace(keyring, current=without_kek(keyring.current), history=history, erasure=erasure)
-
-
-def judge_erasure(
-    keyring: Keyring, states: Mapping[str, KeyState], now: datetime
-) -> Erasure | None:
-    """The erasure after these answers of the stores; None if not all of them are known yet.
-
-    Raises:
-        GenerationMismatchError: a store gives a secret, or says nothing of a key for too long.
-    """
-    erasure = keyring.erasure
-    if erasure is None:
-        raise ValueError("the project is not being erased")
-    keys = {key.secret_id: key for key in keyring.customer_keys.values()}
-    given = [keys[each].name for each, state in states.items() if state is KeyState.GIVEN]
-    if given:
-        raise GenerationMismatchError(
-            f"{given[0]} still gives its secret: disable or delete the key, and ask again"
-        )
-    silent = [key.name for each, key in keys.items() if not states[each].is_gone]
-    if not silent:
-        return erasure.with_answers(states, now)
-    if erasure.is_done or erasure.is_over_at(now):
-        raise GenerationMismatchError(
-            f"{silent[0]}: its store does not say that the key is disabled or gone (a denied "
-            "access says nothing): disable or delete the key, and ask again"
-        )
-    return None

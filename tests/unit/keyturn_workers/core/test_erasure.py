@@ -14,20 +14,21 @@ from keyturn.errors import CorruptObjectError, GenerationMismatchError
 from keyturn.identifiers import format_time, parse_time
 from keyturn_workers.core.erasure import ASKED_FOR, HOLDS_FOR, Erasure, KeyState
 from keyturn_workers.core.keyring import (
-    MAX_ERASED_SECRETS,
     Keyring,
+    retire_old_keys,
+    rotate,
+    with_evidence,
+)
+from keyturn_workers.core.keyring_erasure import (
+    MAX_ERASED_SECRETS,
     begin_erasure,
     check_erasable,
     check_erasure_order,
     erase,
     judge_erasure,
-    keyring_from_json,
-    keyring_to_json,
     refuse_erasure,
-    retire_old_keys,
-    rotate,
-    with_evidence,
 )
+from keyturn_workers.core.keyring_record import keyring_from_json, keyring_to_json
 from tests.unit.keyturn_workers.factories import AT, ORIGIN, keyring, turned_to
 
 if TYPE_CHECKING:
