@@ -5,8 +5,8 @@ another project, was forged or moved: no object may be wrapped by it.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from keyturn.crypto.base64 import from_base64, to_base64
@@ -15,15 +15,16 @@ from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import is_short_name, is_uuid, parse_time
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.customer_keys import CustomerKey
-from keyturn_workers.core.erasure import Erasure
+from keyturn_workers.core.erasure import Erasure, KeyState, StoreAnswer
 from keyturn_workers.core.keyring import Generation, Keyring
 
 _KEK_BYTES: Final = 32
-_KEK_ID: Final = re.compile(r"[0-9a-f]{16}")
+_ID: Final = re.compile(r"[0-9a-f]{16}")  # of a KEK or a customer secret
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_REASON: Final = 500
 _MAX_LEASE_S: Final = 10**6
-_MAX_GENERATION: Final = 10**18
-_MAX_SERIAL: Final = 2**63
+_MAX_GENERATION: Final = 10**18 - 1
+_MAX_SERIAL: Final = 2**63 - 1
 _PERMISSIONS: Final = ("allowed", "forbidden")
 _ERASING: Final = "erasing"
 _ERASED: Final = "erased"
@@ -74,7 +75,7 @@ def _set_json(keyring: Keyring) -> dict[str, Any]:
         "unproven": keyring.unproven or None,
     }
     if keyring.erasure is not None:
-        fields[_ERASED if keyring.is_erased else _ERASING] = keyring.erasure.to_json()
+        fields[_ERASED if keyring.is_erased else _ERASING] = asdict(keyring.erasure)
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -112,14 +113,14 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
         master_key=master_key,
         current=current,
         origin=_origin(rest),
-        lease_s=_lease_s(rest["lease_s"]) if "lease_s" in rest else 0,
+        lease_s=_whole(rest["lease_s"], 1, _MAX_LEASE_S) if "lease_s" in rest else 0,
         plaintext_allowed=rest["plaintext"] == "allowed",
         history=history,
-        evidence=_evidence(rest.get("evidence")),
-        serial=_serial(rest.get("serial", 0)),
-        recovery=_recovery(rest.get("recovery")),
+        evidence=_text_or_none(rest.get("evidence"), _DIGEST.fullmatch),
+        serial=_whole(rest.get("serial", 0), 0, _MAX_SERIAL),
+        recovery=_text_or_none(rest.get("recovery"), is_uuid),
         erasure=_erasure(rest),
-        erasure_refused_at=_time(rest.get("erasure_refused_at")),
+        erasure_refused_at=_text_or_none(rest.get("erasure_refused_at"), parse_time),
         unproven=_true(rest.get("unproven")),
     )
     if current.customer_key is not None and (
@@ -135,10 +136,57 @@ def _keyring(project: str, master_key: str, rest: Mapping[str, Any]) -> Keyring:
     return keyring
 
 
-def _time(value: str | None) -> str | None:
-    if value is not None:
-        parse_time(value)
-    return value
+def _entry(fields: Mapping[str, Any]) -> Generation:
+    kek, customer_key = _kek(fields["kek"]), fields.get("customer_key")
+    entry = Generation(
+        _whole(fields["generation"], 1, _MAX_GENERATION),
+        _text(fields["kek_id"], _ID.fullmatch),
+        kek,
+        _text(fields["rotation_id"], is_uuid),
+        _text(fields["requested_at"], parse_time),
+        _text(fields["at"], parse_time),
+        customer_key=None if customer_key is None else CustomerKey.from_json(customer_key),
+    )
+    if kek is not None and kek_id(kek) != entry.kek_id:
+        raise ValueError("KEK id")
+    return entry
+
+
+def _origin(fields: Mapping[str, Any]) -> RequestOrigin | None:
+    if "publisher" not in fields and "request" not in fields:
+        return None
+    return RequestOrigin(
+        _text(fields["publisher"], is_short_name), _text(fields["request"], _DIGEST.fullmatch)
+    )
+
+
+def _erasure(rest: Mapping[str, Any]) -> Erasure | None:
+    name = _ERASED if _ERASED in rest else _ERASING
+    if name not in rest:
+        return None
+    fields = rest[name]
+    if not isinstance(fields["answers"], dict):
+        raise TypeError("answers")
+    erasure = Erasure(
+        request_id=_text(fields["request_id"], is_uuid),
+        publisher=_text(fields["publisher"], is_short_name),
+        request=_text(fields["request"], _DIGEST.fullmatch),
+        requested_at=_text(fields["requested_at"], parse_time),
+        began_at=_text(fields["began_at"], parse_time),
+        reason=_text(fields["reason"], lambda text: len(text) <= _MAX_REASON),
+        proven_by=_text_or_none(fields["proven_by"], _DIGEST.fullmatch),
+        answers={
+            _text(secret_id, _ID.fullmatch): StoreAnswer(
+                KeyState(answer["state"]), _text(answer["at"], parse_time)
+            )
+            for secret_id, answer in fields["answers"].items()
+        },
+    )
+    if erasure.is_done is not (name == _ERASED):
+        raise ValueError("answers")
+    if not all(state.is_gone for state in erasure.states.values()):
+        raise ValueError("state")
+    return erasure
 
 
 def _true(value: Any) -> bool:
@@ -147,76 +195,20 @@ def _true(value: Any) -> bool:
     return value is True
 
 
-def _erasure(fields: Mapping[str, Any]) -> Erasure | None:
-    name = _ERASED if _ERASED in fields else _ERASING
-    if name not in fields:
-        return None
-    erasure = Erasure.from_json(fields[name])
-    if erasure.is_done is not (name == _ERASED):
-        raise ValueError("answers")
-    return erasure
-
-
-def _origin(fields: Mapping[str, Any]) -> RequestOrigin | None:
-    if "publisher" not in fields and "request" not in fields:
-        return None
-    return RequestOrigin(_publisher(fields["publisher"]), _digest(fields["request"]))
-
-
-def _lease_s(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= _MAX_LEASE_S:
-        raise ValueError("lease")
+def _whole(value: Any, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError("number")
     return value
 
 
-def _serial(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _MAX_SERIAL:
-        raise ValueError("serial")
+def _text(value: Any, check: Callable[[str], object]) -> str:
+    if not isinstance(value, str) or not check(value):
+        raise ValueError("text")
     return value
 
 
-def _recovery(value: str | None) -> str | None:
-    if value is not None and not is_uuid(value):
-        raise ValueError("recovery")
-    return value
-
-
-def _publisher(value: str) -> str:
-    if not is_short_name(value):
-        raise ValueError("publisher")
-    return value
-
-
-def _digest(value: str) -> str:
-    if _DIGEST.fullmatch(value) is None:
-        raise ValueError("digest")
-    return value
-
-
-def _evidence(value: str | None) -> str | None:
-    return None if value is None else _digest(value)
-
-
-def _entry(fields: Mapping[str, Any]) -> Generation:
-    generation, label, kek = fields["generation"], fields["kek_id"], _kek(fields["kek"])
-    if type(generation) is not int or not 1 <= generation < _MAX_GENERATION:
-        raise ValueError("generation")
-    if _KEK_ID.fullmatch(label) is None or (kek is not None and kek_id(kek) != label):
-        raise ValueError("KEK id")
-    if not is_uuid(fields["rotation_id"]):
-        raise ValueError("rotation id")
-    parse_time(fields["requested_at"])
-    parse_time(fields["at"])
-    customer_key = fields.get("customer_key")
-    return Generation(
-        generation,
-        label,
-        kek,
-        fields["rotation_id"],
-        fields["requested_at"],
-        fields["at"],
-        customer_key=None if customer_key is None else CustomerKey.from_json(customer_key),
-    )
+def _text_or_none(value: Any, check: Callable[[str], object]) -> str | None:
+    return None if value is None else _text(value, check)
 
 
 def _kek(value: str | None) -> Secret | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -138,7 +138,7 @@ def test_a_malformed_erasure_is_refused(change: Callable[[dict[str, Any]], objec
     _refused(document)
 
 
-@pytest.mark.parametrize("missing", _ERASURE.to_json())
+@pytest.mark.parametrize("missing", asdict(_ERASURE))
 def test_every_field_of_an_erasure_is_required(missing: str) -> None:
     document = copy.deepcopy(keyring_to_json(_erased(_with_keys())))
     del document["erased"][missing]
