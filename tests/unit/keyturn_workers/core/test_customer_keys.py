@@ -41,7 +41,6 @@ from keyturn_workers.core.customer_keys import (
     SecretNeededError,
 )
 from keyturn_workers.core.keyring import (
-    is_same_request,
     retire_old_keys,
     rotate,
 )
@@ -49,6 +48,9 @@ from keyturn_workers.core.keyring_record import (
     keyring_from_json,
     keyring_to_json,
     record_version,
+)
+from keyturn_workers.core.keyring_requests import (
+    is_same_request,
 )
 from keyturn_workers.core.open_dek import ReaderKeys, open_dek
 from keyturn_workers.core.plan_action import NoOp, Rewrap, plan_action

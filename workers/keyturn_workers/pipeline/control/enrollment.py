@@ -37,6 +37,8 @@ from keyturn_workers.core.keyring import (
     Generation,
     Keyring,
     check_no_plaintext,
+)
+from keyturn_workers.core.keyring_requests import (
     has_origin,
     is_same_request,
 )
