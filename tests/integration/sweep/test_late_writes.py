@@ -12,7 +12,6 @@ import pytest
 from keyturn.crypto import Secret, kek_id, new_api_key, user_kek
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.messages import RequestOrigin
-from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.keyring import Generation, Keyring, rotate
 from keyturn_workers.core.sweep_options import SweepOptions
@@ -23,6 +22,7 @@ from keyturn_workers.pipeline.sweep.page import PageWorker
 from tests.integration.storage.conftest import opened
 from tools.harness import requests
 from tools.harness.bucket import Bucket
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import build_keyring, operator_keys
 
@@ -111,7 +111,7 @@ async def test_late_copies_of_a_stalled_worker_are_refused(
             stalling,
             keyrings,
             operator_keys(master_keys),
-            GivenSecrets(),
+            HeldCustomerKeys(),
             SweepStore(storage, operator_keys(master_keys)),
             concurrency=8,
             copy_limit_bytes=2**30,

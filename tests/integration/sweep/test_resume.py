@@ -15,7 +15,6 @@ import pytest
 from faststream.rabbit import RabbitBroker
 
 from keyturn import topology
-from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.pipeline.sweep.periodic import STALLED_AFTER, PeriodicScan
 from keyturn_workers.pipeline.worker.wiring import Wiring
@@ -23,6 +22,7 @@ from keyturn_workers.process.metrics import WorkerMetrics
 from keyturn_workers.process.settings import WorkerSettings
 from keyturn_workers.storage.s3 import open_storage
 from tests.integration.sweep.scene import WORKER_ENV, Project, Scene, counts
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
 from tools.harness.process import worker
@@ -93,7 +93,7 @@ async def resumed(deployment: Deployment) -> int:
         RabbitBroker(deployment.amqp_url, logger=None) as broker,
     ):
         keys = operator_keys(settings.master_keys)
-        process = Wiring(settings, storage, broker, keys, GivenSecrets(), WorkerMetrics())
+        process = Wiring(settings, storage, broker, keys, HeldCustomerKeys(), WorkerMetrics())
         periodic = PeriodicScan(process._sweep_context, process._sweep, process._starter)
         return await periodic.scan(datetime.now(UTC) + STALLED_AFTER + timedelta(seconds=5))
 

@@ -47,8 +47,10 @@ from keyturn_workers.cli.output import (
     print_rows,
     transfer_progress,
 )
-from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.errors import first_error
+from keyturn_workers.core.given_secrets import (
+    GivenSecrets,
+)
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.offline.download import OperatorAccess, open_object
 from keyturn_workers.offline.export.folder import Folder

@@ -137,7 +137,7 @@ class SecretNeededError(CustomerKeyUnavailableError):
     """
 
     def __init__(self, customer_key: CustomerKey) -> None:
-        super().__init__(f"the secret of {customer_key.name} is not in memory")
+        super().__init__(f"the secret {customer_key.secret_id} of {customer_key.name} is missing")
         self.customer_key = customer_key
 
 

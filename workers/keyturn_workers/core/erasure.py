@@ -5,13 +5,12 @@ waits. Once every store has said so, it is `erased`, for ever.
 """
 
 import enum
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, Self
+from typing import Final
 
-from keyturn.identifiers import format_time, is_short_name, is_uuid, parse_time
+from keyturn.identifiers import format_time, parse_time
 
 ASKED_FOR: Final = timedelta(minutes=5)
 """How long stores are asked before an erasure is refused."""
@@ -19,10 +18,6 @@ HOLDS_FOR: Final = timedelta(minutes=15)
 """After this, an erasure that nobody continues holds nothing up any longer."""
 FRESH_FOR: Final = timedelta(minutes=1)
 """How old the answers of stores may be when the project becomes erased."""
-
-_ID: Final = re.compile(r"[0-9a-f]{16}")
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_MAX_REASON: Final = 500
 
 
 class KeyState(enum.StrEnum):
@@ -101,65 +96,3 @@ class Erasure:
         at = format_time(now)
         answers = {secret_id: StoreAnswer(state, at) for secret_id, state in states.items()}
         return replace(self, answers=answers)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields of a keyring."""
-        return {
-            "request_id": self.request_id,
-            "publisher": self.publisher,
-            "request": self.request,
-            "requested_at": self.requested_at,
-            "began_at": self.began_at,
-            "reason": self.reason,
-            "proven_by": self.proven_by,
-            "answers": {
-                secret_id: {"state": answer.state.value, "at": answer.at}
-                for secret_id, answer in self.answers.items()
-            },
-        }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read the fields of a keyring.
-
-        Raises:
-            ValueError, TypeError, KeyError: they are malformed.
-        """
-        if not is_uuid(fields["request_id"]) or not is_short_name(fields["publisher"]):
-            raise ValueError("request")
-        for digest in (fields["request"], fields["proven_by"] or fields["request"]):
-            if _DIGEST.fullmatch(digest) is None:
-                raise ValueError("digest")
-        if not isinstance(fields["reason"], str) or len(fields["reason"]) > _MAX_REASON:
-            raise ValueError("reason")
-        for name in ("requested_at", "began_at"):
-            parse_time(fields[name])
-        return cls(
-            **{name: fields[name] for name in _TEXTS},
-            answers=_answers(fields["answers"]),
-        )
-
-
-_TEXTS: Final = (
-    *("request_id", "publisher", "request", "requested_at", "began_at", "reason", "proven_by"),
-)
-
-
-def _answers(fields: Any) -> dict[str, StoreAnswer]:
-    if not isinstance(fields, dict):
-        raise TypeError("answers")
-    return {_secret_id(name): _answer(each) for name, each in fields.items()}
-
-
-def _secret_id(text: str) -> str:
-    if _ID.fullmatch(text) is None:
-        raise ValueError("secret id")
-    return text
-
-
-def _answer(fields: Mapping[str, Any]) -> StoreAnswer:
-    parse_time(fields["at"])
-    answer = StoreAnswer(KeyState(fields["state"]), fields["at"])
-    if not answer.state.is_gone:
-        raise ValueError("state")
-    return answer

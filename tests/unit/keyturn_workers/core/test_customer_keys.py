@@ -41,12 +41,16 @@ from keyturn_workers.core.customer_keys import (
     SecretNeededError,
 )
 from keyturn_workers.core.keyring import (
-    is_same_request,
+    retire_old_keys,
+    rotate,
+)
+from keyturn_workers.core.keyring_record import (
     keyring_from_json,
     keyring_to_json,
     record_version,
-    retire_old_keys,
-    rotate,
+)
+from keyturn_workers.core.keyring_requests import (
+    is_same_request,
 )
 from keyturn_workers.core.open_dek import ReaderKeys, open_dek
 from keyturn_workers.core.plan_action import NoOp, Rewrap, plan_action

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,20 +14,21 @@ from keyturn.errors import CorruptObjectError, GenerationMismatchError
 from keyturn.identifiers import format_time, parse_time
 from keyturn_workers.core.erasure import ASKED_FOR, HOLDS_FOR, Erasure, KeyState
 from keyturn_workers.core.keyring import (
-    MAX_ERASED_SECRETS,
     Keyring,
+    retire_old_keys,
+    rotate,
+    with_evidence,
+)
+from keyturn_workers.core.keyring_erasure import (
+    MAX_ERASED_SECRETS,
     begin_erasure,
     check_erasable,
     check_erasure_order,
     erase,
     judge_erasure,
-    keyring_from_json,
-    keyring_to_json,
     refuse_erasure,
-    retire_old_keys,
-    rotate,
-    with_evidence,
 )
+from keyturn_workers.core.keyring_record import keyring_from_json, keyring_to_json
 from tests.unit.keyturn_workers.factories import AT, ORIGIN, keyring, turned_to
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def test_a_malformed_erasure_is_refused(change: Callable[[dict[str, Any]], objec
     _refused(document)
 
 
-@pytest.mark.parametrize("missing", _ERASURE.to_json())
+@pytest.mark.parametrize("missing", asdict(_ERASURE))
 def test_every_field_of_an_erasure_is_required(missing: str) -> None:
     document = copy.deepcopy(keyring_to_json(_erased(_with_keys())))
     del document["erased"][missing]

@@ -17,14 +17,16 @@ from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import RequestOrigin
 from keyturn_workers.core.keyring import (
     forbid_plaintext,
-    has_origin,
-    is_same_request,
     retire_old_keys,
     rotate,
     rotations_to_prove,
     with_evidence,
     with_lease,
     with_master_key,
+)
+from keyturn_workers.core.keyring_requests import (
+    has_origin,
+    is_same_request,
 )
 from keyturn_workers.keys.master_keys.record_format import UnknownRecordError
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, generation, keyring, rotated

@@ -42,8 +42,10 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.core.admin_keks import AdminKeks
-from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.core.customer_keys import CustomerKey, KeyName
+from keyturn_workers.core.given_secrets import (
+    GivenSecrets,
+)
 from keyturn_workers.core.open_dek import ReaderKeys, open_dek
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.wraps import build_object_metadata, wrap
@@ -361,7 +363,7 @@ async def test_the_operator_needs_the_customer_secret(has_keyring: bool) -> None
     _plant_locked(storage, ring, _SECRET)
     assert await _read(storage, access=_access(_FORMER, _SECRET)) == b"locked"
     for secrets in ((), (_FORMER,)):
-        with pytest.raises(CustomerKeyUnavailableError, match="was not given"):
+        with pytest.raises(CustomerKeyUnavailableError, match=customer_secret_id(_SECRET)):
             await _read(storage, access=_access(*secrets))
 
 
@@ -375,18 +377,17 @@ async def test_a_former_secret_suffices_for_an_object_of_its_generation() -> Non
         await _read(storage, access=_access(_SECRET))
 
 
-async def test_given_secrets_unlock_only_with_the_current_one() -> None:
+def test_all_given_secrets_are_required_for_an_export() -> None:
     ring = _locked(_SECRET, _locked(_FORMER))
-    secrets = await GivenSecrets([_SECRET, _FORMER]).unlock(ring)
-    assert secrets.held.keys() == {customer_secret_id(each) for each in (_SECRET, _FORMER)}
-    with pytest.raises(CustomerKeyUnavailableError, match=customer_secret_id(_SECRET)):
-        await GivenSecrets([_FORMER]).unlock(ring)
-    assert (await GivenSecrets().unlock(keyring())).keys == {}
-    with pytest.raises(CustomerKeyUnavailableError, match="asks no store"):
-        await GivenSecrets([_SECRET]).create("acme", KeyName("kms-eu", "a"))
+    secrets = GivenSecrets([_SECRET, _FORMER]).require_all(ring)
+    assert secrets.keys() == {customer_secret_id(each) for each in (_SECRET, _FORMER)}
+    for given, missing in ((_FORMER, _SECRET), (_SECRET, _FORMER)):
+        with pytest.raises(CustomerKeyUnavailableError, match=customer_secret_id(missing)):
+            GivenSecrets([given]).require_all(ring)
+    assert GivenSecrets().require_all(keyring()) == {}
 
 
-async def test_another_secret_of_the_same_id_is_none() -> None:
+def test_another_secret_of_the_same_id_is_none() -> None:
     """The id is a short hash: the keyring's SHA-256 decides."""
     ring = _locked(_SECRET)
     key = ring.current.customer_key
@@ -394,4 +395,4 @@ async def test_another_secret_of_the_same_id_is_none() -> None:
     other = replace(key, secret_sha256="0" * 64)
     forged = replace(ring, current=replace(ring.current, customer_key=other))
     with pytest.raises(CustomerKeyUnavailableError):
-        await GivenSecrets([_SECRET]).unlock(forged)
+        GivenSecrets([_SECRET]).require_all(forged)

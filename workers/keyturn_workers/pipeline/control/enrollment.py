@@ -37,10 +37,12 @@ from keyturn_workers.core.keyring import (
     Generation,
     Keyring,
     check_no_plaintext,
+)
+from keyturn_workers.core.keyring_requests import (
     has_origin,
     is_same_request,
-    lost_generations,
 )
+from keyturn_workers.core.lost_keyring import lost_generations
 from keyturn_workers.core.sealed_secrets import open_secret
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.wraps import find_key_usage, past_generations

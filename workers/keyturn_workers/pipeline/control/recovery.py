@@ -20,7 +20,8 @@ from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages.requests import RecoverRequested
 from keyturn_workers.core.errors import MissingError
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import Keyring, take_over
+from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.lost_keyring import take_over
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.keyring.marks import Finding, Mark, Witness, check_has_room, compare
 from keyturn_workers.keys.keyring.store import KEYRING_MAX_BYTES, parse_keyring, replace_keyring

@@ -27,11 +27,13 @@ from keyturn_workers.core.keyring import (
     Keyring,
     check_new_kek,
     check_no_plaintext,
+    rotate,
+)
+from keyturn_workers.core.keyring_requests import (
     check_rotation,
     find_generation,
     has_origin,
     is_same_request,
-    rotate,
 )
 from keyturn_workers.core.sealed_secrets import open_secret
 from keyturn_workers.core.storage_port import Storage

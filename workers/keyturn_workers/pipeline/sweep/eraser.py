@@ -12,8 +12,8 @@ from keyturn.errors import GenerationMismatchError
 from keyturn.identifiers import format_time
 from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.erasure import Erasure
-from keyturn_workers.core.keyring import (
-    Keyring,
+from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.keyring_erasure import (
     begin_erasure,
     check_erasable,
     check_erasure_order,

@@ -34,11 +34,11 @@ from keyturn_workers.core.erasure import FRESH_FOR, KeyState, StoreAnswer
 from keyturn_workers.core.errors import RefusedError
 from keyturn_workers.core.keyring import (
     Keyring,
-    erase,
     forbid_plaintext,
     retire_old_keys,
     with_evidence,
 )
+from keyturn_workers.core.keyring_erasure import erase
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.sweep_progress import progress_of
 from keyturn_workers.core.sweep_proof import apply_results, mark_due_pages, next_due_at, with_writes

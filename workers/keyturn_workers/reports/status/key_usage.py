@@ -32,6 +32,7 @@ from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.customer_keys import NO_SECRETS, CustomerSecrets
 from keyturn_workers.core.errors import ArchivedError, MissingError
+from keyturn_workers.core.given_secrets import GivenSecrets
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.master_key_usage import (
@@ -107,7 +108,7 @@ class ObjectInspector:
         self,
         storage: Storage,
         keys: KekDeriver,
-        customer_keys: CustomerKeys,
+        customer_keys: CustomerKeys | GivenSecrets,
         find_keyring: FindKeyring,
     ) -> None:
         self._storage = storage
@@ -209,7 +210,7 @@ class ObjectsView:
         self,
         storage: Storage,
         keys: KekDeriver,
-        customer_keys: CustomerKeys,
+        customer_keys: CustomerKeys | GivenSecrets,
         pace: Pace,
         bounds: Bounds = OF_WORKER,
     ) -> None:

@@ -16,7 +16,6 @@ from keyturn.topology import (
     SWEEP_QUEUE,
     UPLOAD_QUEUE,
 )
-from keyturn_workers.core.customer_key_port import GivenSecrets
 from keyturn_workers.pipeline.ingest.record import SourceRecords
 from keyturn_workers.pipeline.ingest.role import Ingest
 from keyturn_workers.pipeline.sweep.handler import HintCodec
@@ -50,8 +49,10 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> _Wired:
         broker = RabbitBroker("amqp://127.0.0.1:1/")  # never connected
         settings = WorkerSettings.read()
         keys = operator_keys(settings.master_keys)
-        given = GivenSecrets()
-        return Wiring(settings, storage or MemoryStorage(), broker, keys, given, WorkerMetrics())
+        customer_keys = HeldCustomerKeys()
+        return Wiring(
+            settings, storage or MemoryStorage(), broker, keys, customer_keys, WorkerMetrics()
+        )
 
     return make
 
