@@ -10,7 +10,8 @@ import pytest
 from keyturn.counts import Counts
 from keyturn.identifiers import EVIDENCE_PREFIX, keyring_s3_key
 from keyturn_workers.core.erasure import Erasure, KeyState
-from keyturn_workers.core.keyring import erase, judge_erasure, retire_old_keys
+from keyturn_workers.core.keyring import retire_old_keys
+from keyturn_workers.core.keyring_erasure import erase, judge_erasure
 from keyturn_workers.core.sweep_record import End
 from keyturn_workers.keys.customer_keys.secrets import CachedCustomerKeys
 from keyturn_workers.keys.keyring.marks import KeyringErasedError

@@ -13,7 +13,8 @@ from keyturn.identifiers import format_time
 from keyturn.messages import RequestOrigin
 from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.erasure import Erasure, KeyState
-from keyturn_workers.core.keyring import Generation, Keyring, erase
+from keyturn_workers.core.keyring import Generation, Keyring
+from keyturn_workers.core.keyring_erasure import erase
 from keyturn_workers.keys.keyring.store import create_keyring
 from tools.harness.marks import mark_keyrings
 from tools.harness.requests import new_id

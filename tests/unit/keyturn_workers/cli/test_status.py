@@ -17,7 +17,8 @@ from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.cli import reports, status
 from keyturn_workers.core.erasure import Erasure, KeyState
-from keyturn_workers.core.keyring import erase, retire_old_keys
+from keyturn_workers.core.keyring import retire_old_keys
+from keyturn_workers.core.keyring_erasure import erase
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_record import KeyWait
 from keyturn_workers.keys.keyring.marks import MarkTable

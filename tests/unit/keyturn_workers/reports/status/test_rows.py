@@ -22,7 +22,7 @@ from keyturn.messages import (
     SweepStatus,
 )
 from keyturn_workers.core.erasure import Erasure, KeyState
-from keyturn_workers.core.keyring import begin_erasure, erase
+from keyturn_workers.core.keyring_erasure import begin_erasure, erase
 from keyturn_workers.core.sweep_options import SweepOptions
 from keyturn_workers.core.sweep_record import KeyWait, OpenPage
 from keyturn_workers.reports.status.query import (
