@@ -97,7 +97,7 @@ async def _store(deployment: Deployment) -> AsyncIterator[_Bench]:
         await asyncio.to_thread(openbao.allow_customer_keys, _STORE, "*")
         token = await asyncio.to_thread(openbao.make_token, _STORE)
         stores = {_STORE: openbao.customer_key_store(token, "*")}
-        settings = CustomerKeySettings(customer_key_stores=stores)  # type: ignore[arg-type]
+        settings = CustomerKeySettings(customer_key_stores=stores)
         keyed = _Deployment.of(deployment, stores)
         async with (
             open_customer_keys(settings, deployment.name, IN_COMMANDS) as keys,

@@ -19,8 +19,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import psutil
-
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Mapping, Sequence
@@ -195,8 +193,9 @@ class ServerProcess:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the server itself."""
-        for server in psutil.Process(self.reaper_pid).children():
-            server.send_signal(number)
+        children = Path(f"/proc/{self.reaper_pid}/task/{self.reaper_pid}/children")
+        for server in children.read_text().split():
+            os.kill(int(server), number)
 
     def log_tail(self) -> str:
         """The end of the server's output."""
