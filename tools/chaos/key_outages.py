@@ -253,7 +253,7 @@ class KeyOutages:
 def _is_put_off(line: str, project: str) -> bool:
     return (
         '"event":"retry scheduled"' in line
-        and f'"project":"{project}"' in line
+        and any(f'"detail":"{STORE}/{key}:' in line for key in CUSTOMER_KEYS[project])
         and any(f'"code":"{code}"' in line for code in _PUT_OFF)
     )
 

@@ -20,10 +20,9 @@ SEED = 7
 MASTERS = {"m1": bytes(32), "m2": bytes(range(32))}
 
 
-def _retry(project: str, code: str = "customer_key_refused") -> str:
-    return json.dumps(
-        {"event": "retry scheduled", "project": project, "code": code}, separators=(",", ":")
-    )
+def _retry(key: str, code: str = "customer_key_refused") -> str:
+    line = {"code": code, "detail": f"kms/{key}: no", "event": "retry scheduled"}
+    return json.dumps(line, separators=(",", ":"))
 
 
 class _Run:
@@ -33,7 +32,7 @@ class _Run:
         self.noticed, self.others_go_on = noticed, others_go_on
         self.done: list[str] = []
         self.early: list[str] = []
-        self.log = SimpleNamespace(lines=[_retry("fir")])  # from before
+        self.log = SimpleNamespace(lines=[_retry("fir-1")])  # from before
         worker = SimpleNamespace(role="upload", logs=[self.log])
         supervisor: Any = SimpleNamespace(processes={"upload-1": worker})
         plan = make_plan(SEED, 100)
@@ -51,9 +50,9 @@ class _Run:
         self.early.append(project)
         if project == "fir":
             assert self.readers.refused_until == {"fir": float("inf")}
-            self.log.lines += [_retry("fir", "kms_unavailable"), _retry("gorse")]
+            self.log.lines += [_retry("fir-1", "kms_unavailable"), _retry("gorse-1")]
             if self.noticed:
-                self.log.lines.append(_retry("fir"))
+                self.log.lines.append(_retry("fir-2"))
         elif self.others_go_on:
             stored: Any = SimpleNamespace(type="upload.stored", project=project)
             self.events.events.setdefault(project, []).append(stored)
