@@ -23,6 +23,7 @@ from keyturn_workers.pipeline.worker import wiring as wiring_module
 from keyturn_workers.pipeline.worker.wiring import ALL_ROLES, CONTROL, INGEST, SWEEP, UPLOAD, Wiring
 from keyturn_workers.process.metrics import WorkerMetrics
 from keyturn_workers.process.settings import WorkerSettings
+from tools.harness.customer_keys import HeldCustomerKeys
 from tools.harness.deployment import Deployment
 from tools.harness.local_keys import operator_keys
 from tools.harness.memory_storage import MemoryStorage
