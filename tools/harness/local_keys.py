@@ -8,11 +8,7 @@ from keyturn.crypto import Secret, admin_kek, record_kek
 from keyturn.errors import UnknownMasterKeyError
 from keyturn.identifiers import keyring_s3_key
 from keyturn_workers.core.admin_keks import AdminKeks
-from keyturn_workers.core.keyring_record import (
-    keyring_from_json,
-    keyring_to_json,
-    record_version,
-)
+from keyturn_workers.core.keyring_record import keyring_from_json, keyring_to_json, record_version
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys
 from keyturn_workers.keys.master_keys.record_format import open_sealed_part, read_outer, seal
 

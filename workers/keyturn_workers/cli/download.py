@@ -53,9 +53,7 @@ from keyturn_workers.cli.output import (
     transfer_progress,
 )
 from keyturn_workers.cli.secrets import read_customer_secrets
-from keyturn_workers.core.given_secrets import (
-    GivenSecrets,
-)
+from keyturn_workers.core.given_secrets import GivenSecrets
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.master_keys.providers import open_operator_keys
 from keyturn_workers.offline.download import OperatorAccess, open_object

@@ -48,9 +48,7 @@ from keyturn_workers.cli.output import (
     transfer_progress,
 )
 from keyturn_workers.core.errors import first_error
-from keyturn_workers.core.given_secrets import (
-    GivenSecrets,
-)
+from keyturn_workers.core.given_secrets import GivenSecrets
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.offline.download import OperatorAccess, open_object
 from keyturn_workers.offline.export.folder import Folder

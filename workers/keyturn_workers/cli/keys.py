@@ -46,9 +46,7 @@ from keyturn_workers.cli.output import Row, print_line, print_rows
 from keyturn_workers.cli.secrets import read_customer_secrets, write_secret
 from keyturn_workers.cli.settings import MasterKeySettings, StatusSettings
 from keyturn_workers.core.errors import MissingError
-from keyturn_workers.core.given_secrets import (
-    GivenSecrets,
-)
+from keyturn_workers.core.given_secrets import GivenSecrets
 from keyturn_workers.core.key_uris import KeyUri, Pkcs11Uri, VaultUri, parse_key_uri
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.storage_port import Storage

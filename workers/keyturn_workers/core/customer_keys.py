@@ -7,25 +7,14 @@ such a wrap would open without the customer.
 """
 
 import hmac
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from keyturn.crypto.base64 import validate_base64
 from keyturn.crypto.keys import Secret, composite_kek, customer_secret_id
 from keyturn.crypto.wraps import Role
 from keyturn.errors import CodedError, CustomerKeyUnavailableError
-from keyturn.identifiers import is_short_name
-
-KEY_MAX_CHARACTERS: Final = 2048
-"""The longest name of a key in a store: AWS allows ARNs of 2,048 characters."""
-WRAPPED_MAX_CHARACTERS: Final = 8192
-"""AWS's ciphertext of 32 bytes has about 200 bytes, Vault's text about 90 characters."""
-
-_ID: Final = re.compile(r"[0-9a-f]{16}")
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +26,6 @@ class KeyName:
 
     def __str__(self) -> str:
         return f"{self.store}/{self.key}"
-
-    @classmethod
-    def parse(cls, fields: Mapping[str, Any]) -> Self:
-        """Read `store` and `key` of a record or a request.
-
-        Raises:
-            ValueError: they are malformed.
-        """
-        store, key = fields["store"], fields["key"]
-        if not isinstance(store, str) or not is_short_name(store):
-            raise ValueError("store")
-        if not isinstance(key, str) or not 1 <= len(key) <= KEY_MAX_CHARACTERS:
-            raise ValueError("key")
-        if not key.isascii() or not key.isprintable():
-            raise ValueError("key")
-        return cls(store, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +60,6 @@ class CustomerKey:
         """Return True if this is the generation's secret, and not another one."""
         digest = sha256(secret.reveal()).hexdigest()
         return hmac.compare_digest(digest, self.secret_sha256 or "")
-
-    def to_json(self) -> dict[str, str]:
-        """The fields of a keyring or a mark."""
-        fields = {
-            "store": self.name.store,
-            "key": self.name.key,
-            "secret_id": self.secret_id,
-            "secret_sha256": self.secret_sha256,
-            "wrapped": self.wrapped,
-        }
-        return {name: value for name, value in fields.items() if value is not None}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read the fields of a keyring or a mark.
-
-        Raises:
-            ValueError, TypeError, KeyError: they are malformed.
-        """
-        name, secret_id = KeyName.parse(fields), fields["secret_id"]
-        digest, wrapped = fields.get("secret_sha256"), fields.get("wrapped")
-        if _ID.fullmatch(secret_id) is None or (digest is None) != (wrapped is None):
-            raise ValueError("secret")
-        if digest is not None and _DIGEST.fullmatch(digest) is None:
-            raise ValueError("digest")
-        if wrapped is not None and not is_wrapped(wrapped):
-            raise ValueError("wrapped")
-        return cls(name, secret_id, digest, wrapped)
-
-
-def is_wrapped(text: str) -> bool:
-    """Return True if a store can have written this: base64, or `vault:v1:` and base64."""
-    head, _, encoded = text.rpartition(":")
-    if not 1 <= len(text) <= WRAPPED_MAX_CHARACTERS or not re.fullmatch(r"(vault:v[0-9]+)?", head):
-        return False
-    try:
-        validate_base64(encoded)
-    except ValueError:
-        return False
-    return bool(encoded)
 
 
 class SecretNeededError(CustomerKeyUnavailableError):

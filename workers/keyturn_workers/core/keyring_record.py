@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from keyturn.crypto.base64 import from_base64, to_base64
+from keyturn.crypto.base64 import from_base64, to_base64, validate_base64
 from keyturn.crypto.keys import Secret, kek_id
 from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import is_short_name, is_uuid, parse_time
 from keyturn.request_origin import RequestOrigin
-from keyturn_workers.core.customer_keys import CustomerKey
+from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.erasure import Erasure, KeyState, StoreAnswer
 from keyturn_workers.core.keyring import Generation, Keyring
 
@@ -22,6 +22,10 @@ _KEK_BYTES: Final = 32
 _ID: Final = re.compile(r"[0-9a-f]{16}")  # of a KEK or a customer secret
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_REASON: Final = 500
+_MAX_STORE_KEY: Final = 2048
+"""The longest name of a key in a store: AWS allows ARNs of 2,048 characters."""
+_MAX_WRAPPED: Final = 8192
+"""AWS's ciphertext of 32 bytes has about 200 bytes, Vault's text about 90 characters."""
 _MAX_LEASE_S: Final = 10**6
 _MAX_GENERATION: Final = 10**18 - 1
 _MAX_SERIAL: Final = 2**63 - 1
@@ -50,7 +54,7 @@ def keyring_to_json(keyring: Keyring) -> dict[str, Any]:
 
 
 def _entry_json(entry: Generation) -> dict[str, Any]:
-    return {
+    fields: dict[str, Any] = {
         **_origin_json(entry.origin),
         "generation": entry.generation,
         "kek_id": entry.kek_id,
@@ -58,8 +62,10 @@ def _entry_json(entry: Generation) -> dict[str, Any]:
         "rotation_id": entry.rotation_id,
         "requested_at": entry.requested_at,
         "at": entry.at,
-        **({} if entry.customer_key is None else {"customer_key": entry.customer_key.to_json()}),
     }
+    if entry.customer_key is not None:
+        fields["customer_key"] = customer_key_to_json(entry.customer_key)
+    return fields
 
 
 def _origin_json(origin: RequestOrigin | None) -> dict[str, str]:
@@ -145,11 +151,56 @@ def _entry(fields: Mapping[str, Any]) -> Generation:
         _text(fields["rotation_id"], is_uuid),
         _text(fields["requested_at"], parse_time),
         _text(fields["at"], parse_time),
-        customer_key=None if customer_key is None else CustomerKey.from_json(customer_key),
+        customer_key=None if customer_key is None else customer_key_from_json(customer_key),
     )
     if kek is not None and kek_id(kek) != entry.kek_id:
         raise ValueError("KEK id")
     return entry
+
+
+def customer_key_to_json(customer_key: CustomerKey) -> dict[str, str]:
+    """The fields of a keyring or a mark."""
+    fields = {
+        "store": customer_key.name.store,
+        "key": customer_key.name.key,
+        "secret_id": customer_key.secret_id,
+        "secret_sha256": customer_key.secret_sha256,
+        "wrapped": customer_key.wrapped,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def customer_key_from_json(fields: Mapping[str, Any]) -> CustomerKey:
+    """Read the fields of a keyring or a mark.
+
+    Raises:
+        ValueError, KeyError: they are malformed.
+    """
+    customer_key = CustomerKey(
+        KeyName(_text(fields["store"], is_short_name), _text(fields["key"], _is_store_key)),
+        _text(fields["secret_id"], _ID.fullmatch),
+        _text_or_none(fields.get("secret_sha256"), _DIGEST.fullmatch),
+        _text_or_none(fields.get("wrapped"), is_wrapped),
+    )
+    if (customer_key.secret_sha256 is None) != (customer_key.wrapped is None):
+        raise ValueError("secret")
+    return customer_key
+
+
+def _is_store_key(text: str) -> bool:
+    return 1 <= len(text) <= _MAX_STORE_KEY and text.isascii() and text.isprintable()
+
+
+def is_wrapped(text: str) -> bool:
+    """Return True if a store can have written this: base64, or `vault:v1:` and base64."""
+    head, _, encoded = text.rpartition(":")
+    if not re.fullmatch(r"(vault:v[0-9]+)?", head) or (head == "" and ":" in text):
+        return False
+    try:
+        validate_base64(encoded)
+    except ValueError:
+        return False
+    return bool(encoded) and len(text) <= _MAX_WRAPPED
 
 
 def _origin(fields: Mapping[str, Any]) -> RequestOrigin | None:

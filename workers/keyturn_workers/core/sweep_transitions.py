@@ -23,12 +23,8 @@ from keyturn.errors import (
 )
 from keyturn.identifiers import parse_time
 from keyturn.topology import RETRY_DELAYS_S
-from keyturn_workers.core.keyring import (
-    Keyring,
-)
-from keyturn_workers.core.keyring_requests import (
-    find_generation_number,
-)
+from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.keyring_requests import find_generation_number
 from keyturn_workers.core.sweep_proof import MAX_PAUSE_S
 from keyturn_workers.core.sweep_record import (
     AllRecord,

@@ -35,9 +35,7 @@ from keyturn.messages.events import Event, Rejected
 from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn_workers.core.errors import MissingError, StorageResponseError
-from keyturn_workers.core.keyring_requests import (
-    find_generation_number,
-)
+from keyturn_workers.core.keyring_requests import find_generation_number
 from keyturn_workers.core.sweep_progress import progress_of
 from keyturn_workers.gateway.auth import Authenticator, Caller
 from keyturn_workers.gateway.publishing import (

@@ -27,9 +27,7 @@ from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.body_stream import read_first_bytes
 from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.errors import ArchivedError, MissingError
-from keyturn_workers.core.given_secrets import (
-    GivenSecrets,
-)
+from keyturn_workers.core.given_secrets import GivenSecrets
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.core.open_dek import OpenedDek, ReaderKeys, check_not_rolled_back, open_dek

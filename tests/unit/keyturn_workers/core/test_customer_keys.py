@@ -40,18 +40,14 @@ from keyturn_workers.core.customer_keys import (
     KeyName,
     SecretNeededError,
 )
-from keyturn_workers.core.keyring import (
-    retire_old_keys,
-    rotate,
-)
+from keyturn_workers.core.keyring import retire_old_keys, rotate
 from keyturn_workers.core.keyring_record import (
+    customer_key_to_json,
     keyring_from_json,
     keyring_to_json,
     record_version,
 )
-from keyturn_workers.core.keyring_requests import (
-    is_same_request,
-)
+from keyturn_workers.core.keyring_requests import is_same_request
 from keyturn_workers.core.open_dek import ReaderKeys, open_dek
 from keyturn_workers.core.plan_action import NoOp, Rewrap, plan_action
 from keyturn_workers.core.sweep_options import SweepOptions
@@ -315,7 +311,7 @@ def test_a_malformed_customer_key_is_no_keyring(changed: dict[str, object]) -> N
 
 def test_the_current_generation_cannot_lack_its_secret() -> None:
     fields = keyring_to_json(WITH_A)
-    fields["customer_key"] = KEY_A.cleared().to_json()
+    fields["customer_key"] = customer_key_to_json(KEY_A.cleared())
     with pytest.raises(CorruptObjectError):
         keyring_from_json("acme", "m1", fields)
 

@@ -24,10 +24,7 @@ from keyturn_workers.core.keyring import (
     with_lease,
     with_master_key,
 )
-from keyturn_workers.core.keyring_requests import (
-    has_origin,
-    is_same_request,
-)
+from keyturn_workers.core.keyring_requests import has_origin, is_same_request
 from keyturn_workers.keys.master_keys.record_format import UnknownRecordError
 from tests.unit.keyturn_workers.factories import AT, MASTER_KEYS, generation, keyring, rotated
 from tools.harness.local_keys import build_keyring, parse_keyring, parse_record

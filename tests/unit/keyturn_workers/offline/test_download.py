@@ -43,9 +43,7 @@ from keyturn.errors import (
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.customer_keys import CustomerKey, KeyName
-from keyturn_workers.core.given_secrets import (
-    GivenSecrets,
-)
+from keyturn_workers.core.given_secrets import GivenSecrets
 from keyturn_workers.core.open_dek import ReaderKeys, open_dek
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.wraps import build_object_metadata, wrap

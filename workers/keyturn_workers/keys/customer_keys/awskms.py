@@ -11,8 +11,8 @@ from keyturn.crypto.customer_keys import encryption_context
 from keyturn.crypto.keys import Secret
 from keyturn.errors import KmsUnavailableError
 from keyturn_workers.core.customer_key_stores import AwsKmsStore
-from keyturn_workers.core.customer_keys import is_wrapped
 from keyturn_workers.core.key_uris import aws_region
+from keyturn_workers.core.keyring_record import is_wrapped
 from keyturn_workers.keys.customer_keys.port import Place
 from keyturn_workers.keys.customer_keys.store_calls import AT_ADDRESS, TIMEOUT_S
 from keyturn_workers.keys.master_keys.awskms import AwsKmsClient

@@ -29,6 +29,7 @@ from keyturn.errors import (
 from keyturn.identifiers import MARK_LIMIT
 from keyturn_workers.core.customer_keys import CustomerKey
 from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.keyring_record import customer_key_from_json, customer_key_to_json
 
 # Further projects are only counted. After the loss of a broker, all projects are affected.
 _MAX_LOGGED: Final = 100
@@ -68,7 +69,10 @@ def customer_keys_to_json(customer_keys: Mapping[int, CustomerKey]) -> list[dict
     generations: dict[CustomerKey, list[int]] = {}
     for generation, customer_key in customer_keys.items():
         generations.setdefault(customer_key, []).append(generation)
-    return [{**key.to_json(), "generations": numbers} for key, numbers in generations.items()]
+    return [
+        {**customer_key_to_json(key), "generations": numbers}
+        for key, numbers in generations.items()
+    ]
 
 
 def customer_keys_from_json(documents: Iterable[Mapping[str, Any]]) -> dict[int, CustomerKey]:
@@ -78,7 +82,7 @@ def customer_keys_from_json(documents: Iterable[Mapping[str, Any]]) -> dict[int,
         ValueError: one is malformed.
     """
     return {
-        generation: CustomerKey.from_json(fields)
+        generation: customer_key_from_json(fields)
         for fields in documents
         for generation in fields["generations"]
     }

@@ -5,16 +5,8 @@ from typing import Final
 from keyturn.errors import CorruptObjectError
 from keyturn.identifiers import MARK_LIMIT, keyring_s3_key
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import (
-    Keyring,
-    next_serial,
-    with_lease,
-)
-from keyturn_workers.core.keyring_record import (
-    keyring_from_json,
-    keyring_to_json,
-    record_version,
-)
+from keyturn_workers.core.keyring import Keyring, next_serial, with_lease
+from keyturn_workers.core.keyring_record import keyring_from_json, keyring_to_json, record_version
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.keyring import sealed_records
 from keyturn_workers.keys.master_keys.record_format import version_of

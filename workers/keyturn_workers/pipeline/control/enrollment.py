@@ -33,15 +33,8 @@ from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
 from keyturn_workers.core.errors import MissingError, RefusedError
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import (
-    Generation,
-    Keyring,
-    check_no_plaintext,
-)
-from keyturn_workers.core.keyring_requests import (
-    has_origin,
-    is_same_request,
-)
+from keyturn_workers.core.keyring import Generation, Keyring, check_no_plaintext
+from keyturn_workers.core.keyring_requests import has_origin, is_same_request
 from keyturn_workers.core.lost_keyring import lost_generations
 from keyturn_workers.core.sealed_secrets import open_secret
 from keyturn_workers.core.storage_port import Storage

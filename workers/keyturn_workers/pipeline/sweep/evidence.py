@@ -50,6 +50,7 @@ from keyturn_workers.core.customer_keys import CustomerKey
 from keyturn_workers.core.erasure import Erasure
 from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.keyring import Keyring
+from keyturn_workers.core.keyring_record import customer_key_to_json
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.sweep_record import Origin, ProjectRecord, Round
 from keyturn_workers.keys.keyring import sealed_records
@@ -145,7 +146,7 @@ def _former_customer_keys(keyring: Keyring) -> list[CustomerKey]:
 
 def _customer_key(customer_key: CustomerKey) -> EvidenceCustomerKey:
     # Without the secret's digest, which no reader needs: unknown fields are ignored.
-    return EvidenceCustomerKey.model_validate(customer_key.to_json())
+    return EvidenceCustomerKey.model_validate(customer_key_to_json(customer_key))
 
 
 def _writes(counts: Counts) -> int:
@@ -164,7 +165,7 @@ def _erased_keys(keyring: Keyring, erasure: Erasure) -> list[ErasedKey]:
     return [
         ErasedKey.model_validate(
             {
-                **key.to_json(),
+                **customer_key_to_json(key),
                 "generations": [
                     number
                     for number, each in sorted(keyring.customer_keys.items())

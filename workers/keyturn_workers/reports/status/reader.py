@@ -25,13 +25,9 @@ from keyturn.messages.events import StatusReported
 from keyturn.messages.requests import StatusRequested
 from keyturn.messages.status import MasterKeyStatus, StatusView
 from keyturn.topology import UNSIGNED_DEAD_QUEUE
-from keyturn_workers.core.customer_key_port import (
-    CustomerKeys,
-)
+from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.errors import StorageResponseError
-from keyturn_workers.core.given_secrets import (
-    GivenSecrets,
-)
+from keyturn_workers.core.given_secrets import GivenSecrets
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.keys.keyring.marks import Witness
 from keyturn_workers.keys.master_keys.operator_keys import OperatorKeys

@@ -19,6 +19,7 @@ from keyturn.messages import KeyringMarked, encode_mark, parse_mark
 from keyturn.publisher.event_stream import StreamRecord
 from keyturn.topology import EVENT_KEY_HEADER, KEYRING_MARKED, MARKS_STREAM, SIGNATURE_HEADER
 from keyturn_workers.core.customer_keys import CustomerKey, KeyName
+from keyturn_workers.core.keyring_record import customer_key_to_json
 from keyturn_workers.keys.keyring import mark_stream
 from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
 from keyturn_workers.keys.keyring.marks import Finding, Mark
@@ -859,13 +860,17 @@ async def test_a_mark_repeats_the_customer_keys_that_are_not_cleared(broker: Bro
         assert found is not None
         assert found.customer_keys == ring.customer_keys
     published = {each["project"]: each for each in _documents(broker)}
-    assert published["acme"]["customer_keys"] == [{**customer_key.to_json(), "generations": [1]}]
+    assert published["acme"]["customer_keys"] == [
+        {**customer_key_to_json(customer_key), "generations": [1]}
+    ]
     assert "customer_keys" not in published["plain"]
 
 
 async def test_a_mark_with_a_customer_key_that_no_store_wrote_is_skipped(broker: Broker) -> None:
     """The holder of an event key signed it: it must not end the reading of the stream."""
-    fields = CustomerKey.of(KeyName("bao", "b"), new_customer_secret(), "YQ==").to_json()
+    fields = customer_key_to_json(
+        CustomerKey.of(KeyName("bao", "b"), new_customer_secret(), "YQ==")
+    )
     good = {**json.loads(mark_body(5)), "customer_keys": [{**fields, "generations": [1]}]}
     changes: list[dict[str, object]] = [
         {"wrapped": "YQ"},  # without its padding

@@ -21,12 +21,8 @@ from keyturn.errors import (
 from keyturn.identifiers import keyring_s3_key
 from keyturn.messages import EnrollRequested, RequestOrigin, RotationRequested
 from keyturn_workers.core.customer_keys import CustomerSecrets, KeyName
-from keyturn_workers.core.keyring import (
-    rotations_to_prove,
-)
-from keyturn_workers.core.keyring_requests import (
-    find_generation_number,
-)
+from keyturn_workers.core.keyring import rotations_to_prove
+from keyturn_workers.core.keyring_requests import find_generation_number
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.wraps import wrap
 from keyturn_workers.keys.keyring.marks import KeyringRemovedError

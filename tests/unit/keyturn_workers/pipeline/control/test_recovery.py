@@ -27,12 +27,8 @@ from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages import RecoverRequested
 from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
 from keyturn_workers.core.errors import MissingError
-from keyturn_workers.core.keyring import (
-    rotations_to_prove,
-)
-from keyturn_workers.core.keyring_requests import (
-    find_generation_number,
-)
+from keyturn_workers.core.keyring import rotations_to_prove
+from keyturn_workers.core.keyring_requests import find_generation_number
 from keyturn_workers.core.plan_action import NoOp, Rewrap, plan_action
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_options import SweepOptions

@@ -13,11 +13,7 @@ from keyturn.evidence import ErasurePredicate, parse, verify_chain
 from keyturn.identifiers import evidence_s3_key, format_time, parse_time
 from keyturn_workers.core.customer_keys import KeyName
 from keyturn_workers.core.erasure import HOLDS_FOR, KeyState
-from keyturn_workers.core.keyring import (
-    forbid_plaintext,
-    rotate,
-    with_evidence,
-)
+from keyturn_workers.core.keyring import forbid_plaintext, rotate, with_evidence
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_options import SweepOptions
 from tests.unit.keyturn_workers.factories import keyring
