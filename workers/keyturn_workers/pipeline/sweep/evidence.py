@@ -60,6 +60,7 @@ NOT_SHOWN: Final = (
     "That no copy of the bucket has wraps from before the proof, with a keyring that opens them.",
     "That nobody kept a customer secret, a data key or plaintext while the keys could be used.",
     "That a store has no backup or replica of a key.",
+    "That the settings named the server that has the key: another one says that it is missing.",
     "That a disabled key stays disabled, or that a deletion is not canceled.",
     "That no body is left in queues, dead letters or the staging area.",
     "That names, sizes and metadata of objects are gone: they are, once the objects are deleted.",
