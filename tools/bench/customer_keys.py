@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aio_pika
 
+from keyturn.errors import CustomerKeyUnavailableError
 from keyturn.topology import EXCHANGE, UPLOAD_QUEUE, dead_letter_name
 from keyturn_workers.core.customer_keys import KeyName
 from keyturn_workers.keys.customer_keys.providers import open_customer_keys
@@ -50,7 +51,9 @@ _CPU_AIM: Final = 0.97
 _BODY_BYTES: Final = 4096
 _READS_AT_ONCE: Final = 32
 _MIB: Final = 2**20
-_ENROLLED_AT_ONCE: Final = 32
+_ENROLLED_AT_ONCE: Final = 8
+_ENROLL_TRIES: Final = 5
+_PAUSE_S: Final = 1.0
 _UPLOADS_PER_S: Final = 100
 _SMALL_BODY: Final = b"in use"
 # Each project is asked for its secret again at a quarter of CUSTOMER_KEY_CACHE_S.
@@ -82,9 +85,21 @@ class _Bench:
     world: World
 
     async def enroll(self, project: str) -> None:
-        """Enroll a project with a customer key of its own."""
+        """Enroll a project with a customer key of its own.
+
+        Raises:
+            BenchError: the store did not answer in time, on a machine that is too busy.
+        """
         await asyncio.to_thread(self.openbao.create_customer_key, project)
-        await self.world.enroll(project, KeyName(_STORE, project))
+        for _ in range(_ENROLL_TRIES):
+            try:
+                await self.world.enroll(project, KeyName(_STORE, project))
+            except CustomerKeyUnavailableError as exc:
+                problem = exc.detail
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return
+        raise BenchError(f"{project} was not enrolled: {problem}")
 
     def secrets_given(self) -> int:
         """How often the store was asked to decrypt a secret so far."""
