@@ -6,7 +6,7 @@ process call any other address, or use the key of another customer.
 """
 
 import re
-from pathlib import Path
+from dataclasses import fields
 from typing import Annotated, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
 _ANY_END: Final = "*"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _TRANSIT_KEY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_CREDENTIALS: Final = frozenset(each.name for each in fields(VaultAccess))
 _MOUNT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -136,14 +137,7 @@ class VaultStore(_Store):
         """How to authenticate with the store of this name: by its own credentials alone."""
         return VaultAccess(
             setting=lambda field: f"{field} of {name} in KEYTURN_CUSTOMER_KEY_STORES",
-            token_file=_path(self.token_file),
-            role_id=self.role_id,
-            secret_id_file=_path(self.secret_id_file),
-            kubernetes_role=self.kubernetes_role,
-            kubernetes_token_file=Path(self.kubernetes_token_file),
-            auth_mount=self.auth_mount,
-            namespace=self.namespace,
-            ca_file=_path(self.ca_file),
+            **self.model_dump(include=_CREDENTIALS),
         )
 
     def gives(self, project: str, key: str) -> bool:
@@ -166,30 +160,24 @@ def parse_customer_key_stores(value: object) -> dict[str, CustomerKeyStore]:
         ValueError: names the store, the field and the rule that fails, without any value.
     """
     documents = parse_named_settings(text_of_setting(value))
-    return {name: _store(name, fields) for name, fields in documents.items()}
+    return {name: _store(name, document) for name, document in documents.items()}
 
 
-def _store(name: str, fields: object) -> CustomerKeyStore:
-    if isinstance(fields, AwsKmsStore | VaultStore):
-        return fields
-    kind = fields.get("kind") if isinstance(fields, dict) else None
+def _store(name: str, document: object) -> CustomerKeyStore:
+    if isinstance(document, AwsKmsStore | VaultStore):
+        return document
+    kind = document.get("kind") if isinstance(document, dict) else None
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"store {name}: its kind must be awskms or vault")
     try:
-        return _KINDS[kind].model_validate(fields)
+        return _KINDS[kind].model_validate(document)
     except ValidationError as exc:
         # A rule about several fields has no field's name before it.
         raise ValueError(f"store {name}: {problems(exc).removeprefix(': ')}") from None
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
 def _is_among(text: str, patterns: list[str]) -> bool:
     return any(
-        text.startswith(pattern.removesuffix(_ANY_END))
-        if pattern.endswith(_ANY_END)
-        else text == pattern
+        text == pattern or (pattern.endswith(_ANY_END) and text.startswith(pattern[:-1]))
         for pattern in patterns
     )

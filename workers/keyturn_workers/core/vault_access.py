@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from keyturn.crypto.keys import Secret
+from pydantic import SecretStr
 
 KUBERNETES_TOKEN_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -20,13 +20,13 @@ class VaultAccess:
     """
 
     setting: Callable[[str], str]
-    token: Secret | None = None
-    token_file: Path | None = None
+    token: SecretStr | None = None
+    token_file: str | Path | None = None
     role_id: str | None = None
-    secret_id: Secret | None = None
-    secret_id_file: Path | None = None
+    secret_id: SecretStr | None = None
+    secret_id_file: str | Path | None = None
     kubernetes_role: str | None = None
-    kubernetes_token_file: Path = KUBERNETES_TOKEN_FILE
+    kubernetes_token_file: str | Path = KUBERNETES_TOKEN_FILE
     auth_mount: str | None = None
     namespace: str | None = None
-    ca_file: Path | None = None
+    ca_file: str | Path | None = None

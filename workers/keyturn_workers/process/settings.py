@@ -7,6 +7,7 @@ needs: a command that only lists a bucket never requires a master key.
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
@@ -194,19 +195,10 @@ class KmsSettings(Settings):
     @property
     def vault(self) -> VaultAccess:
         """How to authenticate with the Vault of the master keys."""
-        token, secret_id = self.vault_token, self.vault_secret_id
+        names = [each.name for each in fields(VaultAccess) if each.name != "setting"]
         return VaultAccess(
             setting=lambda name: f"{PREFIX}VAULT_{name.upper()}",
-            token=None if token is None else Secret(token.get_secret_value().encode()),
-            token_file=self.vault_token_file,
-            role_id=self.vault_role_id,
-            secret_id=None if secret_id is None else Secret(secret_id.get_secret_value().encode()),
-            secret_id_file=self.vault_secret_id_file,
-            kubernetes_role=self.vault_kubernetes_role,
-            kubernetes_token_file=self.vault_kubernetes_token_file,
-            auth_mount=self.vault_auth_mount,
-            namespace=self.vault_namespace,
-            ca_file=self.vault_ca_file,
+            **{name: getattr(self, f"vault_{name}") for name in names},
         )
 
 

@@ -42,6 +42,7 @@ _MORE = {
     "sweep_proof": _PYDANTIC,
     "sweep_record": _PYDANTIC,
     "sweep_transitions": _PYDANTIC,
+    "vault_access": _PYDANTIC,
 }
 """What a module may load beside `cryptography`."""
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import aiohttp
 import orjson
+from pydantic import SecretStr
 
 from keyturn.crypto.keys import Secret
 from keyturn.errors import KmsUnavailableError, SettingsError
@@ -358,23 +359,23 @@ def open_auth(http: "VaultHttp", access: VaultAccess) -> TokenAuth | LoginAuth:
     return LoginAuth(http, _kubernetes(access, access.kubernetes_role or ""))
 
 
-def _given(setting: str, value: Secret) -> ReadCredential:
+def _given(setting: str, value: SecretStr) -> ReadCredential:
     """Return a reader of a credential in a setting."""
     try:
-        credential = Secret(header_value(value.reveal().decode()).encode())
+        credential = Secret(header_value(value.get_secret_value()).encode())
     except ValueError as exc:
         raise SettingsError(f"{setting} is malformed: {exc}") from None
     return lambda: credential
 
 
-def _in_file(setting: str, path: Path) -> ReadCredential:
+def _in_file(setting: str, path: str | Path) -> ReadCredential:
     """Return a reader of a file that Vault Agent, a secrets operator or Kubernetes renews."""
 
     def read() -> Secret:
         # Read each time, as the file is small and in the page cache: even a change within one
         # clock tick is noticed.
         try:
-            return Secret(header_value(path.read_text(encoding="ascii")).encode())
+            return Secret(header_value(Path(path).read_text(encoding="ascii")).encode())
         except OSError as exc:
             reason = f"cannot be read ({exc.strerror})"
         except ValueError:
