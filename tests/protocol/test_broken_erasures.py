@@ -21,7 +21,7 @@ from keyturn_workers.pipeline.sweep.eraser import Eraser
 from keyturn_workers.pipeline.sweep.evidence import EvidenceLog
 from tests.protocol.customer_keys import GIVEN, named
 from tests.protocol.erasure_laws import GONE, HOLDS_FOR_S
-from tests.protocol.process import Parts
+from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, hint, stop_at, violations, without
 from tests.protocol.test_broken_customer_keys import lock
 
@@ -314,6 +314,41 @@ def test_no_project_is_erased_by_answers_that_are_old(
     monkeypatch.setattr(reconciler, "_is_fresh", lambda *_: True)
     found = violations(story, settle=False)
     assert "acme was erased by what a store had said long before" in found
+
+
+def a_key_that_is_enabled_while_another_is_asked_for(world: World) -> None:
+    """Each key is gone at some time, but not both."""
+    begin_locked(world, "a")
+    rotation = world.rotate("acme", customer_key=named(OTHER_KEY))
+    world.run(until=lambda: world.oracle.origin(rotation, "acme"))
+    world.advance(1)
+    world.stores.moods.update({KEY: "disabled", OTHER_KEY: "away"})
+    erasure = world.erase("acme")
+    world.run(seconds=30)
+    world.stores.moods.update({KEY: "gives", OTHER_KEY: "disabled"})
+    world.run(until=lambda: not world.holds() or world.ended(erasure))
+    expect(world, erasure, REFUSED)
+
+
+class _KeepsWhatIsGone(CachedCustomerKeys):
+    """Takes a key that was gone for one that is."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self._gone: dict[str, KeyState] = {}
+
+    async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
+        states = await super().ask(keyring)
+        self._gone |= {each: state for each, state in states.items() if state.is_gone}
+        return {**states, **self._gone}
+
+
+def test_all_keys_are_gone_at_the_same_time() -> None:
+    story, options = a_key_that_is_enabled_while_another_is_asked_for, Options(processes=1)
+    assert violations(story, options=options) == []
+    broken = Parts(customer_keys=_KeepsWhatIsGone)
+    found = violations(story, broken, options, settle=False)
+    assert "acme was erased by a worker to which its key was given again" in found
 
 
 # A refusal.
