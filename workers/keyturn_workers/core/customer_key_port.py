@@ -103,7 +103,7 @@ class GivenSecrets:
             return NO_SECRETS
         secret_id = envelope.secret_id
         if secret_id not in self._held:
-            raise CustomerKeyUnavailableError(f"the secret {secret_id} was not given")
+            raise CustomerKeyUnavailableError(f"the secret {secret_id} was not given (--customer-secret-file)")
         labeled = CustomerKey(KeyName("", ""), secret_id, secret_sha256=None, wrapped=None)
         return CustomerSecrets({envelope.generation: labeled}, self._held)
 
@@ -128,4 +128,6 @@ class GivenSecrets:
 
 def _not_given(needed: SecretNeededError) -> CustomerKeyUnavailableError:
     key = needed.customer_key
-    return CustomerKeyUnavailableError(f"the secret {key.secret_id} of {key.name} was not given")
+    return CustomerKeyUnavailableError(
+        f"the secret {key.secret_id} of {key.name} was not given (--customer-secret-file)"
+    )
