@@ -539,8 +539,8 @@ def export_project(
     KEYTURN_EVENT_KEY).
 
     If the project has a customer key, give its secrets (--customer-secret-file). What the file
-    opens then does not end when the customer disables the key, but with the next rotation to
-    another customer key.
+    opens then does not end when the customer disables the key, but with the next rotation to a
+    customer key.
     """
     if out.exists():
         raise CommandError(f"{out} already exists")
@@ -549,8 +549,8 @@ def export_project(
     note(f"admin KEK of {project} under {', '.join(keks.admin_keks)} written to {out}: {reason}")
     if keks.composites:
         note(
-            "the file opens the project even after its customer key is disabled: only a rotation "
-            "to another customer key ends that"
+            "the file opens the project even after its customer key is disabled: a rotation to a "
+            "customer key, the same or another, ends that"
         )
 
 

@@ -401,7 +401,9 @@ def _secrets(folder: Path, *secrets: Secret) -> tuple[str, str]:
 
 def test_a_wrap_opens_with_the_customer_secret(bucket: Bench, tmp_path: Path) -> None:
     bucket.put_locked(NEW, "locked", SECRET)
-    assert "1 of 3 objects do not open" in bucket.run(API_KEY=NEW).stderr
+    result = bucket.run("--wide", API_KEY=NEW)
+    assert "1 of 3 objects do not open" in result.stderr
+    assert f"it needs a customer secret, by its label {SECRET_ID}" in result.stdout
     for secrets in ((SECRET,), (FORMER, SECRET)):
         result = bucket.run(*_secrets(tmp_path, *secrets), API_KEY=NEW)
         assert (result.exit_code, result.stderr) == (0, "")

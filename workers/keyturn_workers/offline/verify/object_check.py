@@ -340,7 +340,7 @@ def _check_tombstone(sealed: bytes, object_key: str, keys: VerificationKeys) -> 
         except SealError:
             continue
         return ObjectCheck("tombstone", "opened")
-    return ObjectCheck.refused("tombstone", _not_opened(), "closed")
+    return ObjectCheck.refused("tombstone", _not_opened(None, keys), "closed")
 
 
 def _check_wraps(
@@ -349,7 +349,7 @@ def _check_wraps(
     kind: Kind = "encrypted"
     dek = _unwrap(wraps, object_key, keys)
     if dek is None:
-        return ObjectCheck.refused(kind, _not_opened(), "closed")
+        return ObjectCheck.refused(kind, _not_opened(wraps.secret_id, keys), "closed")
     if header is None:
         reason = "the wrap opens; the header cannot be read"
         return ObjectCheck(kind, "failed", "archived_object", reason)
@@ -377,5 +377,9 @@ def _unwrap(wraps: Wraps, object_key: str, keys: VerificationKeys) -> bytes | No
     return None
 
 
-def _not_opened() -> NoUsableWrapError:
-    return NoUsableWrapError("it does not open under this key")
+def _not_opened(secret_id: str | None, keys: VerificationKeys) -> NoUsableWrapError:
+    if secret_id is None or secret_id in keys.secret_ids:
+        return NoUsableWrapError("it does not open under this key")
+    return NoUsableWrapError(
+        f"it needs a customer secret, by its label {secret_id}: --customer-secret-file"
+    )
