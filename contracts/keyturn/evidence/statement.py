@@ -20,9 +20,11 @@ from keyturn.messages.fields import (
     Reason,
     RequestDigest,
     RequestId,
+    SecretId,
     ShortName,
     StoreKey,
     Time,
+    WrappedSecret,
 )
 from keyturn.messages.json_text import as_text, load_json, problems
 
@@ -35,7 +37,6 @@ MAX_LEASE_S: Final = 10**6
 
 KekId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-SecretId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Digest = RequestDigest
 
 
@@ -102,7 +103,7 @@ class EvidenceCustomerKey(_Model):
     store: ShortName
     key: StoreKey
     secret_id: SecretId
-    wrapped: Annotated[str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[0-9A-Za-z+/]+=*$")]
+    wrapped: WrappedSecret
 
 
 class Predicate(_Model):

@@ -4,17 +4,21 @@ The description has no key. `wrapped` opens only with the customer's KMS.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field, ValidationError
 
 from keyturn.errors import UnexpectedResponseError
+from keyturn.messages.fields import ExtensibleModel, Rows
 
 KEYS_MAX_BYTES: Final = 4 * 1024 * 1024
 """Room for hundreds of rotations whose sweeps have not ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class WrappedSecret:
+_Number = Annotated[int, Field(ge=0)]
+
+
+class WrappedSecret(ExtensibleModel):
     """A customer secret, as the customer's KMS encrypted it.
 
     Attributes:
@@ -30,11 +34,10 @@ class WrappedSecret:
     key: str
     secret_id: str
     wrapped: str
-    context: Mapping[str, str] | str
+    context: dict[str, str] | str
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationKeys:
+class GenerationKeys(ExtensibleModel):
     """A generation that objects may still be of.
 
     Attributes:
@@ -43,13 +46,12 @@ class GenerationKeys:
         customer_key: What its wraps need besides the API key; None if they need nothing.
     """
 
-    generation: int
-    dek_since: int
-    customer_key: WrappedSecret | None
+    generation: _Number
+    dek_since: _Number
+    customer_key: WrappedSecret | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ProjectKeys:
+class ProjectKeys(ExtensibleModel):
     """The keys that a project's objects need.
 
     Attributes:
@@ -57,8 +59,8 @@ class ProjectKeys:
         generations: The oldest first; the last is the current one.
     """
 
-    dek_floor: int
-    generations: tuple[GenerationKeys, ...]
+    dek_floor: _Number
+    generations: Annotated[Rows[GenerationKeys], Field(min_length=1)]
 
 
 def parse_keys(document: Mapping[str, Any]) -> ProjectKeys:
@@ -67,36 +69,9 @@ def parse_keys(document: Mapping[str, Any]) -> ProjectKeys:
     Raises:
         UnexpectedResponseError: it does not describe a project's keys.
     """
-    floor, generations = 0, tuple[GenerationKeys, ...]()
     try:
-        floor = _number(document["dek_floor"])
-        generations = tuple(_generation(entry) for entry in document["generations"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        generations = ()
-    if not generations:
-        raise UnexpectedResponseError("the response does not describe the keys", status=200)
-    return ProjectKeys(floor, generations)
-
-
-def _generation(entry: Mapping[str, Any]) -> GenerationKeys:
-    customer_key = entry.get("customer_key")
-    return GenerationKeys(
-        _number(entry["generation"]),
-        _number(entry["dek_since"]),
-        None if customer_key is None else _wrapped_secret(customer_key),
-    )
-
-
-def _wrapped_secret(fields: Mapping[str, Any]) -> WrappedSecret:
-    context = fields["context"]
-    texts = {name: fields[name] for name in ("store", "key", "secret_id", "wrapped")}
-    parts = [context] if isinstance(context, str) else [*context, *context.values()]
-    if not all(isinstance(text, str) for text in (*texts.values(), *parts)):
-        raise TypeError("text")
-    return WrappedSecret(**texts, context=context)
-
-
-def _number(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError("number")
-    return value
+        return ProjectKeys.model_validate(document)
+    except ValidationError as exc:
+        raise UnexpectedResponseError(
+            "the response does not describe the keys", status=200
+        ) from exc

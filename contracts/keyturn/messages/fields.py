@@ -94,6 +94,11 @@ Actor = Annotated[str, Field(max_length=200, pattern=_NO_CONTROLS)]
 Reason = Annotated[str, Field(max_length=REASON_MAX_CHARACTERS, pattern=_NO_CONTROLS)]
 # A key of a customer key's store: an AWS key's ARN, or a transit key's name (SPEC 2.6).
 StoreKey = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,2048}$")]
+# The id of a customer secret, and the secret as AWS or Vault encrypted it.
+SecretId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+WrappedSecret = Annotated[
+    str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[A-Za-z0-9+/]+={0,2}$")
+]
 CODE_PATTERN = r"^[a-z0-9_]{1,64}$"
 Code = Annotated[str, Field(pattern=CODE_PATTERN)]
 DeadLettersAction = Literal["replay", "discard"]

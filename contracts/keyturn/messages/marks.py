@@ -17,9 +17,11 @@ from keyturn.messages.fields import (
     Project,
     RequestDigest,
     Rows,
+    SecretId,
     ShortName,
     StoreKey,
     Time,
+    WrappedSecret,
 )
 from keyturn.messages.json_text import load_json, problems
 from keyturn.topology import KEYRING_MARKED
@@ -54,11 +56,9 @@ class MarkedCustomerKey(ExtensibleModel):
 
     store: ShortName
     key: StoreKey
-    secret_id: KekId
+    secret_id: SecretId
     secret_sha256: RequestDigest
-    wrapped: Annotated[
-        str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[A-Za-z0-9+/]+={0,2}$")
-    ]
+    wrapped: WrappedSecret
     generations: Rows[_MarkedGeneration]
 
 

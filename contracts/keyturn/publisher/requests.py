@@ -153,7 +153,7 @@ def build_enroll(
         sealed_kek=_UNSEALED_KEK,
         plaintext="allowed" if plaintext else None,
         adopt=adopt,
-        customer_key=_parse_customer_key(customer_key),
+        customer_key=None if customer_key is None else parse_customer_key(customer_key),
         actor=actor,
     )
     sealed = _sealed_kek(settings, api_key, "enroll", request_id, project)
@@ -185,7 +185,7 @@ def build_rotation(
         project=project,
         expected_generation=expected_generation,
         sealed_kek=None if api_key is None else _UNSEALED_KEK,
-        customer_key=_parse_customer_key(customer_key),
+        customer_key=None if customer_key is None else parse_customer_key(customer_key),
         actor=actor,
     )
     if api_key is None:
@@ -204,10 +204,6 @@ def parse_customer_key(text: str) -> RequestedCustomerKey:
     if not slash:
         raise MalformedRequestError("customer_key: must be STORE/KEY")
     return build(RequestedCustomerKey, store=store, key=key)
-
-
-def _parse_customer_key(text: str | None) -> RequestedCustomerKey | None:
-    return None if text is None else parse_customer_key(text)
 
 
 def _sealed_kek(

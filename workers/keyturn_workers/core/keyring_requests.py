@@ -6,6 +6,7 @@ See SPEC 5.4 and 8.1.
 from keyturn.crypto.keys import Secret, kek_id
 from keyturn.errors import GenerationMismatchError
 from keyturn.identifiers import parse_time
+from keyturn.messages.requests import RequestedCustomerKey
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.customer_keys import KeyName
 from keyturn_workers.core.keyring import Generation, Keyring
@@ -73,3 +74,8 @@ def find_generation_number(keyring: Keyring, rotation_id: str) -> int | None:
     """The number of the generation that this request created; None if it created none."""
     entry = find_generation(keyring, rotation_id)
     return None if entry is None else entry.generation
+
+
+def requested_key(named: RequestedCustomerKey | None) -> KeyName | None:
+    """The customer key that a request names, if any."""
+    return None if named is None else KeyName(named.store, named.key)

@@ -167,12 +167,14 @@ def end_refused(
     """Fail one open origin for good: no replay of a message reopens it."""
 
     def end(origin: Origin) -> Origin:
-        if origin.name != name:
-            return origin
-        refused = End(now, clean=False, counts=Counts(), code=error.code, detail=error.detail)
-        return replace(origin, end=refused)
+        return _refused(origin, error, now) if origin.name == name else origin
 
     return _map_origins(record, end)
+
+
+def _refused(origin: Origin, error: CodedError, now: datetime) -> Origin:
+    end = End(now, clean=False, counts=Counts(), code=error.code, detail=error.detail)
+    return replace(origin, end=end)
 
 
 def served_origins(record: ProjectRecord, of: Round, keyring: Keyring) -> tuple[Origin, ...]:
@@ -228,8 +230,7 @@ def end_erased(record: ProjectRecord, error: CodedError, now: datetime) -> Proje
         if origin.kind == "part":
             nothing = End(now, clean=True, counts=Counts(), late_writes_refused=True)
             return replace(origin, end=nothing)
-        failed = End(now, clean=False, counts=Counts(), code=error.code, detail=error.detail)
-        return replace(origin, end=failed)
+        return _refused(origin, error, now)
 
     return replace(_map_origins(record, end), round=None, key_wait=None)
 

@@ -442,11 +442,11 @@ async def test_the_keys_say_what_the_customers_kms_needs() -> None:
     }
     async with connected(json_always(200, document)) as (gateway, client):
         assert await client.keys("acme") == ProjectKeys(
-            0,
-            (
-                GenerationKeys(3, 0, None),
-                GenerationKeys(4, 0, WrappedSecret(**_WRAPPED)),
-                GenerationKeys(5, 0, WrappedSecret(**vault)),
+            dek_floor=0,
+            generations=(
+                GenerationKeys(generation=3, dek_since=0),
+                GenerationKeys(generation=4, dek_since=0, customer_key=WrappedSecret(**_WRAPPED)),
+                GenerationKeys(generation=5, dek_since=0, customer_key=WrappedSecret(**vault)),
             ),
         )
     (seen,) = gateway.seen

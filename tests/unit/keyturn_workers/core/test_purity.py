@@ -34,6 +34,7 @@ _MORE = {
     "authorization": _PYDANTIC | _SETTINGS | {"orjson"},
     "customer_key_stores": _PYDANTIC | _SETTINGS,
     "grants": _PYDANTIC | _SETTINGS,
+    "keyring_requests": _PYDANTIC,
     "master_key_usage": _PYDANTIC,
     "named_settings": _PYDANTIC | _SETTINGS,
     "sealed_secrets": _PYDANTIC,

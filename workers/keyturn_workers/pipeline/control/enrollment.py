@@ -30,11 +30,11 @@ from keyturn.identifiers import format_time, keyring_s3_key
 from keyturn.messages.requests import EnrollRequested
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.customer_key_port import CustomerKeys
-from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets, KeyName
+from keyturn_workers.core.customer_keys import CustomerKey, CustomerSecrets
 from keyturn_workers.core.errors import MissingError, RefusedError
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import Generation, Keyring, check_no_plaintext
-from keyturn_workers.core.keyring_requests import has_origin, is_same_request
+from keyturn_workers.core.keyring_requests import has_origin, is_same_request, requested_key
 from keyturn_workers.core.lost_keyring import lost_generations
 from keyturn_workers.core.sealed_secrets import open_secret
 from keyturn_workers.core.storage_port import Storage
@@ -205,7 +205,7 @@ class Enroller:
 
     async def _customer_key(self, request: EnrollRequested, keyring: Keyring) -> CustomerKey | None:
         """The first generation's customer key: a new one, or the newest of the lost keyring."""
-        name = _customer_key_name(request)
+        name = requested_key(request.customer_key)
         if name is not None:
             return await self._customer_keys.create(request.project, name)
         return keyring.history[-1].customer_key if keyring.history else None
@@ -247,7 +247,7 @@ class Enroller:
                 keyring,
                 enrollment,
                 kek=self._kek(request),
-                customer_key=_customer_key_name(request),
+                customer_key=requested_key(request.customer_key),
                 origin=origin,
             )
         ):
@@ -321,8 +321,3 @@ def _above(removed: Mark, keyring: Keyring) -> Keyring:
         check_no_plaintext(keyring)
     history = lost_generations(removed.customer_keys, current, keyring.origin)
     return replace(keyring, serial=removed.serial, current=current, history=history)
-
-
-def _customer_key_name(request: EnrollRequested) -> KeyName | None:
-    named = request.customer_key
-    return None if named is None else KeyName(named.store, named.key)

@@ -20,7 +20,7 @@ from keyturn.identifiers import format_time
 from keyturn.messages.requests import RotationRequested
 from keyturn.request_origin import RequestOrigin
 from keyturn_workers.core.customer_key_port import CustomerKeys
-from keyturn_workers.core.customer_keys import CustomerKey, KeyName
+from keyturn_workers.core.customer_keys import CustomerKey
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import (
     Generation,
@@ -34,6 +34,7 @@ from keyturn_workers.core.keyring_requests import (
     find_generation,
     has_origin,
     is_same_request,
+    requested_key,
 )
 from keyturn_workers.core.sealed_secrets import open_secret
 from keyturn_workers.core.storage_port import Storage
@@ -151,7 +152,7 @@ class Rotator:
             keyring,
             entry,
             kek=self._kek(request),
-            customer_key=_customer_key_name(request),
+            customer_key=requested_key(request.customer_key),
             origin=origin,
         ):
             raise GenerationMismatchError("another request with this id rotated the keyring")
@@ -171,7 +172,7 @@ class Rotator:
             check_no_plaintext(keyring)
 
     async def _create_customer_key(self, request: RotationRequested) -> CustomerKey | None:
-        name = _customer_key_name(request)
+        name = requested_key(request.customer_key)
         return None if name is None else await self._customer_keys.create(request.project, name)
 
     def _rotate_keyring(
@@ -200,8 +201,3 @@ class Rotator:
 
 def _origin(request: RotationRequested, origin: RequestOrigin) -> Origin:
     return new_origin("rotation", request.rotation_id, request.requested_at, origin)
-
-
-def _customer_key_name(request: RotationRequested) -> KeyName | None:
-    named = request.customer_key
-    return None if named is None else KeyName(named.store, named.key)
