@@ -70,7 +70,11 @@ class SecretNeededError(CustomerKeyUnavailableError):
     """
 
     def __init__(self, customer_key: CustomerKey) -> None:
-        super().__init__(f"the secret {customer_key.secret_id} of {customer_key.name} is missing")
+        # Only commands that ask no store show this.
+        super().__init__(
+            f"the secret {customer_key.secret_id} of {customer_key.name} was not given "
+            "(--customer-secret-file)"
+        )
         self.customer_key = customer_key
 
 

@@ -41,7 +41,9 @@ class GivenSecrets:
             return NO_SECRETS
         secret_id = envelope.secret_id
         if secret_id not in self._held:
-            raise CustomerKeyUnavailableError(f"the customer secret {secret_id} is missing")
+            raise CustomerKeyUnavailableError(
+                f"the secret {secret_id} was not given (--customer-secret-file)"
+            )
         labeled = CustomerKey(KeyName("", ""), secret_id, secret_sha256=None, wrapped=None)
         return CustomerSecrets({envelope.generation: labeled}, self._held)
 
