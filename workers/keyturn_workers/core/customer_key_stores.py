@@ -28,7 +28,7 @@ from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
 _ANY_END: Final = "*"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _TRANSIT_KEY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-_CREDENTIALS: Final = frozenset(each.name for each in fields(VaultAccess))
+_CREDENTIALS: Final = {each.name for each in fields(VaultAccess)}
 _MOUNT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
