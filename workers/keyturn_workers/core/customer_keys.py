@@ -89,6 +89,10 @@ class CustomerSecrets:
     keys: Mapping[int, CustomerKey] = field(default_factory=dict)
     held: Mapping[str, Secret] = field(default_factory=dict)
     failed: Mapping[str, CodedError] = field(default_factory=dict)
+    # The last KEK that was derived at a generation, and from which: a page has hundreds of wraps.
+    _derived: dict[tuple[int, Role, str], tuple[Secret, Secret]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def kek_at(self, generation: int, role: Role, project: str, kek: Secret) -> Secret | None:
         """The KEK of wraps at a generation, given the plain one; None if its secret is not held."""
@@ -98,7 +102,12 @@ class CustomerSecrets:
         secret = self.held.get(customer_key.secret_id)
         if secret is None:
             return None
-        return composite_kek(kek, secret, role, project, customer_key.secret_id)
+        place = generation, role, project
+        derived = self._derived.get(place)
+        if derived is None or derived[0] != kek:
+            composite = composite_kek(kek, secret, role, project, customer_key.secret_id)
+            derived = self._derived[place] = kek, composite
+        return derived[1]
 
     def check_keys(self, keys: Mapping[int, CustomerKey]) -> None:
         """Refuse to judge objects of a keyring by the secrets of another one.

@@ -63,6 +63,7 @@ from tests.unit.keyturn_workers.factories import (
 from tools.harness.local_keys import admin_keks, desired_state
 
 if TYPE_CHECKING:
+    from keyturn.crypto import Role
     from keyturn.metadata import Wraps
     from keyturn_workers.core.keyring import Keyring
     from keyturn_workers.core.plan_action import PlannedAction
@@ -345,3 +346,25 @@ def test_the_same_key_again_is_a_new_secret() -> None:
     again = turned(WITH_A, 3, customer_key=CustomerKey.of(A, SECRET_B, "Yg=="))
     assert is_same_request(again, again.current, kek=None, customer_key=A, origin=ORIGIN)
     assert again.current.secret_id != WITH_A.current.secret_id
+
+
+def test_a_kek_that_was_derived_serves_only_its_own_place_and_plain_kek() -> None:
+    """Wraps of many objects share what was derived; another KEK, role or project never does."""
+    secrets = CustomerSecrets({1: KEY_A, 2: KEY_B, 3: KEY_A}, HELD)
+    keks = [Secret(bytes([number]) * 32) for number in (1, 2)]
+    places: list[tuple[int, Role, str]] = [
+        (1, "user", "acme"),
+        (1, "admin", "acme"),
+        (1, "user", "other"),
+        (2, "user", "acme"),
+        (3, "user", "acme"),
+    ]
+    for generation, role, project in places * 2:
+        key, secret = (KEY_B, SECRET_B) if generation == 2 else (KEY_A, SECRET_A)
+        for kek in [*keks, *keks, keks[1]]:
+            expected = composite_kek(kek, secret, role, project, key.secret_id)
+            assert secrets.kek_at(generation, role, project, kek) == expected
+    kek = keks[1]
+    assert secrets.kek_at(1, "user", "acme", kek) is secrets.kek_at(1, "user", "acme", kek)
+    assert replace(secrets, held={}).kek_at(1, "user", "acme", kek) is None
+    assert "_derived" not in repr(secrets)
