@@ -143,7 +143,9 @@ class Keyring:
             CustomerKeyRefusedError, CustomerKeyUnavailableError: it was not given. Then nothing of
                 the project is opened, not even by a former secret.
         """
-        secrets = replace(earlier, keys=self.customer_keys)
+        is_same = earlier.keys is self.customer_keys or earlier.keys == self.customer_keys
+        # The same value keeps what was derived from it: a page has hundreds of wraps.
+        secrets = earlier if is_same else replace(earlier, keys=self.customer_keys)
         secrets.require(self.current.generation)
         return secrets
 
