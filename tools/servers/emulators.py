@@ -1,8 +1,9 @@
 """LocalStack's and MiniStack's S3 on loopback, from PyPI: for `make doctor`.
 
-They show how other S3 servers behave (SPEC 10); Keyturn's tests do not use them. Each runs in a
-locked environment of its own, with its default settings for S3. Other settings keep it on loopback
-and in its scratch folder, and keep it from using a container engine.
+They show how other S3 servers behave (SPEC 10). Keyturn's tests do not use them, except
+LocalStack's KMS where it is installed. Each runs in a locked environment of its own, with its
+default settings for S3. Other settings keep it on loopback and in its scratch folder, and keep it
+from using a container engine.
 """
 
 from __future__ import annotations
@@ -64,9 +65,11 @@ class Emulator(PrivateServer):
         return self.server
 
 
-def localstack() -> Emulator:
-    """LocalStack, which accepts any credentials."""
-    return Emulator("localstack", "localstack.runtime.main", _localstack_settings)
+def localstack(services: str = "s3") -> Emulator:
+    """LocalStack, with these services of AWS alone; it accepts any credentials."""
+    emulator = Emulator("localstack", "localstack.runtime.main", _localstack_settings)
+    emulator.environment["SERVICES"] = services
+    return emulator
 
 
 def ministack() -> Emulator:
@@ -122,6 +125,11 @@ def locked_python(name: str) -> Path:
         error=MissingPackagesError,
     )
     return folder / "bin" / "python"
+
+
+def is_installed(name: str) -> bool:
+    """Whether `locked_python` has created an environment: for what is not worth its download."""
+    return (CACHE / name / "bin" / "python").is_file()
 
 
 def installed_version(name: str, package: str) -> str:

@@ -1,25 +1,31 @@
-"""Customer keys in moto's KMS and in a real OpenBao: who gets a secret, and when not (SPEC 2.6)."""
+"""Customer keys in two imitations of AWS KMS and in a real OpenBao (SPEC 2.6).
+
+Who gets a secret, and when not.
+"""
 
 from __future__ import annotations
 
 import secrets as random
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+import botocore.session
 import pytest
 
 from keyturn.errors import CustomerKeyRefusedError, CustomerKeyUnavailableError
 from keyturn_workers.core.customer_keys import KeyName
+from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import rotate
 from keyturn_workers.keys.customer_keys.providers import open_customer_keys
 from keyturn_workers.keys.customer_keys.secrets import IN_GATEWAYS, CachedCustomerKeys
 from keyturn_workers.process.settings import CustomerKeySettings
 from tests.unit.keyturn_workers.factories import AT, ORIGIN, keyring
 from tools.servers import MotoKms
+from tools.servers.emulators import is_installed, localstack
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
     from keyturn_workers.core.customer_keys import CustomerKey
@@ -64,7 +70,41 @@ async def _create(fields: dict[str, Any], key: str) -> CustomerKey:
         return await keys.create("acme", KeyName("kms", key))
 
 
-# AWS KMS, as moto imitates it.
+# AWS KMS, as moto and LocalStack imitate it. Each test is moto's; some are LocalStack's as well.
+
+
+@dataclass(frozen=True)
+class _Aws:
+    """A KMS: the variables of a process that uses it, and a client of its administrator."""
+
+    env: Mapping[str, str]
+    client: Any
+
+    def new(self) -> str:
+        """The ARN of a new key."""
+        return str(self.client.create_key(**_SYMMETRIC)["KeyMetadata"]["Arn"])
+
+
+@contextmanager
+def _localstack() -> Iterator[_Aws]:
+    if not is_installed("localstack"):
+        pytest.skip("LocalStack, of 350 MB, is not installed: `make doctor` installs it")
+    with localstack("kms") as running:
+        url = running.server.endpoint_url
+        client = botocore.session.get_session().create_client(
+            "kms",
+            region_name="eu-central-1",
+            endpoint_url=url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        env = {
+            "KEYTURN_AWS_KMS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }
+        with closing(client):
+            yield _Aws(env, client)
 
 
 @pytest.fixture(scope="module")
@@ -73,52 +113,78 @@ def moto() -> Iterator[MotoKms]:
         yield running
 
 
-@pytest.fixture
-def aws(moto: MotoKms, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    for name, value in moto.env.items():
+@pytest.fixture(scope="module", params=["moto", "localstack"])
+def kms(request: pytest.FixtureRequest) -> Iterator[_Aws]:
+    if request.param == "localstack":
+        with _localstack() as running:
+            yield running
+        return
+    moto: MotoKms = request.getfixturevalue("moto")
+    with moto.client() as client:
+        yield _Aws(moto.env, client)
+
+
+def _fields(env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    for name, value in env.items():
         monkeypatch.setenv(name, value)
     return {"kind": "awskms", "projects": ["acme", "globex"], "keys": ["arn:aws:kms:*"]}
 
 
-def _new(moto: MotoKms, **parameters: str) -> str:
-    return moto.new_key(**(_SYMMETRIC | parameters)).removeprefix("awskms:")
+@pytest.fixture
+def of_kms(kms: _Aws, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return _fields(kms.env, monkeypatch)
+
+
+@pytest.fixture
+def aws(moto: MotoKms, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return _fields(moto.env, monkeypatch)
+
+
+def _new(moto: MotoKms) -> str:
+    return moto.new_key(**_SYMMETRIC).removeprefix("awskms:")
 
 
 async def test_aws_gives_the_secret_back_for_its_place_alone(
-    moto: MotoKms, aws: dict[str, Any]
+    kms: _Aws, of_kms: dict[str, Any]
 ) -> None:
-    made = await _create(aws, _new(moto))
-    assert await _outcome(aws, _ring(made)) == ""
+    made = await _create(of_kms, kms.new())
+    assert await _outcome(of_kms, _ring(made)) == ""
     text = "did not encrypt this for this place"
-    assert text in await _outcome(aws, _ring(made), "another-deployment")
-    assert text in await _outcome(aws, _ring(made, "globex"))
-    assert text in await _outcome(aws, _ring(replace(made, secret_id="0" * 16)))
+    assert text in await _outcome(of_kms, _ring(made), "another-deployment")
+    assert text in await _outcome(of_kms, _ring(made, "globex"))
+    assert text in await _outcome(of_kms, _ring(replace(made, secret_id="0" * 16)))
 
 
-async def test_aws_ends_and_gives_access_with_the_key(moto: MotoKms, aws: dict[str, Any]) -> None:
-    arn = _new(moto)
-    ring, key_id = _ring(await _create(aws, arn)), arn.rpartition("/")[2]
-    with moto.client() as kms:
-        for operation, more, text in (
-            (kms.disable_key, {}, "is disabled"),
-            (kms.enable_key, {}, ""),
-            (kms.schedule_key_deletion, {"PendingWindowInDays": 7}, "scheduled for deletion"),
-        ):
-            operation(KeyId=key_id, **more)
-            outcome = await _outcome(aws, ring)
-            assert text in outcome
-            assert bool(outcome) is bool(text)
+async def test_aws_ends_and_gives_access_with_the_key(kms: _Aws, of_kms: dict[str, Any]) -> None:
+    arn = kms.new()
+    ring, key_id = _ring(await _create(of_kms, arn)), arn.rpartition("/")[2]
+    for operation, more, text, state in (
+        (kms.client.disable_key, {}, "is disabled", KeyState.DISABLED),
+        (kms.client.enable_key, {}, "", KeyState.GIVEN),
+        (
+            kms.client.schedule_key_deletion,
+            {"PendingWindowInDays": 7},
+            "scheduled for deletion",
+            KeyState.PENDING_DELETION,
+        ),
+    ):
+        operation(KeyId=key_id, **more)
+        outcome = await _outcome(of_kms, ring)
+        assert text in outcome
+        assert bool(outcome) is bool(text)
+        async with _process(of_kms) as keys:
+            assert set((await keys.ask(ring)).values()) == {state}
     with pytest.raises(CustomerKeyRefusedError, match="scheduled for deletion"):
-        await _create(aws, arn)
+        await _create(of_kms, arn)
 
 
-async def test_another_key_or_region_of_aws_is_refused(moto: MotoKms, aws: dict[str, Any]) -> None:
-    arn = _new(moto)
-    made = await _create(aws, arn)
-    for other in (_new(moto), arn.replace(":eu-central-1:", ":eu-west-1:")):
+async def test_another_key_or_region_of_aws_is_refused(kms: _Aws, of_kms: dict[str, Any]) -> None:
+    arn = kms.new()
+    made = await _create(of_kms, arn)
+    for other in (kms.new(), arn.replace(":eu-central-1:", ":eu-west-1:")):
         assert other != arn
         key = replace(made, name=KeyName("kms", other))
-        assert (await _outcome(aws, _ring(key))).startswith("customer_key_refused: ")
+        assert (await _outcome(of_kms, _ring(key))).startswith("customer_key_refused: ")
 
 
 async def test_expired_credentials_of_ones_own_are_a_refusal(
