@@ -269,7 +269,7 @@ async def test_an_object_is_opened_with_given_secrets() -> None:
 _R4 = Path(__file__).resolve().parents[5] / "shared" / "vectors" / "keyturn_r4.json"
 
 
-@pytest.mark.skipif(not _R4.exists(), reason=f"{_R4} is not there")
+@pytest.mark.skipif(not _R4.exists(), reason="the shared known answers are not next to the project")
 def test_composite_keks_are_those_of_an_independent_implementation() -> None:
     cases = [c for c in json.loads(_R4.read_text())["composites"] if c["role"] == "user"]
     assert cases
