@@ -23,6 +23,7 @@ class FakeWitness:
         published: The marks that it published itself, by project.
         stream: Marks that are on the stream and were not received yet.
         is_current: Whether it knows the newest marks.
+        waits: How often a reader waited until it does.
         is_gateway: Whether it also accepts keyrings that are not marked.
         before_publish: Runs before a mark is published.
         signed_before: The projects whose mark an earlier event key signed, and its id.
@@ -33,6 +34,7 @@ class FakeWitness:
         self.published: list[tuple[str, Mark]] = []
         self.stream: list[tuple[str, Mark]] = []
         self.is_current = True
+        self.waits = 0
         self.is_back = False
         self.is_gateway = False
         self.before_publish: Callable[[], Awaitable[object]] | None = None
@@ -46,6 +48,7 @@ class FakeWitness:
             raise MarksUnavailableError("not current")
 
     async def become_current(self) -> None:
+        self.waits += not self.is_current
         self.is_current = self.is_current or self.is_back
 
     async def require_current(self) -> None:

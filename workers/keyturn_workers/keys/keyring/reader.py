@@ -128,11 +128,10 @@ class KeyringReader:
             self._renew_in_background(project, snapshot)
         elif await self._renew_by_listing(project):
             snapshot = self.get_cached(project)
-        if snapshot is None:
-            return await self.read_fresh(project)
         if self._witness is not None:
+            # Here, too, before a read: it would wait for the marks once more, and then be refused.
             self._witness.check_current(project)
-        return snapshot
+        return snapshot if snapshot is not None else await self.read_fresh(project)
 
     def get_cached(self, project: str) -> KeyringSnapshot | None:
         """Return the keyring if the cache has one at most `cache_s` old; sends no request."""

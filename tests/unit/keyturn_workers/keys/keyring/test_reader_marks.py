@@ -379,7 +379,10 @@ _READ_IDS: Final = ["recent", "fresh", "leased", "own", "missing", "catch-up"]
 async def test_a_reader_that_is_not_current_returns_nothing(
     read: Callable[[On], Awaitable[object]], *, cached: bool
 ) -> None:
-    """Not even an unknown project: its mark may be what it has not received."""
+    """Not even an unknown project: its mark may be what it has not received.
+
+    And it waits once, for the seconds that a delivery may take, not once per step.
+    """
     on = On()
     on.put_marked(replace(keyring(), serial=1))
     if cached:
@@ -387,6 +390,7 @@ async def test_a_reader_that_is_not_current_returns_nothing(
     on.witness.is_current = False
     with pytest.raises(MarksUnavailableError):
         await read(on)
+    assert on.witness.waits <= 1
 
 
 async def test_a_read_waits_for_a_witness_that_is_just_back() -> None:
