@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
+from keyturn_workers.process.background import run_to_end
 from tools.bench import (
     against_plain,
     customer_keys,
@@ -125,10 +126,11 @@ def _measure(name: str, given: argparse.Namespace, results: Results) -> None:
         where = Deployment(servers.amqp_url, servers.s3, servers.new_bucket()), Path(folder)
         if name == _LAYERS:
             count = _SMALL[given.quick]
-            results.profiles |= asyncio.run(layers.measure(*where, count=count))
+            results.profiles |= asyncio.run(run_to_end(layers.measure(*where, count=count)))
         else:
             part = _PARTS[name]
-            results.rows += asyncio.run(part.measure(*where, **part.options(given)))
+            measuring = part.measure(*where, **part.options(given))
+            results.rows += asyncio.run(run_to_end(measuring))
 
 
 def main(argv: list[str]) -> int:
