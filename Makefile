@@ -173,7 +173,7 @@ lock: $(UV)  ## Renew uv.lock from pyproject.toml
 
 .PHONY: clean
 clean:  ## Remove the environment, the tools and all caches
-	@rm -rf clients/typescript/{dist,node_modules} clients/typescript/tests/runtimes/node_modules
+	@rm -rf clients/typescript/{dist,node_modules} clients/typescript/tests/runtimes/node_modules examples/node/node_modules
 	@rm -rf .venv .venv-oldest .tools .scratch dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find contracts workers tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -7,7 +7,7 @@ half has an earliest end, which the record knows.
 
 import math
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -32,6 +32,8 @@ def _check_time(text: str) -> str:
     return text
 
 
+_LATE: Final = "so that no late write can slip past"
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _Count = Annotated[int, Field(ge=0)]
 _Time = Annotated[str, Field(pattern=TIME_PATTERN), AfterValidator(_check_time)]
 
@@ -60,6 +62,19 @@ class Progress(BaseModel):
     all_rewrapped_at: _Time | None = None
     waits_for_key: KeyProblem | None = None
 
+    @property
+    def fraction(self) -> float | None:
+        """How much of the whole is done, from 0 to 1: one half is rewrapping, the other proving.
+
+        None if the total is unknown.
+        """
+        if self.phase == "ended":
+            return 1.0
+        if self.phase == "waiting" or self.total is None:
+            return None
+        half = min(self.done / self.total, 1.0) / 2 if self.total else 0.5
+        return half if self.phase == "rewrapping" else 0.5 + half
+
     def seconds_to_proof(self, now: datetime) -> float | None:
         """Return the seconds until everything can be proven; None once passed, or if unknown."""
         if self.phase in ("waiting", "ended") or self.proof_possible_at is None:
@@ -68,13 +83,22 @@ class Progress(BaseModel):
         return left_s if left_s > 0 else None
 
 
+def format_bytes(size_bytes: int) -> str:
+    """Return the size in decimal units: `1.5 GB`."""
+    power = min(len(_UNITS) - 1, (len(str(size_bytes)) - 1) // 3)
+    return f"{size_bytes / 1000**power:.{min(power, 1)}f} {_UNITS[power]}"
+
+
 def describe(progress: Progress, now: datetime) -> str:
-    """Return the progress in a few words, such as `proving 46 of 91, waiting 12 s for leases`."""
+    """Return the progress in a few words, such as `rewrapping 46 of 91`."""
     text: str = progress.phase
+    of_total = "" if progress.total is None else f" of {progress.total}"
     if progress.phase in ("rewrapping", "proving"):
-        total = "" if progress.total is None else f" of {progress.total}"
-        text += f" {progress.done}{total}"
+        text += f" {progress.done}{of_total}"
     if progress.waits_for_key is not None:
         return f"{text}, waiting for the customer key ({progress.waits_for_key})"
-    seconds = progress.seconds_to_proof(now) if progress.phase == "proving" else None
-    return text if seconds is None else f"{text}, waiting {math.ceil(seconds)} s for leases"
+    seconds = progress.seconds_to_proof(now)
+    if progress.phase != "proving" or seconds is None:
+        return text
+    state = f"proved {progress.done}{of_total}" if progress.done else "all rewrapped"
+    return f"{state}; waiting {math.ceil(seconds)} s, {_LATE}"

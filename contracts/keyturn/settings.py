@@ -2,10 +2,10 @@
 
     settings = PublisherSettings.read()  # KEYTURN_AMQP_URL, KEYTURN_PUBLISHER_KEY, …
 
-Each setting is an environment variable with the prefix `KEYTURN_`, or a file of the same name
-in the secrets folder (`KEYTURN_SECRETS_DIR`; by default `/run/secrets`, if it exists). Settings
-are read once, at the start of a process. A missing or malformed one raises `SettingsError`,
-whose one line names it and never shows its value.
+Each setting is an environment variable with the prefix `KEYTURN_`, or a line of a file that
+`KEYTURN_ENV_FILE` names, or a file of the same name in the secrets folder (`KEYTURN_SECRETS_DIR`;
+by default `/run/secrets`, if it exists). Settings are read once, at the start of a process. A
+missing or malformed one raises `SettingsError`, whose one line names it and never shows its value.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -24,7 +25,13 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from keyturn.crypto.base64 import from_base64
 from keyturn.crypto.intake import IntakePublicKey
@@ -34,6 +41,7 @@ from keyturn.identifiers import SHORT_NAME_PATTERN, is_short_name
 
 PREFIX: Final = "KEYTURN_"
 SECRETS_DIR_VARIABLE: Final = "KEYTURN_SECRETS_DIR"
+ENV_FILE_VARIABLE: Final = "KEYTURN_ENV_FILE"
 SEED_BYTES: Final = 32
 _LABEL_MAX: Final = 63  # of a host name
 _DEFAULT_SECRETS_DIR: Final = Path("/run/secrets")
@@ -62,8 +70,21 @@ class Settings(BaseSettings):
     )
 
     @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources, the most important one first."""
+        del dotenv_settings  # it would replace ${…} within secrets
+        return init_settings, env_settings, _EnvFiles(settings_cls), file_secret_settings
+
+    @classmethod
     def read(cls) -> Self:
-        """Read the environment and the secrets folder.
+        """Read the environment, the environment files and the secrets folder.
 
         Raises:
             SettingsError: names each setting that is missing or malformed, in one line.
@@ -72,7 +93,40 @@ class Settings(BaseSettings):
             return cls(_secrets_dir=secrets_dir())
         except ValidationError as exc:
             # The cause repeats values.
-            raise SettingsError(_one_line(exc) + _in_quotes(cls.model_fields)) from None
+            raise SettingsError(
+                _one_line(exc) + _in_quotes(cls.model_fields) + _where_missing(exc)
+            ) from None
+
+
+class _EnvFiles(EnvSettingsSource):
+    """The settings in the files that `KEYTURN_ENV_FILE` names."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        named = os.environ.get(ENV_FILE_VARIABLE, "")
+        paths = [Path(path) for path in named.split(os.pathsep) if path]
+        values = read_env_files(paths)
+        self.env_vars = {name.lower(): value for name, value in values.items() if value}
+
+
+def read_env_files(paths: Iterable[Path]) -> dict[str, str]:
+    """The `KEYTURN_` variables of environment files; an earlier file has precedence.
+
+    Raises:
+        SettingsError: a file cannot be read.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8") as file:
+                values = dotenv_values(stream=file, interpolate=False)
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+            raise SettingsError(f"{path}: {reason}") from None
+        for name, value in values.items():
+            if name.startswith(PREFIX) and value is not None:
+                found.setdefault(name, value)
+    return found
 
 
 def secrets_dir() -> Path | None:
@@ -106,6 +160,39 @@ def _one_line(error: ValidationError) -> str:
         else:
             lines.append(f"{name} is malformed: {message}")
     return "; ".join(dict.fromkeys(lines))
+
+
+# The files of `keyturn init`, and the settings that each one alone or with others has.
+_WORKER_FILE, _PUBLISHER_FILES = "keyturn.env", ("publisher.env", "gateway.env", "console.env")
+FILES_OF_INIT: Final = {
+    **dict.fromkeys(("AMQP_URL", "EVENT_PUBLIC_KEY"), (_WORKER_FILE, *_PUBLISHER_FILES)),
+    "S3_BUCKET": (_WORKER_FILE, "publisher.env", "gateway.env"),
+    "MASTER_KEYS": (_WORKER_FILE, "gateway.env"),
+    **dict.fromkeys(
+        ("ACTIVE_MASTER_KEY", "INTAKE_KEYS", "EVENT_KEY", "PUBLISHERS"), (_WORKER_FILE,)
+    ),
+    **dict.fromkeys(("PUBLISHER_NAME", "PUBLISHER_KEY", "INTAKE_PUBLIC_KEY"), _PUBLISHER_FILES),
+    "CONSOLE_SESSION_KEY": ("console.env",),
+    "CONSOLE_PASSWORD_FILE": ("console.env",),
+}
+
+
+def _where_missing(error: ValidationError) -> str:
+    """Name the files of `keyturn init` that usually have all the missing settings."""
+    missing = [
+        str(problem["loc"][0]).upper() for problem in error.errors() if problem["type"] == "missing"
+    ]
+    known = [FILES_OF_INIT.get(name, ()) for name in missing]
+    files = [file for file in known[0] if all(file in each for each in known)] if known else []
+    if not files:
+        return ""
+    *others, last = files
+    named = f"{', '.join(others)} or {last}" if others else last
+    them = "them" if len(missing) > 1 else "it"
+    return (
+        f"; `keyturn init` writes {them} to {named}: name the file with --env-file or "
+        f"{ENV_FILE_VARIABLE}"
+    )
 
 
 def _in_quotes(fields: Iterable[str]) -> str:

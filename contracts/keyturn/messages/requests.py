@@ -131,6 +131,11 @@ class RequestModel(StrictModel):
         """`requested_at` as an instant in UTC."""
         return parse_time(self.requested_at)
 
+    @property
+    def leaves_letter(self) -> bool:
+        """Whether a refusal leaves a dead letter (SPEC 6.9)."""
+        return True
+
 
 class ControlRequestModel(RequestModel):
     """The common fields of requests to the control workers.
@@ -145,6 +150,8 @@ class UploadRequested(RequestModel):
     """Encrypt this body and store it (SPEC 6.4).
 
     `sealed_key` opens an inline or a staged body. The body of a source is not sealed and has none.
+    With `letter: false`, only for the body of a source, a refusal leaves no dead letter: the object
+    is still in the source, and its publisher keeps account of the refusal.
     """
 
     type: Literal["upload.requested"] = "upload.requested"
@@ -154,7 +161,19 @@ class UploadRequested(RequestModel):
     content_type: ContentType | None = None
     metadata: CallerMetadata | None = None
     sealed_key: SealedKey | None = None
+    letter: Literal[False] | None = None
     body: InlineBody | StagedBody | SourceBody
+
+    @property
+    def leaves_letter(self) -> bool:
+        """False if its publisher wants none: the body is still in the source."""
+        return self.letter is None
+
+    @model_validator(mode="after")
+    def _check_letter(self) -> Self:
+        if self.letter is False and not isinstance(self.body, SourceBody):
+            raise ValueError("letter: false is only allowed with the body of a source")
+        return self
 
     @model_validator(mode="after")
     def _check_sealed_key(self) -> Self:

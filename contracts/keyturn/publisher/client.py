@@ -254,7 +254,7 @@ class Publisher:
             project: The project's id (SPEC 1).
             object_key: The object's key, 1 to 900 bytes of UTF-8; objects are written once.
             body: Bytes, a path, a binary file, or an async iterable of bytes of any length.
-            content_type: As in HTTP, at most 256 characters; not authenticated.
+            content_type: As in HTTP, at most 1 KiB; not authenticated.
             metadata: The caller's own, at most 1 KiB of names and values; not authenticated.
             upload_id: The id of an earlier attempt to repeat; a new one by default.
 
@@ -299,6 +299,7 @@ class Publisher:
         *,
         content_type: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        letter: bool = True,
     ) -> str:
         """Upload an object that is in S3 already; return the upload's id, for `wait`.
 
@@ -312,6 +313,8 @@ class Publisher:
                 object that has changed since is rejected with `source_changed`.
             content_type: In place of the object's own.
             metadata: In place of the object's own.
+            letter: False if a refusal shall leave no dead letter, such as when the object was
+                refused before: it is still in the source.
 
         Raises:
             MalformedRequestError: a name, the content type or the metadata is not allowed.
@@ -327,6 +330,7 @@ class Publisher:
                 key=object_key,
                 content_type=content_type,
                 metadata=dict(metadata) if metadata else None,
+                letter=None if letter else False,
                 body=SourceBody(source=source_object),
             )
         )

@@ -1,18 +1,15 @@
-"""The broker users of docs/howto/deploy.md, on a real broker (SPEC 6.8).
+"""The users of `keyturn broker-users`, on a real broker (SPEC 6.8).
 
-The commands are those of the document itself. What they allow works from end to end; what they do
-not, the broker refuses.
+What they are allowed works from end to end; what they are not, the broker refuses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import shlex
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -33,10 +30,11 @@ from keyturn.messages import (
 from keyturn.publisher import BrokerUnavailableError, NotDeliveredError, Publisher
 from keyturn.publisher.connection import BrokerConnection
 from keyturn.settings import PublisherSettings
+from keyturn_workers.cli.broker_users import ROLES, definitions, of_publisher
+from keyturn_workers.core.grants import Grant
 from keyturn_workers.pipeline.amqp.declarations import declare, declare_streams
 from keyturn_workers.pipeline.amqp.event_batches import NotConfirmedError
 from keyturn_workers.pipeline.amqp.publisher import WorkerPublisher
-from tests.support.documents import code_blocks
 from tools.generate.examples import compact, worker_reports
 from tools.generate.examples import events as event_examples
 from tools.harness import requests
@@ -45,55 +43,41 @@ from tools.harness.deployment import Deployment
 from tools.harness.process import worker
 from tools.harness.wire import documents_in
 from tools.servers import Servers, new_bucket
-from tools.servers.rabbitmq import password_hash
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
     from tools.servers import RabbitMQ, S3Server
 
 pytestmark = pytest.mark.servers
-_DOCUMENT = Path(__file__).parents[3] / "docs" / "howto" / "deploy.md"
 _PASSWORD = secrets.token_hex(16)
-_USERS = (
-    *("worker", "ingest", "storage", "billing", "gateway"),
-    *("operator", "console", "auditor", "audit"),
-)
 _BILLING = "keyturn.events.billing"
 
 
-def commands() -> list[list[str]]:
-    """The document's commands, as arguments of rabbitmqctl."""
-    text = _DOCUMENT.read_text(encoding="utf-8").partition("## Broker users")[2]
-    block = code_blocks(text, "sh")[0]
-    lines = [shlex.split(line) for line in block.splitlines()]
-    assert all(line[0] == "rabbitmqctl" for line in lines)
-    return [line[1:] for line in lines]
+def _grant(*may: str) -> Grant:
+    return Grant((), frozenset(f"{each}.requested" for each in may), frozenset({"*"}))
 
 
-def granted(commands: Iterable[list[str]]) -> dict[str, list[dict[str, str]]]:
-    """The commands as definitions: a node imports them in the time of one command."""
-    names = {
-        "set_permissions": ("configure", "write", "read"),
-        "set_topic_permissions": ("exchange", "write", "read"),
-    }
-    found: dict[str, list[dict[str, str]]] = {"permissions": [], "topic_permissions": []}
-    for verb, option, vhost, user, *patterns in commands:
-        assert option == "-p"
-        grant = dict(zip(names[verb], patterns, strict=True))
-        found[verb.removeprefix("set_")].append({"user": user, "vhost": vhost, **grant})
-    return found
-
-
-def renamed(command: list[str], old: str, new: str) -> list[str]:
-    return [part.replace(old, new) for part in command]
+PERMISSIONS = {
+    **{role: ROLES[role] for role in ("worker", "ingest", "storage", "operator", "auditor")},
+    **{
+        name: of_publisher(name, grant, reads_marks=name == "gateway")
+        for name, grant in {
+            "billing": _grant("upload", "rotation"),
+            "audit": _grant("upload", "rotation"),
+            "gateway": _grant("upload", "rotation", "delete"),
+            "console": _grant("rotation", "sweep", "delete", "status", "dead_letters"),
+        }.items()
+    },
+}
 
 
 @dataclass(frozen=True)
 class Users:
-    """A vhost with the users of the document, and `audit`, a second publisher like `billing`."""
+    """A vhost with the users, and `audit`, a second publisher like `billing`."""
 
     rabbitmq: RabbitMQ
 
@@ -109,15 +93,8 @@ def users(broker: Servers) -> Iterator[Users]:
         if rabbitmq is None:  # a given broker's users are left alone
             rabbitmq = stack.enter_context(Servers("none", environ={})).rabbitmq
         assert rabbitmq is not None
-        hashed, documented = password_hash(_PASSWORD), commands()
-        second = [renamed(each, "billing", "audit") for each in documented if "billing" in each]
-        rabbitmq.import_definitions(
-            {
-                "vhosts": [{"name": "keyturn"}],
-                "users": [{"name": user, "password_hash": hashed, "tags": []} for user in _USERS],
-                **granted([*documented, *second]),
-            }
-        )
+        passwords = dict.fromkeys(PERMISSIONS, _PASSWORD)
+        rabbitmq.import_definitions(definitions("keyturn", PERMISSIONS, passwords))
         made = Users(rabbitmq)
         asyncio.run(declare(made.url("worker"), ["billing", "audit", "gateway", "console"]))
         yield made
@@ -563,13 +540,10 @@ def _is_closed(publisher: WorkerPublisher) -> bool:
 async def test_reports_that_the_broker_refuses_keep_no_event_from_its_stream(users: Users) -> None:
     """A refusal closes a channel: here the topic permission lacks `worker.reported`."""
     name = "silent-worker"
-    made = {"name": name, "password_hash": password_hash(_PASSWORD), "tags": []}
-    without = [
-        [name if part == "worker" else part for part in renamed(each, r"|worker\.reported", "")]
-        for each in commands()
-        if "worker" in each
-    ]
-    users.rabbitmq.import_definitions({"users": [made], **granted(without)})
+    worker = ROLES["worker"]
+    keys = [key for key in worker.routing_keys if key != "worker.reported"]
+    silent = {name: replace(worker, routing_keys=keys)}
+    users.rabbitmq.import_definitions(definitions("keyturn", silent, {name: _PASSWORD}))
     report = parse_worker_report(compact(worker_reports()["worker.reported"]["running"]))
     stored = parse_event(compact(event_examples()["upload.stored"]["stored"]))
     broker = RabbitBroker(users.url(name), logger=None)

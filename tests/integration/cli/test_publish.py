@@ -172,7 +172,7 @@ async def test_doctor_reports_on_bucket_and_broker(cli: Cli) -> None:
     assert "secret" not in away.output
 
 
-async def test_an_interrupted_command_exits_130_silently(cli: Cli, tmp_path: Path) -> None:
+async def test_an_interrupted_upload_exits_130_and_says_how_to_go_on(cli: Cli, tmp_path: Path) -> None:
     await declare(cli.deployment.amqp_url, ["api"])
     (tmp_path / "a").write_bytes(b"a")
     process = await asyncio.create_subprocess_exec(
@@ -196,4 +196,7 @@ async def test_an_interrupted_command_exits_130_silently(cli: Cli, tmp_path: Pat
                 break
     process.send_signal(signal.SIGINT)
     out, err = await process.communicate()
-    assert (process.returncode, out, err) == (130, b"", b"")
+    assert (process.returncode, out) == (130, b"")
+    (line,) = err.decode().splitlines()
+    assert line.startswith("keyturn: 0 of 1 files are stored, 1 more were sent and will be")
+    assert "To go on, run the same command again" in line

@@ -20,7 +20,7 @@ Permission = tuple[str, ...]
 def _documented() -> set[Permission]:
     """Each command without the program: its verb, vhost, user and patterns."""
     text = _DOCUMENT.read_text().partition("## Broker users")[2]
-    block = code_blocks(text, "sh")[0]
+    (block,) = [block for block in code_blocks(text, "sh") if "set_permissions" in block]
     commands = [shlex.split(line) for line in block.splitlines()]
     assert all(command[:3:2] == ["rabbitmqctl", "-p"] for command in commands)
     return {(command[1], *command[3:]) for command in commands}

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from botocore.credentials import ReadOnlyCredentials
 
 from keyturn.crypto import Sealer
 from keyturn.errors import StorageUnavailableError
 from keyturn.publisher.staging import PART_BYTES, Staging
 from keyturn.s3 import open_client
 from keyturn_workers.core.storage_values import Headers, IfAbsent, Lease
+from keyturn_workers.storage.credentials import Credentials
 from keyturn_workers.storage.signing import Signer
 from tests.integration.storage.conftest import opened, settings_for
 from tests.support.cutting_proxies import cutting_requests
@@ -155,7 +155,7 @@ async def test_what_this_is_for(seaweedfs: S3Server) -> None:
         "PUT",
         KEY,
         {"if-none-match": "*"},
-        credentials=ReadOnlyCredentials(settings.s3_access_key_id, secret, None),
+        credentials=Credentials(settings.s3_access_key_id, secret, None),
         lease=lease(),
     )
     at = urlsplit(seaweedfs.endpoint_url)

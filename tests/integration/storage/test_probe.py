@@ -90,7 +90,7 @@ async def test_wrong_key(ceph: S3Server, ceph_bucket: str) -> None:
     """Keys that may not write end the probe, not each of its rows."""
     wrong = type(ceph)(ceph.endpoint_url, ceph.access_key_id, "w" * 40, ceph.region, ceph.kind)
     async with opened(wrong, ceph_bucket) as storage:
-        with pytest.raises(SettingsError, match="not write") as caught:
+        with pytest.raises(SettingsError, match="check KEYTURN_S3_SECRET_ACCESS_KEY") as caught:
             await probe(storage)
     assert "w" * 40 not in repr(caught.value)
 

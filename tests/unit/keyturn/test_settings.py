@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import pytest
@@ -66,7 +67,32 @@ def test_every_setting_that_is_missing_is_named_at_once(monkeypatch: pytest.Monk
     monkeypatch.setenv("KEYTURN_PUBLISHER_NAME", "")
     with pytest.raises(SettingsError) as refused:
         PublisherSettings.read()
-    assert str(refused.value) == "KEYTURN_AMQP_URL is missing; KEYTURN_PUBLISHER_NAME is missing"
+    assert str(refused.value) == (
+        "KEYTURN_AMQP_URL is missing; KEYTURN_PUBLISHER_NAME is missing; `keyturn init` writes "
+        "them to publisher.env, gateway.env or console.env: name the file with --env-file or "
+        "KEYTURN_ENV_FILE"
+    )
+
+
+def test_settings_come_from_the_files_that_a_variable_names_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program of a publisher needs no code for it. Secrets may contain any character."""
+    first, second = tmp_path / "first.env", tmp_path / "second.env"
+    for name in ("DEPLOYMENT", "PEPPER"):
+        monkeypatch.delenv(f"KEYTURN_{name}", raising=False)
+    first.write_text("# a comment\nKEYTURN_PEPPER='a${HOME}b'\nKEYTURN_PUBLISHER_NAME=first\n")
+    second.write_text("KEYTURN_PUBLISHER_NAME=second\nKEYTURN_DEPLOYMENT=second\n")
+    monkeypatch.setenv("KEYTURN_ENV_FILE", f"{first}{os.pathsep}{second}")
+    monkeypatch.delenv("KEYTURN_PUBLISHER_NAME")
+    read = PublisherSettings.read()
+    assert read.pepper.get_secret_value() == "a${HOME}b"
+    assert (read.publisher_name, read.deployment) == ("first", "second")
+    monkeypatch.setenv("KEYTURN_PUBLISHER_NAME", "environment")
+    assert PublisherSettings.read().publisher_name == "environment"
+    monkeypatch.setenv("KEYTURN_ENV_FILE", str(tmp_path / "missing.env"))
+    with pytest.raises(SettingsError, match=r"missing\.env: No such file"):
+        PublisherSettings.read()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextvars import copy_context
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -45,13 +46,14 @@ GROUPS: Final = {
         "keys": "Manage master keys, and export one project's admin KEK.",
     },
     "Operate": {
+        "broker-users": "Print the broker's users and permissions.",
         "doctor": "Check what the bucket, the broker and the sources can do.",
         "status": "Show keyrings, sweeps, and which master keys are in use.",
         "sources": "Show the sources, or the refused objects of one.",
         "sweep": "Bring every object to the desired state, and prove it.",
         "dead": "Inspect, replay or discard dead letters.",
         "audit": "Follow, export or verify the audit trail.",
-        "recover": "Accept a keyring that came from a backup, or that lost its mark.",
+        "recover": "Accept a keyring from a backup, or one that lost its mark.",
     },
     "Serve": {
         "worker": "Run a worker process.",
@@ -73,6 +75,7 @@ _TARGETS: Final = {
     "sweep": "projects:sweep",
     "dead": "dead:app",
     "audit": "audit:app",
+    "broker-users": "broker_users:broker_users",
     "worker": "serve:app",
     "gateway": "serve:gateway",
     "console": "console:app",
@@ -127,7 +130,8 @@ class RootGroup(TyperGroup):
         del ctx
         for title, group in GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(f"{name:8}", summary) for name, summary in group.items()])
+                width = max(8, *map(len, group))
+                formatter.write_dl([(name.ljust(width), text) for name, text in group.items()])
 
     def main(
         self,
@@ -141,7 +145,9 @@ class RootGroup(TyperGroup):
         """Run, print a failure as one line, and exit with the status."""
         del standalone_mode  # typer's own mode prints errors in boxes
         run = super().main
-        status = errors.run(
+        # In a context of its own: one command's options do not stay for the next.
+        status = copy_context().run(
+            errors.run,
             lambda: run(
                 args,
                 prog_name,
@@ -149,7 +155,7 @@ class RootGroup(TyperGroup):
                 standalone_mode=False,
                 windows_expand_args=windows_expand_args,
                 **extra,
-            )
+            ),
         )
         sys.exit(status)
 
@@ -163,24 +169,16 @@ app = typer.Typer(
     'eval "$(keyturn --show-completion)"',
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    invoke_without_command=True,
 )
 
 
 def _load_env_files(paths: list[Path]) -> None:
-    from dotenv import dotenv_values  # noqa: PLC0415
+    from keyturn.settings import read_env_files  # noqa: PLC0415
 
-    from keyturn.settings import PREFIX  # noqa: PLC0415
-
-    for path in paths:
-        try:
-            with path.open(encoding="utf-8") as file:
-                values = dotenv_values(stream=file, interpolate=False)
-        except (OSError, UnicodeDecodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-            raise typer.BadParameter(f"{path}: {reason}") from None
-        for name, value in values.items():
-            if name.startswith(PREFIX) and value is not None:
-                os.environ.setdefault(name, value)
+    # Not only settings: an option of a command may read a variable, too.
+    for name, value in read_env_files(paths).items():
+        os.environ.setdefault(name, value)
 
 
 def _silence_libraries() -> None:
@@ -225,7 +223,14 @@ def root(
 ) -> None:
     """Encrypt many customers' files in one S3 bucket, and rotate their keys."""
     del version
-    _load_env_files(env_file or [])
+    if context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201  # its purpose
+        raise typer.Exit(errors.WRONG_USAGE)
+    if env_file:
+        _load_env_files(env_file)
+    source = context.get_parameter_source("env_file")
+    if source is not None and source.name == "COMMANDLINE":
+        errors.set_env_files(env_file or [])
     from keyturn_workers.process.property_tolerance import tolerate_odd_properties  # noqa: PLC0415
 
     tolerate_odd_properties()

@@ -41,7 +41,7 @@ from keyturn.publisher.event_stream import Start, StreamRecord, follow, last_off
 from keyturn.topology import AUDIT_STREAM, EVENT_KEY_HEADER, SIGNATURE_HEADER, audit_queue
 from keyturn_workers.cli.arguments import MOMENT_FORM, AsJson, AsJsonText, parse_moment
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import Row, print_json, print_line, print_rows
+from keyturn_workers.cli.output import Row, command_group, print_json, print_line, print_rows
 from keyturn_workers.cli.settings import AuditReaderSettings, AuditVerifySettings
 from keyturn_workers.keys.audit.trail import (
     AuditProcess,
@@ -56,7 +56,7 @@ TIMEOUT_S: Final = 10.0
 FAILED: Final = "failed"
 """The outcome of a failure without a code."""
 
-app = typer.Typer(name="audit", help="Follow, export or verify the audit trail.")
+app = command_group("audit", "Follow, export or verify the audit trail.")
 _STDIO: Final = Path("-")
 _PROCESS_COLUMNS: Final = ("process", "role", "host", "first", "last", "records")
 _TIMEOUT_S: Final = 30.0

@@ -14,6 +14,7 @@ from keyturn_workers.cli.settings import BrokerSettings
 from keyturn_workers.core.errors import first_error
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.process.settings import redacted
+from keyturn_workers.storage.setting_hints import with_setting
 
 if TYPE_CHECKING:
     from keyturn_workers.storage.s3 import S3Storage
@@ -49,7 +50,7 @@ def naming_storage(settings: S3Settings) -> Iterator[None]:
         if not isinstance(first, StorageUnavailableError):
             raise
         where = f"(the storage at {storage_endpoint(settings)})"
-        raise StorageUnavailableError(f"{first.detail} {where}".strip()) from exc
+        raise StorageUnavailableError(f"{with_setting(first.detail)} {where}".strip()) from exc
 
 
 @asynccontextmanager

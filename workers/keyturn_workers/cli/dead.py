@@ -50,7 +50,7 @@ from keyturn_workers.cli.arguments import AsJson, Reason
 from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import Row, print_json, print_rows
+from keyturn_workers.cli.output import Row, command_group, print_json, print_rows
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import IntakeKeySettings, ResignSettings
 from keyturn_workers.core.authorization import Arrival, Rules, authorize, verify
@@ -76,7 +76,7 @@ from keyturn_workers.reports.dead_letters.queue import (
     read_letters,
 )
 
-app = typer.Typer(name="dead", help="Inspect, replay or discard dead letters.")
+app = command_group("dead", "Inspect, replay or discard dead letters.")
 
 _COLUMNS: Final = ("queue", "id", "type", "project", "code", "detail", "publisher", "age")
 _REPLAY_LIMIT: Final = 10_000

@@ -26,9 +26,11 @@ from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.objects import read_claims, require_enrolled
 from keyturn_workers.cli.output import count_progress, print_json, print_line, printable
 from keyturn_workers.cli.publishing import (
+    Outcomes,
     print_request_rows,
     publish_row,
     request_row,
+    showing_waits,
     wait_for_row,
 )
 
@@ -71,7 +73,7 @@ def delete(
     """
     if bool(keys) == (prefix is not None):
         raise typer.BadParameter("give object keys, or --prefix to delete all objects under it")
-    command = _Command(project, prefix or "", timeout_s if wait else None)
+    command = _Command(project, prefix or "", timeout_s if wait else None, as_json)
     settings = PublisherSettings.read()
     found = keys or []
     if prefix is not None:
@@ -95,6 +97,7 @@ class _Command:
     project: str
     prefix: str
     timeout_s: float | None
+    as_json: bool
 
 
 async def _list(settings: S3Settings, command: _Command) -> list[str]:
@@ -110,13 +113,13 @@ async def _list(settings: S3Settings, command: _Command) -> list[str]:
             return claims["kind"] in ("tombstone", "gone")
 
         await require_enrolled(storage, command.project)
-        with count_progress(None) as advance:
+        with count_progress(None) as progress:
             async for row in storage.list(root + command.prefix):
                 if not row.size_bytes:
                     empty.append(row.key)
                     continue
                 found.append(row.key)
-                advance(1)
+                progress.advance(1)
             # A tombstone is an empty object, and plaintext may be empty, too: only metadata
             # decides.
             for at in range(0, len(empty), DELETED_KEYS):
@@ -124,7 +127,7 @@ async def _list(settings: S3Settings, command: _Command) -> list[str]:
                 deleted = await asyncio.gather(*map(is_deleted, some))
                 left = [key for key, is_gone in zip(some, deleted, strict=True) if not is_gone]
                 found += left
-                advance(len(left))
+                progress.advance(len(left))
     return [s3_key.removeprefix(root) for s3_key in found]
 
 
@@ -147,17 +150,19 @@ async def _delete(settings: PublisherSettings, command: _Command, keys: Sequence
     """Delete any number of keys, some requests at once; return a row for each, in their order."""
     requests = [keys[at : at + DELETED_KEYS] for at in range(0, len(keys), DELETED_KEYS)]
     slots = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+    outcomes = Outcomes(len(keys))
     async with Publisher.open(settings) as publisher:
-        with count_progress(len(keys), enabled=len(keys) > 1) as advance:
+        with count_progress(len(keys)) as progress:
 
             async def delete_some(some: Sequence[str]) -> list[Row]:
                 async with slots:
-                    rows = await _publish(publisher, command, some)
-                advance(len(some))
+                    rows = await _publish(publisher, command, some, outcomes)
+                progress.advance(len(some))
                 return rows
 
+            waits = showing_waits(outcomes, progress.label, as_json=command.as_json)
             try:
-                async with asyncio.TaskGroup() as group:
+                async with waits, asyncio.TaskGroup() as group:
                     tasks = [group.create_task(delete_some(some)) for some in requests]
             except asyncio.CancelledError:
                 note("not finished: run the same command again to continue")
@@ -165,13 +170,16 @@ async def _delete(settings: PublisherSettings, command: _Command, keys: Sequence
         return [row for task in tasks for row in task.result()]
 
 
-async def _publish(publisher: Publisher, command: _Command, keys: Sequence[str]) -> list[Row]:
+async def _publish(
+    publisher: Publisher, command: _Command, keys: Sequence[str], waits: Outcomes
+) -> list[Row]:
     """Delete up to 1,000 keys by one request; return a row for each."""
     request = request_row(request_id=new_id())
     request_id = request["request_id"]
     publish = partial(publisher.delete_many, command.project, keys, request_id=request_id)
     outcomes: dict[str, Event] = {}
     if await publish_row(request, publish) and command.timeout_s is not None:
+        waits.add_sent(len(keys))
         event = publisher.wait(
             request_id,
             timeout_s=command.timeout_s,
@@ -179,6 +187,7 @@ async def _publish(publisher: Publisher, command: _Command, keys: Sequence[str])
             request_type="delete.requested",
         )
         await wait_for_row(request, event, "deleted")
+        waits.add_answered(len(keys))
         outcomes |= publisher.delete_outcomes(request_id)
     return [_row_of(request, key, outcomes.get(key)) for key in keys]
 

@@ -8,9 +8,11 @@ is imported only at a failure.
 """
 
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +40,9 @@ INTERRUPTED: Final = 130
 
 # typer bundles its own copy of click; this finds its base class in every version.
 UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+
+
+_env_files: ContextVar[tuple[str, ...]] = ContextVar("env_files", default=())
 
 
 class CommandError(Exception):
@@ -88,6 +93,7 @@ def _failure(exc: BaseException) -> str:
     from keyturn.publisher.connection import describe_broker_failure  # noqa: PLC0415
     from keyturn_workers.pipeline.amqp.declarations import TopologyError  # noqa: PLC0415
     from keyturn_workers.reports.dead_letters.queue import DeadLetterError  # noqa: PLC0415
+    from keyturn_workers.storage.setting_hints import with_setting  # noqa: PLC0415
 
     match exc:
         case BrokerUnavailableError():
@@ -95,7 +101,7 @@ def _failure(exc: BaseException) -> str:
         case _ if isinstance(exc, (*_OWN, TopologyError, DeadLetterError)):
             line = str(exc)
         case StorageResponseError():
-            line = f"the storage rejected the request: {exc}"
+            line = f"the storage rejected the request: {with_setting(str(exc))}"
         case AMQPException() | ConnectionError():
             line = f"the broker cannot be reached ({describe_broker_failure(exc)}){_at_broker()}"
         case TimeoutError():
@@ -131,6 +137,17 @@ def _fail(line: str, status: int) -> int:
     if line:
         note(line)
     return status
+
+
+def set_env_files(paths: Sequence[Path]) -> None:
+    """Remember the environment files that this command line names."""
+    _env_files.set(tuple(map(str, paths)))
+
+
+def command_line(*words: str) -> str:
+    """Return a command of `keyturn` that works where this one was given, for a note."""
+    options = [f"--env-file {shlex.quote(path)}" for path in _env_files.get()]
+    return " ".join(("keyturn", *options, *words))
 
 
 def note(line: str) -> None:

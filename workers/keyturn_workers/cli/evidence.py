@@ -29,6 +29,7 @@ from keyturn_workers.cli.arguments import (
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
 from keyturn_workers.cli.output import (
+    command_group,
     print_json,
     print_line,
     print_rows,
@@ -47,7 +48,7 @@ _UNKNOWN: Final = "not verified"
 _UNPROVEN: Final = "unproven"
 _VERIFIED: Final = "verified"
 _SIGNED: Final = "signature verified"
-app = typer.Typer(name="evidence", help="List, show, export or verify evidence.")
+app = command_group("evidence", "List, show, export or verify evidence.")
 _MIN_DIGEST: Final = 8
 
 # Far above any real chain.

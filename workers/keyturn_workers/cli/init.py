@@ -14,8 +14,8 @@ it or verify its signatures.
 
 import json
 import os
-import re
 import secrets
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -29,10 +29,13 @@ from keyturn.settings import SEED_BYTES
 from keyturn.topology import CONTROL_REQUESTS
 from keyturn_workers.cli.arguments import AsJsonText, validate_short_name
 from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.key_files import Keys, add_to_file, env_lines
 from keyturn_workers.cli.keys import held_key_settings, parse_uri
-from keyturn_workers.cli.output import print_json, print_line
+from keyturn_workers.cli.output import command_group, print_json, print_line
 from keyturn_workers.cli.secrets import write_secret
 from keyturn_workers.cli.settings import StorageKeySettings
+from keyturn_workers.core.grants import parse_grants
+from keyturn_workers.process.settings import redacted
 
 WORKER_FILE: Final = "keyturn.env"
 PUBLISHER_FILE: Final = "publisher.env"
@@ -49,11 +52,23 @@ CONSOLE_MAY: Final = [request for request in CONTROL_REQUESTS if request != "enr
 GATEWAY_READS_NOT: Final = ("KEYTURN_ACTIVE_MASTER_KEY",)
 _MASTER_KEYS: Final = "The master keys by id; they open everything"
 _Part = tuple[str, dict[str, str]]
+_PURPOSES: Final = {
+    WORKER_FILE: "workers and the operator's commands: it opens everything",
+    GATEWAY_FILE: "the HTTP gateway",
+    CONSOLE_FILE: "the console",
+    PUBLISHER_FILE: "your service: it publishes requests",
+    STORAGE_FILE: "the development storage of compose.yaml",
+    PASSWORD_FILE.name: "who may sign in to the console",
+}
+_NEXT: Final = (
+    (WORKER_FILE, "doctor"),
+    (WORKER_FILE, "worker", "all"),
+    (GATEWAY_FILE, "gateway"),
+    (PUBLISHER_FILE, "enroll", "acme", "--generate", "--save-to", "acme.key"),
+    (PUBLISHER_FILE, "upload", "acme", "README.md"),
+)
 
-app = typer.Typer(name="keygen", help="Generate a key.")
-
-# Characters that no shell changes in an assignment.
-_UNQUOTED: Final = re.compile(r"[A-Za-z0-9_@%+=:,./?*\[\]-]*")
+app = command_group("keygen", "Generate a key.")
 
 Output = Annotated[
     Path | None,
@@ -61,6 +76,13 @@ Output = Annotated[
 ]
 
 
+AddTo = Annotated[
+    Path | None,
+    typer.Option(
+        help="Add the workers' part to this file: an environment file that has the setting, such "
+        "as keyturn.env, or a JSON file that the setting names.",
+    ),
+]
 KeyId = Annotated[str, typer.Option("--id", help="The key id.", callback=validate_short_name)]
 
 
@@ -105,23 +127,6 @@ def session_key_settings() -> dict[str, str]:
     return {"KEYTURN_CONSOLE_SESSION_KEY": to_base64(new_seed())}
 
 
-def env_lines(settings: dict[str, str]) -> list[str]:
-    """Return settings as lines that a shell, compose and `docker run --env-file` read alike.
-
-    Only values that a shell would change are quoted. Of these, `docker run` and podman keep the
-    quotes, which Keyturn removes from JSON itself.
-
-    Raises:
-        ValueError: a value cannot be quoted.
-    """
-    if any("'" in value or "\n" in value for value in settings.values()):
-        raise ValueError("a value cannot contain a single quote or a line break")
-    return [
-        f"{name}={value}" if _UNQUOTED.fullmatch(value) else f"{name}='{value}'"
-        for name, value in settings.items()
-    ]
-
-
 def _output(parts: dict[str, dict[str, str]], output: Path | None, *, as_json: bool) -> None:
     """Print or write settings, each part under a comment that names its owner."""
     if as_json:
@@ -153,17 +158,55 @@ def api_key(output: Output = None, as_json: AsJsonText = False) -> None:
         print_line(key)
 
 
+def _add(path: Path, setting: str, key_id: str, settings: dict[str, str]) -> None:
+    """Add a new key to a file with this setting.
+
+    Raises:
+        CommandError: the file has a key with this id: it would be lost.
+    """
+
+    def add(keys: Keys) -> None:
+        if key_id in keys:
+            raise CommandError(f"{path} has a key {key_id} already; choose another --id")
+        keys |= json.loads(settings[f"KEYTURN_{setting}"])
+
+    note(f"added {key_id} to {add_to_file(path, setting, add)}")
+
+
 @app.command("master-key")
-def master_key(key_id: KeyId = _KEY_ID, output: Output = None, as_json: AsJsonText = False) -> None:
-    """Generate a master key."""
-    _output({"workers and operator": master_key_settings(key_id)}, output, as_json=as_json)
+def master_key(
+    key_id: KeyId = _KEY_ID,
+    output: Output = None,
+    add_to: AddTo = None,
+    as_json: AsJsonText = False,
+) -> None:
+    """Generate a master key.
+
+    With --add-to the file keeps its other keys and its active one: a sweep with --master-key
+    moves everything to the new key.
+    """
+    settings = master_key_settings(key_id)
+    if add_to is None:
+        _output({"workers and operator": settings}, output, as_json=as_json)
+        return
+    if output is not None or as_json:
+        raise typer.BadParameter("--add-to cannot be used with --output or --json")
+    _add(add_to, "MASTER_KEYS", key_id, settings)
 
 
 @app.command("intake-key")
-def intake_key(key_id: KeyId = _KEY_ID, output: Output = None, as_json: AsJsonText = False) -> None:
+def intake_key(
+    key_id: KeyId = _KEY_ID,
+    output: Output = None,
+    add_to: AddTo = None,
+    as_json: AsJsonText = False,
+) -> None:
     """Generate the key pair that publishers seal secrets to."""
     workers, publishers = intake_key_settings(key_id)
-    _output({"workers only (private)": workers, "publishers": publishers}, output, as_json=as_json)
+    parts = {"workers only (private)": workers, "publishers": publishers}
+    if add_to is not None:
+        _add(add_to, "INTAKE_KEYS", key_id, parts.pop("workers only (private)"))
+    _output(parts, output, as_json=as_json)
 
 
 @app.command("publisher-key")
@@ -171,16 +214,52 @@ def publisher_key(
     name: Annotated[
         str, typer.Option(help="The publisher's name.", callback=validate_short_name)
     ] = "publisher",
+    may: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RIGHT",
+            help="A request that it may sign, such as rotation.requested, a right, or '*'; may be "
+            "repeated. Default: upload.requested.",
+        ),
+    ] = None,
     output: Output = None,
+    add_to: AddTo = None,
     as_json: AsJsonText = False,
 ) -> None:
-    """Generate a publisher's key pair. It may only upload until you allow more."""
-    grant, own = publisher_key_settings(name, ["upload.requested"])
-    parts = {
-        "this publisher only (private)": own,
-        "workers (merge with the other publishers)": {"KEYTURN_PUBLISHERS": json.dumps(grant)},
-    }
+    """Generate a publisher's key pair.
+
+    With --add-to, a publisher of this name in the file gets a second key, and keeps its rights.
+    """
+    grant, own = publisher_key_settings(name, may or ["upload.requested"])
+    try:
+        parse_grants(json.dumps(grant))
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from None
+    parts = {"this publisher only (private)": own}
+    if add_to is None:
+        parts["workers (merge with the other publishers)"] = {
+            "KEYTURN_PUBLISHERS": json.dumps(grant)
+        }
+    else:
+        _add_publisher(add_to, name, grant, has_rights=may is not None)
     _output(parts, output, as_json=as_json)
+
+
+def _add_publisher(path: Path, name: str, grant: dict[str, Any], *, has_rights: bool) -> None:
+    def add(publishers: Keys) -> None:
+        if name not in publishers:
+            publishers |= grant
+            return
+        if has_rights:
+            raise CommandError(
+                f"{path} has a publisher {name} already: its rights stay; omit --may"
+            )
+        try:
+            publishers[name]["keys"] += grant[name]["keys"]
+        except (KeyError, TypeError):
+            raise CommandError(f"{path}: the publisher {name} has no list of keys") from None
+
+    note(f"added a key of {name} to {add_to_file(path, 'PUBLISHERS', add)}")
 
 
 @app.command("event-key")
@@ -265,11 +344,18 @@ def init(
     directory.mkdir(parents=True, exist_ok=True)
     for path in paths:
         write_secret(path, texts[path.name], force=force)
-        print_line(f"wrote {path}")
     if not passwords.exists():  # it holds no key of a deployment: --force keeps its users
         passwords.parent.mkdir(exist_ok=True)
         write_secret(passwords, "")
-        print_line(f"wrote {directory / PASSWORD_FILE}")
+    written = {path: _PURPOSES[path.name] for path in paths}
+    written[directory / PASSWORD_FILE] = _PURPOSES[PASSWORD_FILE.name]
+    width = max(len(str(path)) for path in written)
+    for path, purpose in written.items():
+        print_line(f"{path!s:<{width}}  {purpose}")
+    print_line("")
+    print_line(f"Next, with a broker at {redacted(amqp_url)} and a storage at {s3_endpoint_url}:")
+    for file, *words in _NEXT:
+        print_line(f"  keyturn --env-file {shlex.quote(str(directory / file))} {' '.join(words)}")
 
 
 def _access_keys(settings: StorageKeySettings) -> dict[str, str]:

@@ -42,7 +42,7 @@ from keyturn_workers.cli.arguments import (
 from keyturn_workers.cli.audit import CommandAudit, command_audit
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import Row, print_line, print_rows
+from keyturn_workers.cli.output import Row, command_group, print_line, print_rows
 from keyturn_workers.cli.secrets import read_customer_secrets, write_secret
 from keyturn_workers.cli.settings import MasterKeySettings, StatusSettings
 from keyturn_workers.core.errors import MissingError
@@ -80,7 +80,7 @@ _WRONG: Final = "does not open"
 # The settings of each provider, by the scheme of its URIs; and the common ones.
 _SETTINGS: Final = {"pkcs11": "pkcs11_", "awskms": "aws_kms_", "vault": "vault_"}
 _ALL: Final = "kms_"
-app = typer.Typer(name="keys", help="Manage master keys, and export one project's admin KEK.")
+app = command_group("keys", "Manage master keys, and export one project's admin KEK.")
 
 KNOWN_INFO: Final = record_kek_info(RESERVED_PROJECT)
 """The context for the KEK of the known texts. It opens no project's data."""

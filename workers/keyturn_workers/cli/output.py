@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
@@ -81,6 +81,19 @@ def add_wide_option(command: Any) -> None:
             each.params += get_command(app).params
 
 
+def command_group(name: str, summary: str) -> typer.Typer:
+    """Return an app for the commands of a group, which lists them if it is called alone."""
+    return typer.Typer(
+        name=name, help=summary, callback=_list_commands, invoke_without_command=True
+    )
+
+
+def _list_commands(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())  # noqa: T201  # its purpose
+        raise typer.Exit(2)
+
+
 def printable(text: str) -> str:
     """Return the text with every unprintable character escaped."""
     if text.isprintable():
@@ -119,6 +132,22 @@ def print_rows(
         print_json(rows)
     else:
         print_table(columns, ([row.get(name) for name in columns] for row in rows))
+
+
+def print_section(
+    title: str, rows: Sequence[Row] | None, columns: Sequence[str], *, first: bool = False
+) -> None:
+    """Print a title and its table, or `none` for no rows; of None only the title.
+
+    An empty line precedes it, unless it is the first section.
+    """
+    if not first:
+        print_line("")
+    print_line(title)
+    if rows:
+        print_rows(columns, rows)
+    elif rows is not None:
+        print_line("none")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -236,13 +265,33 @@ def transfer_progress(
         yield TransferProgress(progress, total_bytes)
 
 
+class CountProgress:
+    """Counts items."""
+
+    def __init__(self, progress: Progress, total: int | None) -> None:
+        self._progress = progress
+        self._task_id = progress.add_task("", total=total)
+
+    def label(self, text: str) -> None:
+        """Show what is going on."""
+        self._progress.update(self._task_id, description=printable(text))
+
+    def advance(self, count: int) -> None:
+        """Count further items."""
+        self._progress.advance(self._task_id, count)
+
+
 @contextmanager
-def count_progress(total: int | None, *, enabled: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar for a number of items; yield a function that counts further ones."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_display(*columns, enabled=enabled) as progress:
-        task_id = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task_id, count)
+def count_progress(total: int | None) -> Iterator[CountProgress]:
+    """Yield a progress bar for a number of items; None if it is not known yet."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with progress_display(*columns) as progress:
+        yield CountProgress(progress, total)
 
 
 @contextmanager

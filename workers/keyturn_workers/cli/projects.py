@@ -66,6 +66,7 @@ def enroll(
         project, api_key_file, save_to, generate=generate, as_json=as_json
     )
     request = PendingRequest(project=project)
+    request.keep_new_key(api_key_file, save_to, generated=generate)
 
     async def run() -> Event | None:
         async with Publisher.open(settings) as publisher:
@@ -85,7 +86,8 @@ def enroll(
                 request.id, timeout_s=timeout_s, project=project, request_type="enroll.requested"
             )
 
-    event = asyncio.run(run())
+    with resumable(request):
+        event = asyncio.run(run())
     request.discard_key_if_refused(event, save_to)
     _print_result({"project": project, "request_id": request.id}, event, as_json=as_json)
 
@@ -128,6 +130,7 @@ def rotate(
             project, api_key_file, save_to, generate=generate, as_json=as_json, new=True
         )
     request = PendingRequest(project=project)
+    request.keep_new_key(api_key_file, save_to, generated=generate)
 
     async def run() -> Event | None:
         """Publish, wait and watch as requested; return the last event, or None without waiting."""
@@ -147,6 +150,7 @@ def rotate(
                 request.id, timeout_s=timeout_s, project=project, request_type=_ROTATION
             )
             request.discard_key_if_refused(event, save_to)
+            request.new_key = None
             if not watching or not isinstance(event, RotationAccepted):
                 return event
             if not as_json:

@@ -4,8 +4,11 @@ Each request has its id before it is sent. So a second attempt is the same reque
 stops waiting learns which id to follow.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +24,14 @@ from keyturn.errors import (
 from keyturn.identifiers import ALL_PROJECTS
 from keyturn.messages.events import Event, Failed, ProjectEnrolled, Rejected, RotationAccepted
 from keyturn.publisher.requests import new_id
-from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.output import print_rows
+from keyturn_workers.cli.bucket import optional_task
+from keyturn_workers.cli.errors import CommandError, command_line, note
+from keyturn_workers.cli.output import print_line, print_rows
 
 PUBLISH_ATTEMPTS: Final = 2
+_TICK_S: Final = 1.0
+_NOTICEABLE_S: Final = 2
+_NOTE_EVERY_S: Final = 10
 
 
 @dataclass(slots=True)
@@ -34,17 +41,25 @@ class PendingRequest:
     Attributes:
         sent: True if the broker has confirmed it.
         repeated: True if it took more than one attempt, each of which may have arrived.
+        new_key: Where the API key is that the project gets if the request is served: a file, or
+            words for it; None without a new key, or once the outcome is known.
     """
 
     id: str = field(default_factory=new_id)
     project: str | None = None
     sent: bool = False
     repeated: bool = False
+    new_key: str | None = None
 
     async def send(self, publish: Callable[[], Awaitable[str]]) -> None:
         """Publish the request; errors as `publish_with_retry`."""
         self.repeated = await publish_with_retry(publish) > 1
         self.sent = True
+
+    def keep_new_key(self, file: Path | None, saved_to: Path | None, *, generated: bool) -> None:
+        """Note where the new API key is, if it is not with the user alone."""
+        path = saved_to or file
+        self.new_key = str(path) if path is not None else "the API key above" if generated else None
 
     def discard_key_if_refused(self, event: Event | None, saved_to: Path | None) -> None:
         """Delete the file of an API key generated for this request, if the request was refused.
@@ -87,20 +102,32 @@ async def publish_with_retry(
 
 @contextmanager
 def resumable(request: PendingRequest) -> Iterator[None]:
-    """If the wait ends early, say that the work continues and how to follow it."""
+    """If the wait ends early, say that the work continues and how to follow it.
+
+    If no outcome is known yet, a new API key may have become the only one.
+    """
     named = request.project not in (None, ALL_PROJECTS)
-    option = f" --project {request.project}" if named else ""
-    hint = (
-        f"it continues in the background; to follow it: keyturn status {request.id}{option} --watch"
-    )
+    option = (f"--project {request.project}",) if named else ()
+    follow = command_line("status", request.id, *option, "--watch")
+    hint = f"it continues in the background; to follow it: {follow}"
     try:
         yield
     except KeyboardInterrupt:
         if request.sent:
+            _keep(request)
             note(hint)
         raise
     except WaitTimeoutError as exc:
+        _keep(request)
         raise CommandError(f"{exc}. Otherwise {hint}") from exc
+    except OutcomeUnknownError:
+        _keep(request)
+        raise
+
+
+def _keep(request: PendingRequest) -> None:
+    if request.new_key is not None:
+        note(f"keep {request.new_key}: it may become the only key of {request.project}")
 
 
 def request_status(event: Event | None) -> str:
@@ -170,6 +197,71 @@ async def wait_for_row(row: dict[str, Any], event: Awaitable[Event], done: str) 
         row.update(status="rejected", code=outcome.code, detail=outcome.detail)
 
 
+class Outcomes:
+    """Counts requests and their outcomes, to say what a command waits for.
+
+    Attributes:
+        total: The number of items, such as files.
+        sent: How many are published.
+        answered: How many have their outcome.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = total
+        self.sent = 0
+        self.answered = 0
+        self._clock = clock
+        self._changed_s = clock()
+
+    def add_sent(self, count: int = 1) -> None:
+        """Count published items."""
+        self.sent += count
+        self._changed_s = self._clock()
+
+    def add_answered(self, count: int = 1) -> None:
+        """Count items with an outcome."""
+        self.answered += count
+        self._changed_s = self._clock()
+
+    @property
+    def waited_s(self) -> int:
+        """For how many seconds nothing has been sent or answered; 0 if nothing is awaited."""
+        return int(self._clock() - self._changed_s) if self.sent > self.answered else 0
+
+    def __str__(self) -> str:
+        """What is done, and what is awaited since when."""
+        wait = f"waiting for a worker ({self.waited_s} s)"
+        if self.total == 1:
+            return f"sent; {wait}"
+        if not self.answered:
+            return f"{self.sent:,} of {self.total:,} sent; {wait}"
+        done = f"{self.answered:,} of {self.total:,} answered"
+        return f"{done}; {wait}" if self.waited_s >= _NOTICEABLE_S else done
+
+
+@asynccontextmanager
+async def showing_waits(
+    outcomes: Outcomes, label: Callable[[str], None], *, as_json: bool
+) -> AsyncIterator[None]:
+    """Show what is awaited, within; outside a terminal, in a line every ten seconds."""
+
+    async def show() -> None:
+        noted_s = 0
+        while True:
+            await asyncio.sleep(_TICK_S)
+            waited_s = outcomes.waited_s
+            if waited_s and sys.stderr.isatty():
+                label(str(outcomes))
+            elif waited_s >= noted_s + _NOTE_EVERY_S and not as_json:
+                note(str(outcomes))
+                noted_s = waited_s
+            elif waited_s < noted_s:
+                noted_s = 0
+
+    async with optional_task(show):
+        yield
+
+
 def _short(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row for a table: the possible causes of silence are only in the error."""
     if row["status"] != "pending":
@@ -178,18 +270,33 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_request_rows(
-    columns: Sequence[str], rows: Sequence[dict[str, Any]], label: str, done: str, *, as_json: bool
+    columns: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    label: str,
+    done: str,
+    *,
+    as_json: bool,
+    summary: str | None = None,
 ) -> None:
     """Print the columns that have a value, and fail if any request did.
+
+    With a `summary`, a table has only the failures, and the summary follows it.
 
     `label` is the column that identifies a row, `done` the status of a successful request.
 
     Raises:
         CommandError: the first failure, and the number of failures.
     """
-    used = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    print_rows(used, rows if as_json else [_short(row) for row in rows], as_json=as_json)
-    if failed := [row for row in rows if row["status"] not in ("queued", done)]:
+    failed = [row for row in rows if row["status"] not in ("queued", done)]
+    shown = rows if summary is None or as_json else failed
+    used = [name for name in columns if any(row.get(name) is not None for row in shown)]
+    if as_json:
+        print_rows(used, shown, as_json=True)
+    elif shown or summary is None:
+        print_rows(used, [_short(row) for row in shown])
+    if summary is not None and not as_json:
+        print_line(summary)
+    if failed:
         first = failed[0]
         reason = ": ".join(part for part in (first["code"], first["detail"]) if part)
         if len(rows) > 1:

@@ -98,7 +98,7 @@ def recover(
     timeout_s: TimeoutS = 60,
     as_json: AsJson = False,
 ) -> None:
-    """Accept a keyring that came from a backup, or that lost its mark.
+    """Accept a keyring from a backup, or one that lost its mark.
 
     The API key of that keyring's generation opens the project again. So first make sure that you,
     not an attacker, put it there.

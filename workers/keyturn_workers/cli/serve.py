@@ -1,14 +1,14 @@
 """`keyturn worker` and `keyturn gateway`: a process that serves (SPEC 6.2, 9, 14)."""
 
-import typer
 import uvloop
 
 from keyturn_workers.cli.bucket import naming_storage
+from keyturn_workers.cli.output import command_group
 from keyturn_workers.process.background import run_to_end
 from keyturn_workers.process.logging import configure
 from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
 
-app = typer.Typer(name="worker", help="Run a worker process.")
+app = command_group("worker", "Run a worker process.")
 
 
 def _run(*roles: str) -> None:

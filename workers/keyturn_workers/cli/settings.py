@@ -108,6 +108,12 @@ class ResignSettings(DeploymentSettings):
     request_max_age_s: Annotated[int, Field(ge=1)] = 7 * 24 * 3600
 
 
+class PublishersSettings(Settings):
+    """The publishers alone."""
+
+    publishers: Publishers
+
+
 class IntakeKeySettings(Settings):
     """The intake keys, to open secrets that another publisher sealed."""
 

@@ -6,30 +6,23 @@ and must never show a key, a wrap or a DEK.
 """
 
 import asyncio
-import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.counts import Counts
 from keyturn.crypto.signatures import VerifyKey
 from keyturn.errors import (
     NotFoundError,
     SettingsError,
     UnknownProjectError,
 )
-from keyturn.identifiers import ALL_PROJECTS, is_uuid, parse_time
-from keyturn.messages.events import Event, Failed, Rejected
-from keyturn.messages.status import ProjectStatus, StatusFilter, SweepStatus
-from keyturn.progress import describe
-from keyturn.publisher.client import Publisher
-from keyturn.publisher.event_matcher import EventMatcher, is_end
+from keyturn.identifiers import ALL_PROJECTS, is_uuid
+from keyturn.messages.events import Rejected
+from keyturn.messages.status import ProjectStatus
 from keyturn.settings import PublisherSettings
 from keyturn_workers.cli.arguments import AsJson, validate_project
 from keyturn_workers.cli.bucket import open_bucket
@@ -39,14 +32,13 @@ from keyturn_workers.cli.output import (
     Row,
     print_json,
     print_line,
-    print_rows,
+    print_section,
     print_table,
     shown_time,
 )
-from keyturn_workers.cli.publishing import PendingRequest, resumable
+from keyturn_workers.cli.publishing import PendingRequest, event_error, resumable
 from keyturn_workers.cli.reports import (
     OBJECTS_AT_ONCE,
-    WHOLE,
     StatusReports,
     find_rolled_back,
     master_key_rows,
@@ -55,168 +47,37 @@ from keyturn_workers.cli.reports import (
     read_records,
     take_census,
     unreadable_rows,
-    unreadable_sweeps,
 )
 from keyturn_workers.cli.settings import AuditReaderSettings, StatusSettings
-from keyturn_workers.cli.watch import check_end, not_clean, object_counter, watch
+from keyturn_workers.cli.sweep_status import (
+    MAX_SHOWN,
+    NO_SWEEP,
+    OwnRequest,
+    SweepReader,
+    check_report,
+    read_own,
+    show_report,
+    sweep_row,
+)
 from keyturn_workers.keys.customer_keys.providers import open_customer_keys
 from keyturn_workers.keys.customer_keys.secrets import IN_COMMANDS
 from keyturn_workers.keys.keyring.mark_stream import MarkStream
-from keyturn_workers.keys.sweep_records import parse_record_path
-from keyturn_workers.process.settings import OperatorSettings
 
 # For the listing, its count and the records, in addition to the objects.
 _SPARE_CONNECTIONS: Final = 4
-_MAX_SHOWN: Final = 20
 _SEVERAL: Final = 2
 # Columns of tables that are shown only if a row has a value there.
 _RARE: Final = ("code", "mark", "customer_key", "customer_key_code", "erased_at")
-_NO_SWEEP: Final = "the bucket has no sweep or rotation with this id"
+_NO_EVENT: Final = (
+    "this publisher has no event of a request with this id in the last 14 days; its record is in "
+    "the bucket, for the settings of the operator"
+)
 _REMOVED: Final = "removed"
 WAYS_OUT: Final = {
     "rolled_back": "restore the newest record, or `keyturn recover {project}`",
     _REMOVED: "restore the newest record, or `keyturn enroll {project} --adopt`",
     "unknown": "`keyturn recover {project}`, if the broker or the bucket was restored",
 }
-
-PART_COLUMNS: Final = ("project", "status", "code", "clean", "objects", "rewrapped", "failed")
-_FIELDS: Final = (
-    *("sweep_id", "kind", "project", "status", "waits_for_round", "code", "detail", "clean"),
-    *("requested_at", "started_at", "ended_at"),
-    *("master_key", "encrypt_plaintext", "repair"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class SweepReport:
-    """The content of a sweep's record.
-
-    Attributes:
-        row: The sweep as a row.
-        document: The output of the command.
-        other_projects: Projects with another sweep of the same id: publishers choose the ids.
-    """
-
-    row: SweepStatus
-    document: dict[str, Any]
-    other_projects: tuple[str, ...] = ()
-
-
-async def read_sweep(
-    settings: OperatorSettings,
-    sweep_id: str,
-    project: str | None,
-    limit: int | None,
-    *,
-    time_left: bool = False,
-) -> SweepReport | None:
-    """Return the report of a sweep; None if there is no record of it.
-
-    Without `project` it is a sweep of all, or of the first project. `limit` is how many failures to
-    list, None for all. The time left needs a count of all objects.
-
-    Raises:
-        CommandError: the record does not open.
-        StorageUnavailableError: the storage does not respond.
-    """
-    # One more than the limit, to know whether there are more.
-    failures = sys.maxsize if limit is None else limit + 1
-    bounds = replace(WHOLE, counts_objects=time_left, failures=failures)
-    async with (
-        open_bucket(settings) as storage,
-        open_report_keys(settings, storage, "status") as keys,
-    ):
-        reports = StatusReports(storage, keys, bounds=bounds)
-        names = [project] if project is not None else await _projects_of(reports, sweep_id)
-        if not names:
-            return None
-        rows = await reports.rows("sweep", names[0], sweep_id=sweep_id)
-        if not rows:
-            return None
-        row, *parts = rows
-        if row.status is None and not row.part_of_all:
-            raise CommandError(f"{row.code}: {row.detail}" if row.detail else str(row.code))
-        found = await reports.rows("failures", names[0], sweep_id=sweep_id)
-    # Each page of the view begins with the sweep itself.
-    parts = sorted(
-        (part for part in parts if part.project != row.project), key=lambda part: part.project
-    )
-    document = _document(row, parts)
-    document["failures"] = [each.model_dump() for each in found[:limit]]
-    document["more_failures"] = limit is not None and len(found) > limit
-    return SweepReport(row, document, tuple(names[1:]))
-
-
-async def _projects_of(reports: StatusReports, sweep_id: str) -> list[str]:
-    """Return the projects that have a sweep with this id; only `*` if there is one of all.
-
-    The parts of a sweep of all share its id; they are not other sweeps.
-    """
-    wanted = StatusFilter(text=sweep_id, parts=True)
-    rows = await reports.rows("sweeps", filter=wanted)
-    found = sorted({row.project for row in rows if row.sweep_id == sweep_id})
-    if ALL_PROJECTS in found:
-        return [ALL_PROJECTS]
-    if not found:
-        paths = map(parse_record_path, unreadable_sweeps(await read_records(reports, None)))
-        unreadable = sorted(path.project for path in paths if path is not None and path.is_main)
-        if unreadable:
-            shown = ", ".join(unreadable[:_MAX_SHOWN])
-            note(f"the records of these projects do not open: {shown}")
-    return found
-
-
-def _document(row: SweepStatus, parts: Sequence[SweepStatus]) -> dict[str, Any]:
-    values = row.model_dump() | sweep_row(row)
-    progress = row.progress
-    document = {name: values[name] for name in _FIELDS} | {
-        "counts": {} if row.counts is None else row.counts.model_dump(),
-        "rate_per_s": None if row.rate_per_s is None else round(row.rate_per_s, 1),
-        "left_s": row.left_s,
-        "progress": None if progress is None else progress.model_dump(exclude_none=True),
-        "round": row.round_id,
-        "round_also_answers": list(row.also_answers or ()),
-    }
-    if row.project == ALL_PROJECTS:
-        return document | {
-            "parts": {
-                "ended_clean": row.parts_clean,
-                "live": _part_rows(part for part in parts if part.ended_at is None),
-                "ended_not_clean": _part_rows(part for part in parts if part.ended_at is not None),
-            }
-        }
-    return document | {
-        "proves_generation": row.generation,
-        "proves_master_key": row.proves_master_key,
-        "ranges": row.ranges,
-        "ranges_planned": row.ranges_planned,
-        "pages": row.pages,
-        "pages_not_proven": row.pages_open,
-        "proof_not_before": progress and shown_time(progress.proof_possible_at),
-    }
-
-
-def _part_rows(parts: Iterable[SweepStatus]) -> list[Row]:
-    return [{name: sweep_row(part)[name] for name in PART_COLUMNS} for part in parts]
-
-
-def sweep_row(row: SweepStatus) -> Row:
-    """Return a sweep in one row."""
-    counts = row.counts or Counts()
-    return {
-        "sweep_id": row.sweep_id,
-        "kind": row.kind,
-        "project": row.project,
-        "status": row.status,
-        "code": row.code,
-        "clean": row.clean,
-        "objects": counts.objects,
-        "rewrapped": counts.rewrapped,
-        "failed": counts.failed,
-        "started_at": shown_time(row.started_at),
-        "ended_at": shown_time(row.ended_at),
-        "detail": row.detail,
-    }
 
 
 def _validate_sweep_project(value: str | None) -> str | None:
@@ -246,7 +107,7 @@ def status(
         bool,
         typer.Option(
             "--failures",
-            help=f"Show all failures of a sweep, not only the first {_MAX_SHOWN}.",
+            help=f"Show all failures of a sweep, not only the first {MAX_SHOWN}.",
         ),
     ] = False,
     watching: Annotated[
@@ -256,36 +117,114 @@ def status(
             help="Follow a sweep until it ends; exit with 1 unless it is clean.",
         ),
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With an id: show every field of the record.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show keyrings, sweeps, and which master keys are in use.
 
     With an id: the progress and the failures of that sweep or rotation. Objects are counted
     by the wraps that your master keys open, never by labels.
+
+    This needs the operator's settings. With those of a publisher, an id of one of its own
+    requests is enough: its events say how it goes.
     """
     sweep_id = target if target is not None and is_uuid(target) else None
-    if (watching or failures) and sweep_id is None:
-        raise typer.BadParameter("--watch and --failures need the id of a sweep or rotation")
-    if project is not None and sweep_id is None:
-        raise typer.BadParameter("--project needs the id of a sweep or rotation")
-    settings = StatusSettings.read()
-    publisher = PublisherSettings.read() if watching else None
-    report = None
-    if sweep_id is not None:
-        limit = None if failures else _MAX_SHOWN
-        read = partial(read_sweep, settings, sweep_id, project, limit)
-        report = asyncio.run(read(time_left=not no_objects))
-    if report is not None and publisher is not None:
-        _watch_sweep(publisher, report, project, read, as_json=as_json)
-    elif report is not None:
-        if failures and report.row.clean and not as_json:
-            print_line("no failures")
-        else:
-            _show_sweep(report, as_json=as_json)
-    elif watching or failures or project is not None:
-        raise NotFoundError(_NO_SWEEP)
-    else:
+    if sweep_id is None:
+        if watching or failures or verbose:
+            raise typer.BadParameter(
+                "--watch, --failures and --verbose need the id of a sweep or rotation"
+            )
+        if project is not None:
+            raise typer.BadParameter("--project needs the id of a sweep or rotation")
+    given = _Given(project, not no_objects, failures, watching, verbose, as_json)
+    try:
+        settings = StatusSettings.read()
+    except SettingsError as exc:
+        publisher = None if sweep_id is None else _publisher(exc)
+        if publisher is None or sweep_id is None:
+            raise
+        _show_own(publisher, sweep_id, given)
+        return
+    if sweep_id is None or not _show_sweep(settings, sweep_id, given):
         asyncio.run(_show_overview(settings, target, objects=not no_objects, as_json=as_json))
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The options of the command."""
+
+    project: str | None
+    counts_objects: bool
+    failures: bool
+    watching: bool
+    verbose: bool
+    as_json: bool
+
+
+# One sweep, rotation or other request.
+
+
+def _show_sweep(settings: StatusSettings, sweep_id: str, given: _Given) -> bool:
+    """Show a sweep by its record, or follow it to its end; return False if there is none.
+
+    A project may have a name that looks like an id. Options that need a sweep exclude that.
+    """
+    limit = None if given.failures else MAX_SHOWN
+    project = given.project
+    reader = SweepReader(settings, sweep_id, project, limit, counts_objects=given.counts_objects)
+    report = asyncio.run(reader.read())
+    if report is None:
+        if given.watching or given.failures or given.verbose or project is not None:
+            raise NotFoundError(NO_SWEEP)
+        return False
+    row = report.row
+    if given.watching and report.other_projects and project is None:
+        several = ", ".join((row.project, *report.other_projects)[:MAX_SHOWN])
+        raise CommandError(f"several projects have a sweep with this id; add --project: {several}")
+    if given.watching and row.status == "running":
+        with resumable(PendingRequest(id=row.sweep_id, project=row.project, sent=True)):
+            report = asyncio.run(reader.watch(row.project, as_json=given.as_json))
+    if given.failures and report.row.clean and not given.as_json:
+        print_line("no failures")
+    else:
+        show_report(report, as_json=given.as_json, verbose=given.verbose)
+    if given.watching:
+        check_report(report.row)
+    return True
+
+
+def _publisher(problem: SettingsError) -> PublisherSettings | None:
+    """Return the settings of a publisher, if only those of the operator are missing."""
+    if "KEYTURN_MASTER_KEYS is missing" not in str(problem):
+        return None
+    try:
+        return PublisherSettings.read()
+    except SettingsError:
+        return None
+
+
+def _show_own(publisher: PublisherSettings, request_id: str, given: _Given) -> None:
+    """Show a publisher's own request by its events, or follow it to its end."""
+    own = OwnRequest(request_id)
+    read = read_own(publisher, own, given.project, watching=given.watching, as_json=given.as_json)
+    with resumable(PendingRequest(id=request_id, project=given.project, sent=True)):
+        asyncio.run(read)
+    if own.newest is None:
+        raise NotFoundError(_NO_EVENT)
+    if (report := own.report()) is not None:
+        show_report(report, as_json=given.as_json, verbose=given.verbose)
+        if given.watching:
+            check_report(report.row)
+        return
+    if isinstance(own.newest, Rejected):
+        raise event_error(own.newest)
+    document = own.newest.model_dump(mode="json")
+    if given.as_json:
+        print_json(document)
+    else:
+        print_table(("field", "value"), document.items())
 
 
 # Everything, or one project.
@@ -306,7 +245,7 @@ async def _show_overview(
         records = await read_records(reports, project)
         is_known = any(row.mark != _REMOVED for row in keyrings)
         if project is not None and is_uuid(project) and not is_known:
-            raise NotFoundError(_NO_SWEEP)
+            raise NotFoundError(NO_SWEEP)
         groups = None
         if objects:
             groups = await take_census(reports, storage, project)
@@ -418,10 +357,10 @@ def _print_overview(document: dict[str, Any], project: str | None) -> None:
         print_line(f"Newest evidence: {newest[0] or 'none'}")
     running = [row for row in document["sweeps"] if row["status"] == "running"]
     ended = document["sweeps"][len(running) :]
-    _print_section("Sweeps", running + ended[:_MAX_SHOWN])
-    if len(ended) > _MAX_SHOWN:
+    _print_section("Sweeps", running + ended[:MAX_SHOWN])
+    if len(ended) > MAX_SHOWN:
         hint = "add --json" if project is not None else "add --json or name a project"
-        note(f"{len(ended) - _MAX_SHOWN} older sweeps are not shown; {hint} to see them")
+        note(f"{len(ended) - MAX_SHOWN} older sweeps are not shown; {hint} to see them")
     if failing := document["records_that_do_not_open"]:
         _print_section("Unreadable records", failing, ("record", "code", "detail"))
     if document["objects"] is not None:
@@ -437,113 +376,7 @@ def _print_section(
     title: str, rows: list[Row], columns: Sequence[str] = (), *, first: bool = False
 ) -> None:
     """Print a table; by default without `detail`, long digests, and rare columns that are empty."""
-    if not first:
-        print_line("")
-    print_line(title)
-    if not rows:
-        print_line("none")
-        return
     unused = [name for name in _RARE if not any(row.get(name) for row in rows)]
     hidden = {"detail", "evidence", *unused}
-    columns = columns or [name for name in rows[0] if name not in hidden]
-    print_rows(columns, rows)
-
-
-# One sweep.
-
-
-def _show_sweep(report: SweepReport, event: Event | None = None, *, as_json: bool) -> None:
-    document = report.document
-    if as_json:
-        final = {} if event is None else {"event": event.model_dump(mode="json")}
-        print_json(document | final)
-    else:
-        nested = ("counts", "parts", "failures", "more_failures", "progress")
-        fields = {name: value for name, value in document.items() if name not in nested}
-        progress = report.row.progress
-        if progress is not None and progress.phase != "ended":
-            fields["phase"] = describe(progress, datetime.now(UTC))
-        fields["round_also_answers"] = ", ".join(document.get("round_also_answers", ())) or None
-        rows = [(name, value) for name, value in fields.items() if value is not None]
-        print_table(("field", "value"), [*rows, *document["counts"].items()])
-        if parts := document.get("parts"):
-            title = f"Parts: {parts['ended_clean']} ended clean; the others:"
-            _print_section(title, parts["live"] + parts["ended_not_clean"], PART_COLUMNS)
-        if document["failures"]:
-            _print_section("Failures", document["failures"], ("code", "project", "key"))
-        if document["more_failures"]:
-            note("there are more failures; add --failures to see all")
-    if others := report.other_projects[:_MAX_SHOWN]:
-        note(f"other projects have a sweep with this id: {', '.join(others)}")
-
-
-def _watch_sweep(
-    publisher: PublisherSettings,
-    report: SweepReport,
-    project: str | None,
-    read: Callable[[], Coroutine[Any, Any, SweepReport | None]],
-    *,
-    as_json: bool,
-) -> None:
-    """Follow a sweep until it ends, show its report, and fail unless it is clean.
-
-    Publishers choose ids. So another project may have a sweep with this id, and its end must not
-    pass for the end of this one.
-    """
-    row = report.row
-    if report.other_projects and project is None:
-        several = ", ".join((row.project, *report.other_projects)[:_MAX_SHOWN])
-        raise CommandError(f"several projects have a sweep with this id; add --project: {several}")
-    if row.part_of_all:
-        raise CommandError("this is one part of a sweep of all; add --project '*' to watch it")
-    if row.status == "running" and row.kind == "erasure":
-        raise CommandError("an erasure has no progress to watch; leave out --watch")
-    if row.status == "running":
-        with resumable(PendingRequest(id=row.sweep_id, project=row.project, sent=True)):
-            event = asyncio.run(_follow(publisher, report, as_json=as_json))
-        _show_sweep(asyncio.run(read()) or report, event, as_json=as_json)
-        check_end(event, row.sweep_id)
-        return
-    _show_sweep(report, as_json=as_json)
-    if row.code is not None:
-        raise CommandError(f"{row.code}: {row.detail}" if row.detail else row.code)
-    if not row.clean:
-        counts = report.document["counts"]
-        raise CommandError(not_clean(counts["failed"], counts["noncurrent_stale"]))
-
-
-async def _follow(settings: PublisherSettings, report: SweepReport, *, as_json: bool) -> Event:
-    """Show the progress until the end; return the last event."""
-    row = report.row
-    count = None if row.project == ALL_PROJECTS else object_counter(row.project)
-    since = None if row.started_at is None else parse_time(row.started_at)
-    async with Publisher.open(settings) as publisher:
-        events = _own_events(row, publisher.events(since))
-        return await watch(events, as_json=as_json, count=count)
-
-
-async def _own_events(
-    row: SweepStatus, events: AsyncGenerator[Event, None]
-) -> AsyncGenerator[Event, None]:
-    """Yield the events of this sweep until it ends.
-
-    Skips those of another sweep or rotation with the same id, and rejections: each answers one
-    request, and the sweep goes on.
-    """
-    matcher = EventMatcher(
-        publisher=row.publisher,
-        project=row.project,
-        request_type="rotation.requested" if row.kind == "rotation" else "sweep.requested",
-        request_id=row.sweep_id,
-    )
-    stepped_at = None if row.stepped_at is None else parse_time(row.stepped_at)
-    async with aclosing(events):
-        async for event in events:
-            if not matcher.matches(event) or isinstance(event, Rejected):
-                continue
-            # It had failed before it continued: its dead letter was replayed.
-            if isinstance(event, Failed) and stepped_at and parse_time(event.at) < stepped_at:
-                continue
-            yield event
-            if is_end(event):
-                return
+    columns = columns or [name for name in (rows[0] if rows else ()) if name not in hidden]
+    print_section(title, rows, columns, first=first)

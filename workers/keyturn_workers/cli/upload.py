@@ -8,6 +8,8 @@ import asyncio
 import mimetypes
 import os
 import sys
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,9 +18,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from keyturn.errors import MalformedRequestError, SettingsError
+from keyturn.errors import AlreadyExistsError, MalformedRequestError, SettingsError
 from keyturn.identifiers import check_object_key
+from keyturn.messages.requests import INLINE_MAX_BYTES
 from keyturn.metadata import check_content_type, encode_caller_metadata
+from keyturn.progress import format_bytes
 from keyturn.publisher.client import Publisher
 from keyturn.publisher.requests import new_id
 from keyturn.publisher.staging import blocks
@@ -28,9 +32,11 @@ from keyturn_workers.cli.errors import note
 from keyturn_workers.cli.output import TransferProgress, transfer_progress
 from keyturn_workers.cli.publishing import (
     PUBLISH_ATTEMPTS,
+    Outcomes,
     print_request_rows,
     publish_row,
     request_row,
+    showing_waits,
     wait_for_row,
 )
 
@@ -134,6 +140,7 @@ class _Options:
     metadata: dict[str, str]
     concurrency: int
     timeout_s: float | None
+    as_json: bool
 
 
 def upload(
@@ -160,12 +167,27 @@ def upload(
     as_json: AsJson = False,
 ) -> None:
     """Upload files and folders."""
-    options = _Options(project, _metadata(metadata or []), concurrency, timeout_s if wait else None)
+    options = _Options(
+        project, _metadata(metadata or []), concurrency, timeout_s if wait else None, as_json
+    )
     _check_content_type(content_type)
     settings = PublisherSettings.read()
     files = _select(paths, key, key_prefix, content_type)
-    rows = asyncio.run(_upload_all(settings, _staging_settings(), files, options))
-    print_request_rows(_COLUMNS, rows, "path", "stored", as_json=as_json)
+    began_s = time.monotonic()
+    rows = asyncio.run(_upload_all(settings, _staging_settings(files), files, options))
+    summary = _summary(rows, time.monotonic() - began_s)
+    print_request_rows(_COLUMNS, rows, "path", "stored", as_json=as_json, summary=summary)
+
+
+def _summary(rows: list[dict[str, Any]], elapsed_s: float) -> str:
+    """Return how many files were stored, or only sent, with their size and the time."""
+    stored = [row for row in rows if row["status"] == "stored"]
+    queued = sum(row["status"] == "queued" for row in rows)
+    size = format_bytes(sum(row["size"] or 0 for row in stored))
+    of = f"{len(stored):,}" if len(stored) == len(rows) else f"{len(stored):,} of {len(rows):,}"
+    if queued:
+        return f"{queued:,} of {len(rows):,} files sent; `--json` prints their ids"
+    return f"{of} file{'s' if len(rows) > 1 else ''} stored, {size}, {elapsed_s:.1f} s"
 
 
 def _metadata(pairs: list[str]) -> dict[str, str]:
@@ -214,14 +236,19 @@ def _select(
     return [replace(files[0], object_key=validate_object_key(key), problem=None)]
 
 
-def _staging_settings() -> S3Settings | None:
-    """Return the bucket for staging large bodies; None without one, which small bodies allow."""
+def _staging_settings(files: list[SelectedFile]) -> S3Settings | None:
+    """Return the bucket for staging large bodies; None without one, or without such a body.
+
+    Without such a body nothing is opened, and botocore is not loaded.
+    """
     try:
-        return S3Settings.read()
+        settings = S3Settings.read()
     except SettingsError as exc:
         if "KEYTURN_S3_BUCKET is missing" in str(exc):
             return None
         raise
+    large = any(file.size_bytes is None or file.size_bytes > INLINE_MAX_BYTES for file in files)
+    return settings if large else None
 
 
 async def _upload_all(
@@ -234,21 +261,45 @@ async def _upload_all(
     known = [size for size in sizes if size is not None]
     total_bytes = sum(known) if len(known) == len(sizes) else None
     slots = asyncio.Semaphore(options.concurrency)
+    outcomes = Outcomes(len(files))
+    rows = [
+        request_row(path=file.display_name, key=file.object_key, upload_id=new_id())
+        for file in files
+    ]
     with transfer_progress(total_bytes) as progress:
         async with Publisher.open(settings, s3=staging) as publisher:
 
-            async def upload_one(file: SelectedFile) -> dict[str, Any]:
-                row = request_row(path=file.display_name, key=file.object_key, upload_id=new_id())
+            async def upload_one(file: SelectedFile, row: dict[str, Any]) -> None:
                 async with slots:
                     sent = await _send(publisher, file, options, row, progress)
                 # The next files are sent while this one waits for its event.
                 if sent and options.timeout_s is not None:
+                    outcomes.add_sent()
                     await _await_event(publisher, options.project, row, options.timeout_s)
-                return row
+                    outcomes.add_answered()
 
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(upload_one(file)) for file in files]
-        return [task.result() for task in tasks]
+            waits = showing_waits(outcomes, progress.label, as_json=options.as_json)
+            try:
+                async with waits, asyncio.TaskGroup() as group:
+                    for file, row in zip(files, rows, strict=True):
+                        group.create_task(upload_one(file, row))
+            except asyncio.CancelledError:
+                note(_interrupted(rows))
+                raise
+    return rows
+
+
+def _interrupted(rows: list[dict[str, Any]]) -> str:
+    """Return what was stored before an interruption, and how to go on."""
+    states = Counter(row["status"] for row in rows)
+    unsent = sum(row["status"] == "failed" and row["detail"] is None for row in rows)
+    text = f"{states['stored']:,} of {len(rows):,} files are stored"
+    if states["queued"]:
+        text += f", {states['queued']:,} more were sent and will be, unless they are rejected"
+    if unsent:
+        text += f", {unsent:,} were not sent"
+    code = AlreadyExistsError.code
+    return f"{text}. To go on, run the same command again: of a stored file it says {code}"
 
 
 async def _send(

@@ -17,6 +17,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as ProgressBar
+from rich.table import Column
 
 from keyturn.counts import Counts
 from keyturn.errors import PublisherError, SettingsError
@@ -29,10 +30,11 @@ from keyturn.messages.events import (
     RotationAccepted,
     SweepProgressed,
 )
+from keyturn.messages.status import SweepStatus
 from keyturn.progress import Progress, describe
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.bucket import count_objects, open_bucket, optional_task
-from keyturn_workers.cli.errors import CommandError, note
+from keyturn_workers.cli.errors import CommandError, command_line, note
 from keyturn_workers.cli.output import print_rows, printable
 from keyturn_workers.cli.publishing import event_error
 
@@ -40,7 +42,6 @@ LINE_INTERVAL_S: Final = 5.0
 _TICK_S: Final = 1.0
 # A wait is reported if it becomes longer by this.
 _EXTENDED: Final = timedelta(seconds=5)
-# Leaves room on a terminal of 80 columns for the progress, and the reason of a wait.
 _BAR_CHARACTERS: Final = 10
 _ALWAYS_SHOWN: Final = ("objects", "rewrapped", "failed")
 
@@ -79,6 +80,13 @@ class Followed:
                 self.is_extended = True
             self._progress[event.project] = event.progress
 
+    def set(self, row: SweepStatus) -> None:
+        """Replace the state by that of a record."""
+        self.state = row.project
+        self._counts = {row.project: row.counts or Counts()}
+        self._progress = {} if row.progress is None else {row.project: row.progress}
+        self._started_at = None if row.started_at is None else parse_time(row.started_at)
+
     @property
     def counts(self) -> Counts:
         """The counts, summed over projects."""
@@ -103,8 +111,10 @@ class Followed:
         for name in ("encrypted", "failed"):
             if count := getattr(counts, name):
                 yield f"{count} {name}"
-        elapsed_s = (now - (self._started_at or now)).total_seconds()
-        yield f"{timedelta(seconds=max(0, int(elapsed_s)))} elapsed"
+
+    def elapsed(self, now: datetime) -> timedelta:
+        """The time since the first event, in whole seconds."""
+        return timedelta(seconds=max(0, int((now - (self._started_at or now)).total_seconds())))
 
 
 def _is_extended(before: Progress, after: Progress) -> bool:
@@ -161,7 +171,7 @@ async def watch(
                 was_extended = followed.is_extended
                 followed.add(event)
                 if followed.is_extended and not was_extended and not as_json:
-                    note("the wait for leases begins again, as it does after a worker has started")
+                    note("the wait for late writes begins again, as it does when a worker starts")
                 show(followed)
                 last = event
     if last is None:
@@ -214,32 +224,40 @@ def line_display(clock: Callable[[], float] = time.monotonic) -> Display:
         now_s = clock()
         if now_s >= next_s:
             next_s = now_s + LINE_INTERVAL_S
-            note(f"{followed.state}: {', '.join(followed.parts(datetime.now(UTC)))}")
+            now = datetime.now(UTC)
+            parts = [*followed.parts(now), f"{followed.elapsed(now)} elapsed"]
+            note(f"{followed.state}: {', '.join(parts)}")
 
     return show
 
 
 @contextmanager
 def bar_display(console: Console) -> Iterator[Display]:
-    """Yield a progress bar of the phase, with the counts; it disappears at the end."""
+    """Yield one bar for rewrapping and proving, with the counts; it disappears at the end."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
+        TextColumn("{task.fields[elapsed]}"),
         BarColumn(_BAR_CHARACTERS),
         TaskProgressColumn(),
-        TextColumn("{task.fields[parts]}", markup=False),
+        # Wraps instead of being cut: the reason of a wait comes last.
+        TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1)),
     )
-    with ProgressBar(*columns, console=console, transient=True) as bar:
-        task_id = bar.add_task("", total=None, state="", parts="")
+    with ProgressBar(*columns, console=console, transient=True, expand=True) as bar:
+        task_id = bar.add_task("", total=None, elapsed="", text="")
 
         def show(followed: Followed) -> None:
+            now = datetime.now(UTC)
             progress = followed.progress
+            fraction = None if progress is None else progress.fraction
+            text = ", ".join(followed.parts(now))
+            if progress is None:
+                text = f"{printable(followed.state)}: {text}"
             bar.update(
                 task_id,
-                completed=0 if progress is None else progress.done,
-                total=None if progress is None else progress.total,
-                state=printable(followed.state),
-                parts=", ".join(followed.parts(datetime.now(UTC))),
+                completed=fraction or 0,
+                total=None if fraction is None else 1,
+                elapsed=str(followed.elapsed(now)),
+                text=text,
             )
 
         yield show
@@ -264,7 +282,7 @@ def check_end(event: Event, request_id: str) -> None:
     Raises:
         CommandError: rejected, failed, or not clean.
     """
-    hint = f"for details: keyturn status {request_id}"
+    hint = f"for details: {command_line('status', request_id)}"
     if isinstance(event, Failed):
         raise CommandError(f"{event_error(event)}; {hint}")
     if isinstance(event, Rejected):

@@ -52,7 +52,7 @@ from keyturn_workers.core.customer_key_stores import (
 )
 from keyturn_workers.core.grants import Grant, parse_grants
 from keyturn_workers.core.key_uris import KeyUri, is_key_uri, parse_key_uri
-from keyturn_workers.core.named_settings import parse_named_settings
+from keyturn_workers.core.named_settings import parse_named_settings, text_of_setting
 from keyturn_workers.core.source_mapping import Source, parse_sources
 from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
 from keyturn_workers.process.grants_file import GrantsFile
@@ -72,7 +72,8 @@ _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 
 def _master_keys(value: object) -> dict[str, MasterKeySource]:
-    return {name: _master_key(key) for name, key in parse_named_settings(value).items()}
+    keys = parse_named_settings(text_of_setting(value))
+    return {name: _master_key(key) for name, key in keys.items()}
 
 
 def _master_key(value: object) -> MasterKeySource:
@@ -82,7 +83,7 @@ def _master_key(value: object) -> MasterKeySource:
 
 
 def _intake_keys(value: object) -> dict[str, IntakeKey]:
-    seeds = parse_named_settings(value)
+    seeds = parse_named_settings(text_of_setting(value))
     return {name: IntakeKey.from_seed(seed_from_b64(seed)) for name, seed in seeds.items()}
 
 

@@ -7,7 +7,8 @@
 | `signing` | AWS Signature Version 4 |
 | `s3_wire` | the contents of requests, and the meaning of responses. Pure |
 | `listing` | the same for listings. Pure |
-| `vendor_errors` | translates exceptions of connections and of botocore |
+| `vendor_errors` | translates exceptions of connections |
+| `credentials`, `aws_chain` | the access key of the settings, or the standard AWS chain |
 | `probe` | measures the configured bucket: `keyturn doctor`, and each worker's start |
 | `clock` | the storage's clock |
 | `streaming_body`, `multipart` | large bodies |

@@ -6,14 +6,15 @@ across a copy is up to the caller.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from typing import Final
+from urllib.parse import quote
 
-from keyturn.errors import SettingsError, StorageUnavailableError
-from keyturn.s3 import new_session, open_client, storage_context
+from keyturn.errors import StorageUnavailableError
 from keyturn.settings import S3Settings
+from keyturn.tls import STORAGE, renewing_context
 from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.storage_port import ObjectStream
 from keyturn_workers.core.storage_values import (
@@ -29,6 +30,7 @@ from keyturn_workers.core.storage_values import (
     Versioning,
     WriteResult,
 )
+from keyturn_workers.storage.credentials import Credentials, CredentialSource
 from keyturn_workers.storage.s3_connections import Exchange, open_pool
 from keyturn_workers.storage.s3_http import (
     PLAIN_WRITE_TIMEOUT_S,
@@ -61,9 +63,6 @@ from keyturn_workers.storage.s3_wire import (
 )
 from keyturn_workers.storage.streaming_body import KnownLengthBody
 from keyturn_workers.storage.vendor_errors import translate_errors
-
-if TYPE_CHECKING:
-    from aiobotocore.credentials import AioCredentials
 
 _CUT_PUT_SETTLES_S: Final = 0.5
 
@@ -442,6 +441,26 @@ def _etag_element(operation: str, body: bytes) -> str:
 _Closing = Callable[[None, None, None], Awaitable[bool | None]]
 
 
+def _bucket_of(settings: S3Settings) -> tuple[str, CredentialSource] | None:
+    """Return the bucket's URL and the credentials, if the settings have both."""
+    endpoint, key_id = settings.s3_endpoint_url, settings.s3_access_key_id
+    secret = settings.s3_secret_access_key
+    if endpoint is None or key_id is None or secret is None:
+        return None
+    # A private endpoint seldom has a DNS name for each bucket, so the bucket is in the path.
+    url = f"{endpoint.rstrip('/')}/{quote(settings.s3_bucket)}/"
+    return url, Credentials(key_id, secret.get_secret_value())
+
+
+async def _bucket_by_aws(
+    settings: S3Settings, tls: ssl.SSLContext | None
+) -> tuple[str, CredentialSource]:
+    # A command that is given all of it does not wait for botocore.
+    from keyturn_workers.storage.aws_chain import find_bucket  # noqa: PLC0415
+
+    return await find_bucket(settings, tls)
+
+
 @asynccontextmanager
 async def open_storage(
     settings: S3Settings,
@@ -459,21 +478,9 @@ async def open_storage(
         SettingsError: the standard AWS chain has no credentials, or a file of certificates cannot
             be used.
     """
-    tls, session = storage_context(settings), new_session(settings)
-    # The stubs do not know that this is a coroutine.
-    credentials: AioCredentials | None = await session.get_credentials()  # type: ignore[misc]
-    if credentials is None:
-        raise SettingsError(
-            "no S3 credentials: set KEYTURN_S3_ACCESS_KEY_ID and KEYTURN_S3_SECRET_ACCESS_KEY, "
-            "or provide credentials through the standard AWS chain"
-        )
-    # The bucket's URL by botocore's rules (virtual host, region, partition, endpoint).
-    async with open_client(settings, session=session, max_connections=1, tls=tls) as client:
-        signed = await client.generate_presigned_url(
-            "get_object", Params={"Bucket": settings.s3_bucket, "Key": "k"}
-        )
-    parts = urlsplit(signed)
-    base_url = f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix('k')}"
+    files = (settings.s3_ca_file, settings.s3_cert_file, settings.s3_key_file)
+    tls = renewing_context(STORAGE, *files) if any(files) else None
+    base_url, credentials = _bucket_of(settings) or await _bucket_by_aws(settings, tls)
     async with open_pool(base_url, max_connections, tls=tls) as pool:
         http = S3HttpClient(
             pool,

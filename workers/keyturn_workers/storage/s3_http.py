@@ -15,14 +15,13 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import quote
-
-from aiobotocore.credentials import AioCredentials
 
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.core.errors import StorageResponseError
 from keyturn_workers.core.storage_values import Lease
+from keyturn_workers.storage.credentials import CredentialSource
 from keyturn_workers.storage.s3_connections import (
     CONNECT_TIMEOUT_S,
     ConnectionPool,
@@ -43,10 +42,7 @@ from keyturn_workers.storage.signing import (
     lease_from_now,
 )
 from keyturn_workers.storage.streaming_body import KnownLengthBody
-from keyturn_workers.storage.vendor_errors import translate_credential_errors, translate_errors
-
-if TYPE_CHECKING:
-    from botocore.credentials import ReadOnlyCredentials
+from keyturn_workers.storage.vendor_errors import translate_errors
 
 READ_TIMEOUT_S: Final = 30.0
 PLAIN_WRITE_TIMEOUT_S: Final = 120.0
@@ -90,7 +86,7 @@ class S3Response:
 class S3HttpClient:
     """Sends signed requests for the keys of one bucket.
 
-    `base_url` is the bucket's URL, ending with a slash. Botocore refreshes temporary `credentials`.
+    `base_url` is the bucket's URL, ending with a slash.
     """
 
     def __init__(
@@ -100,7 +96,7 @@ class S3HttpClient:
         base_url: str,
         bucket: str,
         region: str,
-        credentials: AioCredentials,
+        credentials: CredentialSource,
         observe: RequestObserver = observe_nothing,
     ) -> None:
         self._pool = pool
@@ -297,13 +293,12 @@ class S3HttpClient:
         payload_sha256: str,
         lease: Lease | None,
     ) -> SignedRequest:
-        with translate_credential_errors():
-            frozen: ReadOnlyCredentials = await self._credentials.get_frozen_credentials()
+        credentials = await self._credentials.current()
         return self._signer.sign(
             method,
             quote(key, safe=_UNRESERVED),
             headers,
-            credentials=frozen,
+            credentials=credentials,
             query=query,
             payload_sha256=payload_sha256,
             lease=lease,

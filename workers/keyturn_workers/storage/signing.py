@@ -22,9 +22,8 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from botocore.credentials import ReadOnlyCredentials
-
 from keyturn_workers.core.storage_values import Lease
+from keyturn_workers.storage.credentials import Credentials
 
 UNSIGNED_PAYLOAD: Final = "UNSIGNED-PAYLOAD"
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
@@ -80,7 +79,7 @@ class Signer:
         path: str,
         headers: dict[str, str],
         *,
-        credentials: ReadOnlyCredentials,
+        credentials: Credentials,
         query: str = "",
         payload_sha256: str = UNSIGNED_PAYLOAD,
         lease: Lease | None = None,
@@ -103,7 +102,7 @@ class Signer:
         method: str,
         target: str,
         headers: dict[str, str],
-        credentials: ReadOnlyCredentials,
+        credentials: Credentials,
         query: str,
         payload_sha256: str,
     ) -> SignedRequest:
@@ -125,7 +124,7 @@ class Signer:
         method: str,
         target: str,
         headers: dict[str, str],
-        credentials: ReadOnlyCredentials,
+        credentials: Credentials,
         query: str,
         lease: Lease,
     ) -> SignedRequest:

@@ -1,4 +1,4 @@
-"""Translates exceptions of connections and of botocore into errors of the port (SPEC 12).
+"""Translates exceptions of connections into errors of the port (SPEC 12).
 
 S3's own error codes are in `s3_wire`.
 
@@ -10,11 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import aiohttp
-from botocore.exceptions import BotoCoreError, ClientError
-
 from keyturn.errors import StorageUnavailableError
-from keyturn.s3 import describe_credential_failure
 from keyturn.settings import S3Settings
 from keyturn.tls import STORAGE, describe_connection_failure, needs_tls, speaks_tls
 from keyturn_workers.core.errors import StorageTlsError
@@ -61,19 +57,3 @@ async def explaining_tls(settings: S3Settings) -> AsyncIterator[None]:
 def may_pass(error: Exception) -> bool:
     """Check if a failed read is worth another attempt: a certificate does not change."""
     return isinstance(error, StorageUnavailableError) and not isinstance(error, StorageTlsError)
-
-
-@contextmanager
-def translate_credential_errors() -> Iterator[None]:
-    """Translate errors of refreshing credentials: nothing was sent to the storage yet.
-
-    Raises:
-        StorageUnavailableError: also where the credential service itself refused.
-    """
-    try:
-        yield
-    except ClientError as exc:
-        raise StorageUnavailableError("credentials: the credential service refuses them") from exc
-    except (aiohttp.ClientError, BotoCoreError, OSError) as exc:
-        problem = describe_credential_failure(exc) or "the credential service cannot be reached"
-        raise StorageUnavailableError(f"credentials: {problem}") from exc

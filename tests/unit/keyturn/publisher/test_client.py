@@ -373,6 +373,9 @@ async def test_an_upload_from_a_source_holds_nothing_sealed_and_has_the_objects_
     with pytest.raises(MalformedRequestError, match="metadata"):
         await scene.publisher.upload_from_source("acme", "a", found, metadata={"enc-algo": "x"})
     assert len(scene.connection.sent) == 1
+    await scene.publisher.upload_from_source("acme", "a", found, letter=False)
+    (_, repeated) = scene.connection.sent[1]
+    assert (request.leaves_letter, repeated.leaves_letter) == (True, False)
 
 
 async def test_a_request_of_the_callers_own_is_sent_as_it_is_any_number_of_times() -> None:

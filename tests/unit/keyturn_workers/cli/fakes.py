@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -121,12 +122,14 @@ class FakePublisher:
         script: The events for a request, by its id.
         sent: The published requests: method and arguments.
         errors: Raised by the first publications, one each.
+        delay_s: How long each wait takes.
     """
 
     script: Callable[[str], list[Event]] = lambda _: []
     sent: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     interrupt: bool = False
+    delay_s: float = 0
 
     @asynccontextmanager
     async def open(self, *_: object, **__: object) -> AsyncIterator[FakePublisher]:
@@ -169,6 +172,7 @@ class FakePublisher:
         self, request_id: str, *, timeout_s: float, project: str, request_type: str
     ) -> Event:
         self._check(project, request_type)
+        await asyncio.sleep(self.delay_s)
         for scripted in self.script(request_id):
             if is_answer(scripted):
                 return scripted

@@ -61,5 +61,6 @@ class Bench(Objects):
 
 def bench(monkeypatch: pytest.MonkeyPatch, storage: MemoryStorage | None = None) -> Bench:
     made = Bench(storage or MemoryStorage())
-    use_bucket(monkeypatch, "status", made.storage)
+    for module in ("status", "sweep_status"):
+        use_bucket(monkeypatch, module, made.storage)
     return made

@@ -11,10 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from keyturn.errors import AlreadyExistsError, SettingsError, all_errors
+from keyturn.errors import AlreadyExistsError, SettingsError, StorageUnavailableError, all_errors
 from keyturn.publisher import BrokerUnavailableError, WaitTimeoutError
+from keyturn.settings import S3Settings
 from keyturn_workers.cli import errors
 from keyturn_workers.cli.app import app
+from keyturn_workers.cli.bucket import naming_storage
+from keyturn_workers.core.errors import PreconditionError, RefusedError, RequestFailedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +27,6 @@ _REFUSED = "connection refused: check the host and port in KEYTURN_AMQP_URL, and
 
 _USAGE = [
     (["ls"], "Missing argument"),
-    ([], "Missing command"),
     (["frob"], "No such command 'frob'"),
     (["ls", "Not A Project"], "malformed_request: a project id"),
     (["inspect", "acme", "../etc/passwd"], "malformed_request: a key has no empty"),
@@ -205,3 +207,37 @@ def test_a_closed_pipe_ends_the_command_silently() -> None:
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (RefusedError("list: SignatureDoesNotMatch"), " (check KEYTURN_S3_SECRET_ACCESS_KEY)"),
+        (
+            RefusedError("read: InvalidAccessKeyId"),
+            " (the storage does not know KEYTURN_S3_ACCESS_KEY_ID)",
+        ),
+        (PreconditionError("put: 412"), ""),
+    ],
+)
+def test_a_refusal_by_the_storage_names_the_setting(error: Exception, hint: str) -> None:
+    assert errors.describe(error) == (f"the storage rejected the request: {error}{hint}", 1)
+
+
+def test_a_missing_bucket_names_the_setting_and_the_address() -> None:
+    settings = S3Settings(s3_bucket="files", s3_endpoint_url="http://127.0.0.1:9000")
+    with pytest.raises(StorageUnavailableError) as raised, naming_storage(settings):
+        raise RequestFailedError("list: NoSuchBucket")
+    assert raised.value.detail == (
+        "list: NoSuchBucket (the bucket in KEYTURN_S3_BUCKET does not exist) (the storage at "
+        "http://127.0.0.1:9000, bucket files)"
+    )
+
+
+@pytest.mark.parametrize(
+    "group", [[], *([name] for name in ("worker", "keys", "keygen", "dead", "audit", "evidence"))]
+)
+def test_a_group_alone_lists_its_commands(group: list[str]) -> None:
+    result = runner.invoke(app, group)
+    assert (result.exit_code, result.stderr) == (2, "")
+    assert result.stdout == runner.invoke(app, [*group, "--help"]).stdout

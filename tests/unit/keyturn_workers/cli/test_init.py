@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import stat
 import subprocess
 from contextlib import contextmanager
@@ -17,9 +19,9 @@ from dotenv import dotenv_values
 from typer.testing import CliRunner
 
 from keyturn.crypto import IntakeKey, IntakePublicKey, SigningKey, from_base64, user_kek
-from keyturn.settings import PublisherSettings, S3Settings
+from keyturn.settings import FILES_OF_INIT, PublisherSettings, S3Settings
 from keyturn.topology import REQUESTS
-from keyturn_workers.cli.app import app
+from keyturn_workers.cli.app import _SUMMARIES, app
 from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.core.key_uris import VaultUri
 from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
@@ -76,6 +78,30 @@ def test_init_writes_matching_settings_for_workers_and_publisher(
     assert [key.id for key in publisher.event_public_key] == [key.id for key in worker.event_key]
     assert worker.deployment == publisher.deployment
     assert s3.s3_secret_access_key == worker.s3_secret_access_key
+
+
+def test_a_missing_setting_names_the_files_of_init_that_have_it(tmp_path: Path) -> None:
+    _init(tmp_path)
+    files = {name: _env(tmp_path / name) for name in _FILES}
+    for setting, named in FILES_OF_INIT.items():
+        have = {name for name, env in files.items() if f"KEYTURN_{setting}" in env}
+        assert set(named) == have - {"storage.env"}, setting
+
+
+def test_init_says_what_each_file_is_for_and_what_comes_next(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    result = runner.invoke(app, ["init", "--dir", str(folder)], env={"COLUMNS": "80"})
+    lines = result.stdout.splitlines()
+    for name in (*_FILES, "console/passwords"):
+        assert any(re.fullmatch(rf"{folder}/{name}  +\S.*", line) for line in lines), name
+    next_at = next(at for at, line in enumerate(lines) if line.startswith("Next"))
+    commands = [line.strip() for line in lines[next_at + 1 :]]
+    assert f"keyturn --env-file '{folder}/keyturn.env' worker all" in commands
+    for command in commands:
+        _, _, path, name, *_ = shlex.split(command)
+        assert Path(path).is_file()
+        assert name in _SUMMARIES
+    assert "guest:guest" not in result.stdout
 
 
 def test_the_files_of_init_are_ignored_by_git_and_docker() -> None:
@@ -369,3 +395,111 @@ def test_keygen_writes_a_private_file_and_prints_no_secret(tmp_path: Path) -> No
     again = runner.invoke(app, ["keygen", "event-key", "-o", str(target)])
     assert again.exit_code == 1
     assert "already exists" in again.stderr
+
+
+# Adding keys to files.
+
+
+def _keygen(*arguments: str, exit_code: int = 0) -> Result:
+    result = runner.invoke(app, ["keygen", *arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_master_key_is_added_and_no_other_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, in_file: bool
+) -> None:
+    """In the environment file, or in a JSON file that it names."""
+    before, _ = _init(tmp_path)
+    path = tmp_path / "keyturn.env"
+    if in_file:
+        named = tmp_path / "master-keys.json"
+        named.write_text(before["KEYTURN_MASTER_KEYS"])
+        lines = path.read_text().splitlines()
+        path.write_text(
+            "\n".join(
+                f"KEYTURN_MASTER_KEYS={named}" if line.startswith("KEYTURN_MASTER_KEYS") else line
+                for line in lines
+            )
+        )
+    result = _keygen("master-key", "--id", "m2", "--add-to", str(path))
+    changed = tmp_path / "master-keys.json" if in_file else path
+    assert (result.stdout, result.stderr) == ("", f"keyturn: added m2 to {changed}\n")
+    assert changed.stat().st_mode & 0o777 == (0o644 if in_file else 0o600)
+    after = _env(path)
+    with _settings(monkeypatch, after):
+        read = WorkerSettings.read()
+    with _settings(monkeypatch, before):
+        old = WorkerSettings.read()
+    assert [*read.master_keys] == ["main", "m2"]
+    assert read.master_keys["main"] == old.master_keys["main"]
+    assert read.active_master_key == "main"
+    del after["KEYTURN_MASTER_KEYS"], before["KEYTURN_MASTER_KEYS"]
+    assert after == before
+    again = _keygen("master-key", "--id", "m2", "--add-to", str(path), exit_code=1)
+    assert "has a key m2 already; choose another --id" in again.stderr
+    assert _env(path) == _env(path) | after
+
+
+def test_an_intake_key_is_added_and_its_public_half_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _init(tmp_path)
+    path = tmp_path / "keyturn.env"
+    result = _keygen("intake-key", "--id", "i2", "--add-to", str(path))
+    with _settings(monkeypatch, _env(path)):
+        assert [*WorkerSettings.read().intake_keys] == ["main", "i2"]
+    assert "KEYTURN_INTAKE_PUBLIC_KEY=i2:" in result.stdout
+    assert "KEYTURN_INTAKE_KEYS" not in result.stdout
+
+
+def test_a_publisher_is_added_and_gets_a_second_key_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _init(tmp_path)
+    path = tmp_path / "keyturn.env"
+    result = _keygen("publisher-key", "--name", "web", "--add-to", str(path))
+    assert "KEYTURN_PUBLISHER_NAME=web" in result.stdout
+    assert "KEYTURN_PUBLISHERS" not in result.stdout
+    more = ("--may", "upload.requested", "--may", "delete.requested")
+    _keygen("publisher-key", "--name", "admin", *more, "--add-to", str(path))
+    _keygen("publisher-key", "--name", "admin", *more, "--add-to", str(path), exit_code=1)
+    _keygen("publisher-key", "--name", "web", "--add-to", str(path))
+    with _settings(monkeypatch, _env(path)):
+        publishers = WorkerSettings.read().publishers
+    assert {"dev", "gateway", "console", "web", "admin"} == {*publishers}
+    assert len(publishers["web"].keys) == 2
+    assert publishers["admin"].may == {"upload.requested", "delete.requested"}
+    _keygen("publisher-key", "--may", "everything", exit_code=2)
+
+
+def test_a_new_json_file_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "publishers.json"
+    _keygen("publisher-key", "--name", "web", "--add-to", str(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [*json.loads(path.read_text())] == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("missing.env", None, "does not exist; only a .json file is created"),
+        ("other.env", "KEYTURN_DEPLOYMENT=dev\n", "does not have one line with KEYTURN_MASTER_K"),
+        (
+            "twice.env",
+            "KEYTURN_MASTER_KEYS={}\nKEYTURN_MASTER_KEYS={}\n",
+            "does not have one line with",
+        ),
+        ("broken.json", '{"main": ', "not a JSON object"),
+    ],
+)
+def test_a_file_without_the_setting_is_left_as_it_is(
+    tmp_path: Path, name: str, text: str | None, problem: str
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    result = _keygen("master-key", "--id", "m2", "--add-to", str(path), exit_code=1)
+    assert problem in result.stderr
+    assert (path.read_text() if path.exists() else None) == text

@@ -22,7 +22,7 @@ from keyturn_workers.cli import (
     objects,
     recover,
     sources,
-    status,
+    sweep_status,
     upload,
     verify,
 )
@@ -137,7 +137,7 @@ _TABLES = {
     "sources NAME": sources._REFUSED_COLUMNS,
     "status, act now": ("project", "state", "what_to_do"),
     "status, keyrings": (*_STATUS, "enrolled_at", "rotated_at"),
-    "status, parts": status.PART_COLUMNS,
+    "status, parts": sweep_status.PART_COLUMNS,
     "status, sweeps": (*_SWEEPS, "started_at", "ended_at"),
     "inspect": ("field", "value"),
     "upload": upload._COLUMNS,

@@ -325,7 +325,7 @@ def test_a_failed_rotation_exits_1_with_its_code(fake: Commands) -> None:
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert (document["status"], document["event"]["type"]) == ("failed", "rotation.failed")
-    assert "keyturn: keyring_rolled_back; for details: keyturn status" in result.stderr
+    assert "keyturn: keyring_rolled_back; for details: keyturn --env-file" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -363,13 +363,18 @@ def test_json_is_one_document_without_other_output(fake: Commands) -> None:
     assert json.loads(queued.stdout)["event"] is None
 
 
+def _follow(fake: Commands, request_id: str) -> str:
+    """The command that works where this one was given."""
+    return f"keyturn --env-file {fake.env_file} status {request_id} --project acme --watch"
+
+
 def test_an_interrupt_says_how_to_follow_the_rotation(fake: Commands) -> None:
     fake.publisher.script = lambda rotation_id: [_accepted(rotation_id)]
     fake.publisher.interrupt = True
     result = fake.run("rotate", "acme", "--watch", NEW_API_KEY=NEW_KEY)
     assert result.exit_code == 130
     rotation_id = _rotations(fake)[0]["rotation_id"]
-    assert result.stderr.endswith(f"keyturn status {rotation_id} --project acme --watch\n")
+    assert result.stderr.endswith(_follow(fake, rotation_id) + "\n")
 
 
 def test_an_interrupt_before_sending_is_silent(fake: Commands) -> None:
@@ -383,8 +388,23 @@ def test_a_timeout_says_how_to_follow_the_rotation(fake: Commands) -> None:
     assert result.exit_code == 1
     rotation_id = _rotations(fake)[0]["rotation_id"]
     assert f"no event of {rotation_id} in 0.5 s" in result.stderr
-    assert f"keyturn status {rotation_id} --project acme --watch" in result.stderr
+    assert _follow(fake, rotation_id) in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_who_stops_waiting_for_an_outcome_learns_which_key_to_keep(
+    fake: Commands, tmp_path: Path
+) -> None:
+    """The request may still be served, and then nothing else opens the project."""
+    new = tmp_path / "nb.key"
+    result = fake.run("rotate", "acme", "--generate", "--save-to", str(new), "--timeout-s", "0.5")
+    assert result.exit_code == 1
+    assert f"keyturn: keep {new}: it may become the only key of acme\n" in result.stderr
+    assert new.exists()
+    result = fake.run("enroll", "acme", "--generate", "--timeout-s", "0.5")
+    assert "keyturn: keep the API key above: it may become the only key of acme\n" in result.stderr
+    result = fake.run("rotate", "acme", "--timeout-s", "0.5", NEW_API_KEY=NEW_KEY)
+    assert "keep" not in result.stderr  # it is in the user's environment, not in a new place
 
 
 def test_a_missing_setting_is_named() -> None:
@@ -452,7 +472,7 @@ def test_a_failed_sweep_exits_1_with_its_code(fake: Commands) -> None:
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert document["status"] == "failed"
-    hint = f"for details: keyturn status {document['sweep_id']}"
+    hint = f"for details: keyturn --env-file {fake.env_file} status {document['sweep_id']}"
     assert result.stderr.endswith(f"keyturn: unknown_master_key: m2; {hint}\n")
 
 
@@ -461,7 +481,7 @@ def test_an_interrupt_says_how_to_follow_the_sweep(fake: Commands) -> None:
     result = fake.run("sweep", "acme", "--watch")
     assert result.exit_code == 130
     sweep_id = fake.publisher.sent[0][1]["sweep_id"]
-    assert result.stderr.endswith(f"keyturn status {sweep_id} --project acme --watch\n")
+    assert result.stderr.endswith(_follow(fake, sweep_id) + "\n")
 
 
 _USAGE = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.counts import Counts
-from keyturn.crypto import IntakeKey, SigningKey, to_base64
 from keyturn.identifiers import format_time
+from keyturn.messages.status import SweepStatus
+from keyturn.progress import Progress
+from keyturn_workers.cli.sweep_status import OwnRequest, sentence
 from keyturn_workers.core.sweep_options import SweepOptions
 from keyturn_workers.core.sweep_record import Failure, KeyRange, OpenPage, PartEnd
 from keyturn_workers.keys.sweep_records import part_path
-from tests.unit.keyturn_workers.cli.fakes import FakePublisher, event
+from tests.unit.keyturn_workers.cli.fakes import event
 from tests.unit.keyturn_workers.cli.status_bucket import Bench, bench
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.reports.status.bucket import (
@@ -34,36 +37,14 @@ from tests.unit.keyturn_workers.reports.status.bucket import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-    from datetime import datetime
+    from collections.abc import Awaitable, Callable, Iterator
 
     from keyturn.messages import Event
+    from keyturn_workers.cli.watch import Followed
     from keyturn_workers.core.sweep_record import Origin
 
 _ID = sweep_id(1)
-_PUBLISHER = {
-    "AMQP_URL": "amqp://nobody@127.0.0.1:1/",
-    "PUBLISHER_NAME": "api",
-    "PUBLISHER_KEY": to_base64(bytes(32)),
-    "INTAKE_PUBLIC_KEY": f"main:{to_base64(IntakeKey.from_seed(bytes(32)).public_bytes)}",
-    "EVENT_PUBLIC_KEY": to_base64(SigningKey.from_seed(bytes(32)).public_bytes),
-}
-
-
-class _ScriptedPublisher(FakePublisher):
-    """Yields the events of its script, and records since when they were requested."""
-
-    since: datetime | None = None
-    meanwhile: Callable[[], Awaitable[object]] | None = None
-
-    async def events(self, since: Any = None) -> AsyncGenerator[Event, None]:
-        self.since = since
-        if self.meanwhile is not None:
-            await self.meanwhile()
-        for scripted in self.script(""):
-            yield scripted
-        if self.interrupt:
-            raise KeyboardInterrupt
+_NOT_CLEAN = "keyturn: not clean: 2 failed, 0 stale noncurrent versions\n"
 
 
 @pytest.fixture
@@ -72,10 +53,24 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 @pytest.fixture
-def publisher(monkeypatch: pytest.MonkeyPatch) -> _ScriptedPublisher:
-    fake = _ScriptedPublisher()
-    monkeypatch.setattr("keyturn_workers.cli.status.Publisher", fake)
-    return fake
+def meanwhile(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], Awaitable[object]]]:
+    """What happens while a sweep is watched: one call for each time its state is shown."""
+    calls: list[Callable[[], Awaitable[object]]] = []
+    tasks = set[asyncio.Task[object]]()
+
+    @contextmanager
+    def display(*, as_json: bool) -> Iterator[Callable[[Followed], None]]:
+        del as_json
+
+        def show(_: Followed) -> None:
+            if calls:
+                tasks.add(asyncio.ensure_future(calls.pop(0)()))
+
+        yield show
+
+    monkeypatch.setattr("keyturn_workers.cli.sweep_status.open_display", display)
+    monkeypatch.setattr("keyturn_workers.cli.sweep_status._POLL_S", 0.01)
+    return calls
 
 
 def _fail(bucket: Bench, count: int, *, page: int = 0, of: str = round_id(1)) -> None:
@@ -131,7 +126,7 @@ def test_a_sweep_names_what_its_round_answers_too_or_that_it_waits_for_one(bucke
     of = replace(of, round=replace(of.round, origins=(of.origins[0].name, of.origins[1].name)))
     bucket.add(of)
     assert bucket.json(_ID)["round_also_answers"] == [sweep_id(2)]
-    assert sweep_id(2) in bucket.run(_ID).stdout
+    assert sweep_id(2) in bucket.run(_ID, "--verbose").stdout
     waiting = bucket.json(sweep_id(3))
     assert (waiting["waits_for_round"], waiting["round"]) == (True, None)
     assert (waiting["round_also_answers"], waiting["pages"]) == ([], None)
@@ -223,7 +218,7 @@ def test_a_sweep_of_all_shows_its_parts(bucket: Bench) -> None:
         ("d", "failed"),
     ]
     assert [row["project"] for row in report["failures"]] == ["acme", "acme"]
-    assert "Parts: 1 ended clean; the others:" in bucket.run(_ID).stdout
+    assert "Projects: 1 ended clean; the others:" in bucket.run(_ID).stdout
     ended = bucket.json(_ID, "--project", "acme")  # its record does not have it any more
     assert (ended["status"], ended["clean"], len(ended["failures"])) == ("done", False, 2)
 
@@ -272,55 +267,31 @@ def test_a_forged_end_of_a_part_is_reported_and_stays(bucket: Bench) -> None:
     assert forged in bucket.storage.stored_keys()
 
 
-def test_the_same_id_in_another_project_is_never_watched_by_mistake(
-    bucket: Bench, publisher: _ScriptedPublisher
-) -> None:
+def test_the_same_id_in_another_project_is_never_watched_by_mistake(bucket: Bench) -> None:
     """A publisher that may sweep `aaa` can do so under the id of acme's rotation."""
-    bucket.add(record(done(1), project="aaa"), record(origin(1, kind="rotation")))
-    ambiguous = bucket.run(_ID, "--watch", **_PUBLISHER)
+    bucket.add(record(done(1), project="aaa"), record(done(1, clean=False, kind="rotation")))
+    ambiguous = bucket.run(_ID, "--watch")
     assert ambiguous.exit_code == 1
     assert (
         "several projects have a sweep with this id; add --project: aaa, acme" in ambiguous.stderr
     )
-    assert publisher.since is None
-    unclean: dict[str, Any] = {"objects": 5, "failed": 2, "clean": False}
-    publisher.script = lambda _: [
-        event("sweep.completed", sweep_id=_ID, project="aaa", objects=1),
-        event("sweep.completed", sweep_id=_ID, objects=1),
-        event("rotation.completed", rotation_id=_ID, project="aaa", objects=1),
-        event("rotation.rejected", rotation_id=_ID, code="kek_reused", detail=""),
-        event("rotation.completed", rotation_id=_ID, publisher="other", objects=1),
-        event("rotation.completed", rotation_id=_ID, **unclean),
-    ]
-    watched = bucket.run(_ID, "--project", "acme", "--watch", "--json", **_PUBLISHER)
-    assert watched.exit_code == 1, watched.output
-    assert json.loads(watched.stdout)["event"]["failed"] == 2
-    assert bucket.json(_ID, "--project", "acme")["project"] == "acme"
+    watched = bucket.run(_ID, "--project", "acme", "--watch")
+    assert (watched.exit_code, watched.stderr) == (1, _NOT_CLEAN)
     assert bucket.json(_ID, "--project", "aaa")["project"] == "aaa"
+    assert bucket.run(_ID, "--project", "aaa", "--watch").exit_code == 0
     assert bucket.run(_ID, "--project", "bob").exit_code == 1
 
 
-def test_a_part_of_a_sweep_of_all_is_shown_and_not_watched(
-    bucket: Bench, publisher: _ScriptedPublisher
-) -> None:
+def test_a_part_of_a_sweep_of_all_is_shown(bucket: Bench) -> None:
     bucket.add(all_record(origin(1), open_parts=("acme",)), record(part(1)))
     assert bucket.json(_ID, "--project", "acme")["project"] == "acme"
     assert bucket.json(_ID, "--project", "*")["project"] == "*"
-    result = bucket.run(_ID, "--project", "acme", "--watch", **_PUBLISHER)
-    assert result.exit_code == 1
-    assert "one part of a sweep of all" in result.stderr
-    assert publisher.since is None
 
 
-def test_an_erasure_is_shown_as_one_and_not_watched(
-    bucket: Bench, publisher: _ScriptedPublisher
-) -> None:
+def test_an_erasure_is_shown_as_one(bucket: Bench) -> None:
     bucket.add(record(origin(1, kind="erase")))
     assert bucket.json(_ID)["kind"] == "erasure"
-    result = bucket.run(_ID, "--watch", **_PUBLISHER)
-    assert result.exit_code == 1
-    assert "an erasure has no progress to watch" in result.stderr
-    assert publisher.since is None
+    assert bucket.run(_ID).stdout.startswith("The erasure of acme waits for a worker.\n")
 
 
 @pytest.mark.parametrize(
@@ -328,6 +299,7 @@ def test_an_erasure_is_shown_as_one_and_not_watched(
     [
         ["--watch"],
         ["--failures"],
+        ["--verbose"],
         ["acme", "--watch"],
         ["No Project"],
         ["acme", "--project", "acme"],
@@ -336,15 +308,8 @@ def test_an_erasure_is_shown_as_one_and_not_watched(
     ],
 )
 def test_wrong_usage_exits_2(bucket: Bench, arguments: list[str]) -> None:
-    result = bucket.run(*arguments, **_PUBLISHER)
+    result = bucket.run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
-
-
-def test_watching_needs_the_settings_of_a_publisher(bucket: Bench) -> None:
-    bucket.add(record(origin(1)))
-    result = bucket.run(_ID, "--watch")
-    assert result.exit_code == 2
-    assert "KEYTURN_PUBLISHER_KEY is missing" in result.stderr
 
 
 def test_a_failed_object_key_cannot_control_the_terminal(bucket: Bench) -> None:
@@ -359,68 +324,163 @@ def test_a_failed_object_key_cannot_control_the_terminal(bucket: Bench) -> None:
     ("ended", "exit_code", "message"),
     [
         (done(1), 0, ""),
-        (done(1, clean=False), 1, "not clean: 2 failed"),
-        (failed(1, "keyring_rolled_back"), 1, "keyring_rolled_back"),
+        (done(1, clean=False), 1, _NOT_CLEAN),
+        (failed(1, "keyring_rolled_back"), 1, "keyturn: keyring_rolled_back\n"),
     ],
 )
-def test_watching_an_ended_sweep_needs_no_broker(
-    bucket: Bench, publisher: _ScriptedPublisher, ended: Origin, exit_code: int, message: str
+def test_of_an_ended_sweep_watching_gives_the_exit_status(
+    bucket: Bench, ended: Origin, exit_code: int, message: str
 ) -> None:
     bucket.add(record(ended))
-    result = bucket.run(_ID, "--watch", **_PUBLISHER)
-    assert result.exit_code == exit_code, result.output
-    assert message in result.stderr
+    result = bucket.run(_ID, "--watch")
+    assert (result.exit_code, result.stderr) == (exit_code, message)
     assert bucket.run(_ID).exit_code == 0  # without --watch the end does not matter
-    assert publisher.since is None
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_watching_continues_to_the_end_and_shows_the_final_record(
-    bucket: Bench, publisher: _ScriptedPublisher, *, clean: bool
+def test_watching_reads_the_record_until_it_has_the_end(
+    bucket: Bench, meanwhile: list[Callable[[], Awaitable[object]]], *, clean: bool
 ) -> None:
-    running, ended = origin(1), done(1, clean=clean)
-    bucket.add(record(running))
+    """It needs no broker and no publisher's key: the file of a worker is enough."""
+    bucket.add(record(origin(1)))
 
     async def end() -> None:
         stored = await bucket.store.read("acme")
-        assert await bucket.store.change(record(ended), stored.etag, "m1")
+        assert await bucket.store.change(record(done(1, clean=clean)), stored.etag, "m1")
 
-    publisher.meanwhile = end
-    publisher.script = lambda _: [
-        event("sweep.progressed", sweep_id=_ID, objects=2),
-        event("sweep.completed", sweep_id=_ID, objects=5, failed=int(not clean), clean=clean),
-    ]
-    result = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
+    async def nothing() -> None: ...
+
+    meanwhile += [nothing, end]
+    result = bucket.run(_ID, "--watch", "--json")
     assert result.exit_code == (0 if clean else 1), result.output
     report = json.loads(result.stdout)
-    assert (report["event"]["objects"], report["status"], report["clean"]) == (5, "done", clean)
-    assert publisher.since == running.added_at
+    assert (report["status"], report["clean"]) == ("done", clean)
+    assert meanwhile == []
 
 
-def test_ctrl_c_says_how_to_follow_the_sweep(bucket: Bench, publisher: _ScriptedPublisher) -> None:
+def test_ctrl_c_says_how_to_follow_the_sweep(
+    bucket: Bench, meanwhile: list[Callable[[], Awaitable[object]]]
+) -> None:
     bucket.add(record(origin(1)))
-    publisher.interrupt = True
-    result = bucket.run(_ID, "--watch", **_PUBLISHER)
+
+    def interrupt() -> Awaitable[object]:
+        raise KeyboardInterrupt
+
+    meanwhile.append(interrupt)
+    result = bucket.run(_ID, "--watch")
     assert result.exit_code == 130
     assert result.stderr.endswith(f"keyturn status {_ID} --project acme --watch\n")
 
 
-def test_a_resumed_sweep_is_watched_past_its_failure(
-    bucket: Bench, publisher: _ScriptedPublisher
+# In words.
+
+_BEGAN = BEGIN + timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"status": "running"}, "waits for a worker."),
+        ({"status": "running", "waits_for_round": True}, "waits for the one under way to end."),
+        (
+            {
+                "status": "running",
+                "progress": Progress(phase="rewrapping", done=46, total=91),
+                "counts": Counts(failed=2),
+                "left_s": 31.6,
+            },
+            "is running: rewrapping 46 of 91, 2 failed, about 32 s left.",
+        ),
+        (
+            {
+                "status": "running",
+                "progress": Progress(
+                    phase="proving",
+                    total=91,
+                    proof_possible_at=format_time(_BEGAN + timedelta(seconds=29)),
+                ),
+            },
+            "is running: all rewrapped; waiting 29 s, so that no late write can slip past.",
+        ),
+        (
+            {
+                "status": "done",
+                "clean": True,
+                "started_at": format_time(BEGIN),
+                "ended_at": format_time(_BEGAN),
+            },
+            "ended clean after 60 s: no wrap under earlier keys is left.",
+        ),
+        (
+            {"status": "done", "clean": False, "counts": Counts(failed=2, noncurrent_stale=1)},
+            "ended, but not clean: 2 failed, 1 stale noncurrent versions.",
+        ),
+        (
+            {"status": "failed", "code": "keyring_rolled_back", "detail": "it is older"},
+            "failed: keyring_rolled_back: it is older",
+        ),
+    ],
+)
+def test_one_sentence_says_how_it_is(fields: dict[str, Any], text: str) -> None:
+    row = SweepStatus(sweep_id=_ID, project="acme", kind="rotation", generation=4, **fields)
+    assert sentence(row, _BEGAN) == f"The rotation of acme to generation 4 {text}"
+
+
+def test_a_person_sees_counts_that_are_not_zero_and_with_verbose_every_field(
+    bucket: Bench,
 ) -> None:
-    """Its dead letter was replayed; the event stream still contains the failure."""
-    failed_at, resumed_at = BEGIN + timedelta(minutes=2), BEGIN + timedelta(minutes=9)
-    bucket.add(record(origin(1), stepped_at=resumed_at))
-    refused = {"code": "keyring_rolled_back", "detail": "", "sweep_id": _ID}
-    publisher.script = lambda _: [
-        event("sweep.failed", format_time(failed_at), **refused),
-        event("sweep.completed", format_time(resumed_at), sweep_id=sweep_id(2)),
-        event("sweep.completed", format_time(resumed_at), sweep_id=_ID, objects=5),
-    ]
-    result = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["event"]["type"] == "sweep.completed"
-    publisher.script = lambda _: [event("sweep.failed", format_time(resumed_at), **refused)]
-    again = bucket.run(_ID, "--watch", "--json", **_PUBLISHER)
-    assert again.exit_code == 1
-    assert "keyring_rolled_back" in again.stderr
+    bucket.add(record(done(1, clean=False)))
+    short = bucket.run(_ID).stdout
+    assert "rewrapped" not in short
+    assert "failed" in short
+    assert "round" not in short
+    verbose = bucket.run(_ID, "--verbose").stdout
+    for field in ("sweep_id", "round_also_answers", "rewrapped", "proves_generation"):
+        assert (field in verbose) is (field != "round_also_answers")
+
+
+# A publisher's own request.
+
+
+def _own(*events: Event) -> OwnRequest:
+    own = OwnRequest(_ID)
+    for each in events:
+        own.add(each)
+    return own
+
+
+def _row(own: OwnRequest) -> SweepStatus:
+    report = own.report()
+    assert report is not None
+    return report.row
+
+
+def test_a_publishers_own_rotation_is_known_by_its_events() -> None:
+    accepted = event("rotation.accepted", rotation_id=_ID, generation=4)
+    progressed = event(
+        "sweep.progressed", sweep_id=_ID, objects=5, progress={"phase": "proving", "done": 5}
+    )
+    ended = event("rotation.completed", rotation_id=_ID, objects=5, failed=1, clean=False)
+    row = _row(_own(accepted))
+    assert (row.kind, row.status, row.generation) == ("rotation", "running", 4)
+    row = _row(_own(accepted, progressed))
+    assert row.progress is not None
+    assert (row.kind, row.status, row.progress.done) == ("rotation", "running", 5)
+    row = _row(_own(accepted, progressed, ended))
+    assert (row.status, row.clean, row.counts) == ("done", False, Counts(objects=5, failed=1))
+
+
+def test_a_resumed_request_is_running_again_and_a_later_rejection_changes_nothing() -> None:
+    refused = {"code": "keyring_rolled_back", "detail": "older", "sweep_id": _ID}
+    own = _own(event("sweep.failed", **refused))
+    assert (_row(own).status, _row(own).code) == ("failed", "keyring_rolled_back")
+    assert own.add(event("sweep.progressed", sweep_id=_ID, objects=1))
+    assert (_row(own).status, _row(own).code) == ("running", None)
+    assert not own.add(event("sweep.rejected", sweep_id=_ID, code="stale_request", detail=""))
+    assert _row(own).status == "running"
+
+
+def test_other_requests_have_no_report() -> None:
+    assert (
+        _own(event("upload.stored", upload_id=_ID, key="k", size=5, generation=2)).report() is None
+    )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
-_LOCAL: Final = {"init", "keygen", "keys"}
-"""They make and check keys, some of which a provider holds."""
+_LOCAL: Final = {"init", "keygen", "keys", "broker-users"}
+"""They make and check keys, some of which a provider holds; or print what the broker imports."""
 _PROCESSES: Final = {"worker", "gateway", "console"}
 _GATEWAY: Final = ("GATEWAY_URL", "API_KEY")
 _BUCKET: Final = ("S3_BUCKET",)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +92,56 @@ def test_a_file_that_fails_does_not_affect_the_others(fake: Commands, here: Path
     assert "1 of 3 failed; the first was reports/c" in result.stderr
     assert "malformed_request" in result.stderr
     assert set(_sent(fake)) == {"a.txt", "reports/b.pdf"}
+
+
+def test_a_person_sees_what_failed_and_one_line_about_the_rest(fake: Commands) -> None:
+    fake.publisher.script = _stored
+    result = fake.run("upload", "acme", "reports", "a.txt")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"2 files stored, 10 B, \d+\.\d s\n", result.stdout)
+    result = fake.run("upload", "acme", "a.txt", "--no-wait")
+    assert result.stdout == "1 of 1 files sent; `--json` prints their ids\n"
+    fake.publisher.errors = [NotDeliveredError("no worker")]
+    result = fake.run("upload", "acme", "reports", "a.txt", "--concurrency", "1")
+    assert result.exit_code == 1
+    header, failure, summary = result.stdout.splitlines()
+    assert header.split() == ["path", "key", "status", "upload_id", "detail"]
+    assert failure.split()[:3] == ["reports/b.pdf", "reports/b.pdf", "failed"]
+    assert summary.startswith("1 of 2 files stored, 5 B, ")
+
+
+def test_a_wait_for_a_worker_is_not_silent(fake: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keyturn_workers.cli.publishing._TICK_S", 0.05)
+    monkeypatch.setattr("keyturn_workers.cli.publishing._NOTE_EVERY_S", 1)
+    fake.publisher.delay_s = 1.3
+    fake.publisher.script = _stored
+    result = fake.run("upload", "acme", "a.txt")
+    assert result.stderr == "keyturn: sent; waiting for a worker (1 s)\n"
+    result = fake.run("upload", "acme", "a.txt", "--json")
+    assert result.stderr == ""
+    fake.publisher.script = lambda id_: [event("object.deleted", request_id=id_, key="k")]
+    result = fake.run("delete", "acme", "k")
+    assert result.stderr == "keyturn: sent; waiting for a worker (1 s)\n"
+
+
+def test_ctrl_c_says_what_is_stored_and_how_to_go_on(
+    fake: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.publisher.script = _stored
+    waited = list[str]()
+
+    async def wait(upload_id: str, **_: object) -> Event:
+        waited.append(upload_id)
+        if len(waited) > 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        return _stored(upload_id)[0]
+
+    monkeypatch.setattr(fake.publisher, "wait", wait)
+    result = fake.run("upload", "acme", "reports", "a.txt", "--concurrency", "1")
+    assert result.exit_code == 130
+    assert "already_exists" in result.stderr
+    assert result.stderr.startswith("keyturn: 1 of 2 files are stored, 1 more were sent")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from keyturn.errors import StorageUnavailableError
 from keyturn.identifiers import format_time
+from keyturn.progress import Progress
 from keyturn_workers.cli import watch
 from keyturn_workers.cli.watch import Followed
 from tests.unit.keyturn_workers.cli.fakes import event
@@ -51,7 +52,7 @@ def _at(after_s: float) -> str:
         (
             {"phase": "proving", "done": 46, "total": 91, "proof_possible_at": _at(32.4)},
             None,
-            "proving 46 of 91, waiting 13 s for leases, 4 rewrapped",
+            "proved 46 of 91; waiting 13 s, so that no late write can slip past, 4 rewrapped",
         ),
         (
             {"phase": "proving", "done": 46, "total": 91, "proof_possible_at": _at(10)},
@@ -65,8 +66,27 @@ def test_the_summary_names_the_phase_how_many_of_how_many_and_why_it_waits(
     progress: dict[str, Any] | None, expected: int | None, text: str
 ) -> None:
     event = _progressed(0, objects=5, rewrapped=4, progress=progress)
-    parts = _followed(event, expected=expected).parts(_BEGIN + timedelta(seconds=20))
-    assert ", ".join(parts) == f"{text}, 0:00:20 elapsed"
+    followed, now = _followed(event, expected=expected), _BEGIN + timedelta(seconds=20)
+    assert ", ".join(followed.parts(now)) == text
+    assert followed.elapsed(now) == timedelta(seconds=20)
+
+
+@pytest.mark.parametrize(
+    ("progress", "fraction"),
+    [
+        ({"phase": "waiting"}, None),
+        ({"phase": "rewrapping", "done": 40}, None),
+        ({"phase": "rewrapping", "done": 45, "total": 90}, 0.25),
+        ({"phase": "proving", "done": 0, "total": 90}, 0.5),
+        ({"phase": "proving", "done": 90, "total": 90}, 1),
+        ({"phase": "proving", "done": 0, "total": 0}, 1),
+        ({"phase": "ended"}, 1),
+    ],
+)
+def test_one_bar_is_filled_by_rewrapping_and_then_by_proving(
+    progress: dict[str, Any], fraction: float | None
+) -> None:
+    assert Progress.model_validate(progress).fraction == fraction
 
 
 def test_of_a_sweep_of_all_the_counts_are_sums_until_the_end_names_them() -> None:
@@ -92,17 +112,17 @@ def test_lines_are_printed_at_intervals(capsys: pytest.CaptureFixture[str]) -> N
     assert second.startswith("keyturn: a\\x1b[2J: 5 objects")
 
 
-def test_a_terminal_shows_a_bar_of_the_phase() -> None:
+def test_a_terminal_shows_one_bar_that_never_goes_back() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=160)
     progress = {"phase": "proving", "done": 600, "total": 1200}
     with watch.bar_display(console) as show:
         show(_followed(_progressed(10, objects=1200, current=600, progress=progress)))
-    for part in ("acme", "50%", "proving 600 of 1200", "elapsed"):
+    for part in ("75%", "proving 600 of 1200", "0 rewrapped"):
         assert part in shown.getvalue()
 
 
-def test_the_bar_leaves_room_for_why_it_waits_on_a_terminal_of_80_columns() -> None:
+def test_the_reason_of_a_wait_is_not_cut_on_a_terminal_of_80_columns() -> None:
     shown = io.StringIO()
     progress = {
         "phase": "proving",
@@ -112,7 +132,9 @@ def test_the_bar_leaves_room_for_why_it_waits_on_a_terminal_of_80_columns() -> N
     }
     with watch.bar_display(Console(file=shown, force_terminal=True, width=80)) as show:
         show(_followed(_progressed(10, "a-project-name", objects=1200, progress=progress)))
-    assert "proving 0 of 1200, waiting 30 s for leases" in shown.getvalue()
+    words = " ".join(shown.getvalue().split())
+    assert "all rewrapped; waiting 30 s, so that no late" in words
+    assert "write can slip past, 0 rewrapped" in words
 
 
 class _RecordingDisplay:
@@ -184,7 +206,7 @@ async def test_a_wait_that_begins_again_is_explained_once(
         for n in range(3)
     ]
     await watch.watch(_events(*waits, _END), as_json=False)
-    assert capsys.readouterr().err.count("the wait for leases begins again") == said
+    assert capsys.readouterr().err.count("the wait for late writes begins again") == said
 
 
 async def test_between_two_events_the_display_is_renewed(

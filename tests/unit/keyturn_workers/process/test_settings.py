@@ -166,7 +166,9 @@ def test_a_missing_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str) 
     _set(monkeypatch, env)
     with pytest.raises(SettingsError) as raised:
         WorkerSettings.read()
-    assert str(raised.value) == f"KEYTURN_{name} is missing"
+    problem, _, hint = str(raised.value).partition("; ")
+    assert problem == f"KEYTURN_{name} is missing"
+    assert hint.startswith("`keyturn init` writes it to keyturn.env")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
-from aiobotocore.credentials import AioCredentials
 
 from keyturn_workers.core.storage_values import Capabilities
+from keyturn_workers.storage.credentials import Credentials
 from keyturn_workers.storage.s3 import S3Storage
 from keyturn_workers.storage.s3_connections import open_pool
 from keyturn_workers.storage.s3_http import S3HttpClient
@@ -65,7 +65,7 @@ async def storage(server: ScriptedServer) -> AsyncIterator[S3Storage]:
             base_url=base_url,
             bucket=settings.s3_bucket,
             region=settings.s3_region,
-            credentials=AioCredentials(
+            credentials=Credentials(
                 settings.s3_access_key_id, settings.s3_secret_access_key.get_secret_value()
             ),
         )

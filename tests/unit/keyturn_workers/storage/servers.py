@@ -15,9 +15,8 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from aiobotocore.credentials import AioCredentials
-
 from keyturn.settings import S3Settings
+from keyturn_workers.storage.credentials import Credentials
 from keyturn_workers.storage.s3_connections import open_pool
 from keyturn_workers.storage.s3_http import S3HttpClient
 from tools.servers.process import free_port
@@ -229,7 +228,7 @@ async def open_client(
             base_url=base_url,
             bucket="bucket",
             region="us-east-1",
-            credentials=AioCredentials("AKID", "secret"),
+            credentials=Credentials("AKID", "secret"),
         )
 
 

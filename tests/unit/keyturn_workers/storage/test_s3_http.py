@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import pytest
@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError, CredentialRetrievalError
 from keyturn.errors import StorageUnavailableError
 from keyturn_workers.core.errors import MissingError, StorageTlsError
 from keyturn_workers.storage import s3_connections, s3_http
+from keyturn_workers.storage.aws_chain import ChainCredentials
 from keyturn_workers.storage.s3_connections import (
     ConnectionLostError,
     ConnectionPool,
@@ -20,10 +21,12 @@ from keyturn_workers.storage.s3_connections import (
 )
 from keyturn_workers.storage.vendor_errors import (
     may_pass,
-    translate_credential_errors,
     translate_errors,
 )
 from tests.unit.keyturn_workers.storage.servers import OK, ByteServer, connected, open_client
+
+if TYPE_CHECKING:
+    from aiobotocore.credentials import AioCredentials
 
 
 async def test_a_request_is_written_as_it_was_signed() -> None:
@@ -294,13 +297,18 @@ def test_other_errors_pass_unchanged() -> None:
     ],
     ids=["refusal", "loss", "none"],
 )
-def test_a_failure_of_the_credential_service_is_no_refusal_of_the_storage(
+async def test_a_failure_of_the_credential_service_is_no_refusal_of_the_storage(
     raised: Exception, text: str
 ) -> None:
     """Nothing was sent to the storage: a later attempt may succeed."""
+
+    class Failing:
+        async def get_frozen_credentials(self) -> None:
+            raise raised
+
     caught = pytest.raises(StorageUnavailableError, match=f"credentials: .*{text}")
-    with caught as error, translate_errors("put"), translate_credential_errors():
-        raise raised
+    with caught as error, translate_errors("put"):
+        await ChainCredentials(cast("AioCredentials", Failing())).current()
     assert "Signature" not in str(error.value)
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keyturn_workers.core.storage_values import Lease
+from keyturn_workers.storage.credentials import Credentials
 from keyturn_workers.storage.signing import UNSIGNED_PAYLOAD, Signer
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 _UNRESERVED = "-_.~"
-_EXAMPLE = ReadOnlyCredentials(
-    "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", None
-)
+_EXAMPLE = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", None)
 _EXAMPLE_TIME = datetime(2013, 5, 24, tzinfo=UTC)
 _BASE_URLS = [
     "http://127.0.0.1:9000/bucket/",
@@ -79,7 +78,7 @@ _headers = st.dictionaries(
 )
 _queries = st.dictionaries(_texts.filter(bool), _texts, max_size=4)
 _credentials = st.builds(
-    ReadOnlyCredentials,
+    Credentials,
     st.text(alphabet=_token, min_size=1, max_size=20) | _texts.filter(bool),
     st.text(st.characters(codec="utf-8"), min_size=1, max_size=40),
     st.none() | st.text(alphabet=_token + "/+=", min_size=1, max_size=60),
@@ -89,6 +88,10 @@ _times = st.datetimes(
     max_value=datetime(2099, 1, 1),  # noqa: DTZ001  # as above
     timezones=st.sampled_from([UTC, timezone(timedelta(hours=9)), timezone(-timedelta(hours=7))]),
 )
+
+
+def _theirs(ours: Credentials) -> ReadOnlyCredentials:
+    return ReadOnlyCredentials(ours.access_key, ours.secret_key, ours.token)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Case:
     path: str
     query: str
     headers: dict[str, str]
-    credentials: ReadOnlyCredentials
+    credentials: Credentials
 
     @property
     def url(self) -> str:
@@ -159,7 +162,7 @@ def _at(monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
 @settings(max_examples=1000, deadline=None)
 def test_signed_in_the_header_as_botocore_does(case: Case, moment: datetime, payload: str) -> None:
     request = case.request()
-    theirs = S3SigV4Auth(case.credentials, "s3", case.region)
+    theirs = S3SigV4Auth(_theirs(case.credentials), "s3", case.region)
     with pytest.MonkeyPatch.context() as patch:
         _at(patch, moment)
         # Here the caller decides whether the payload is signed.
@@ -178,7 +181,7 @@ def test_signed_in_the_query_as_botocore_does(
     request = case.request()
     with pytest.MonkeyPatch.context() as patch:
         _at(patch, read_at)
-        S3SigV4QueryAuth(case.credentials, "s3", case.region, expires_s).add_auth(request)
+        S3SigV4QueryAuth(_theirs(case.credentials), "s3", case.region, expires_s).add_auth(request)
         # The lease's own time counts, not the local time.
         _at(patch, read_at + timedelta(days=1))
         ours = case.signed(lease=Lease(read_at, expires_s))
@@ -194,7 +197,7 @@ def test_a_content_type_is_signed_whatever_it_is() -> None:
     assert ours.headers == {"content-type": kind}
     unsigned, _, signature = ours.url.partition("&X-Amz-Signature=")
     assert parse_qs(urlsplit(unsigned).query)["X-Amz-SignedHeaders"] == ["content-type;host"]
-    theirs = S3SigV4QueryAuth(_EXAMPLE, "s3", "us-east-1")
+    theirs = S3SigV4QueryAuth(_theirs(_EXAMPLE), "s3", "us-east-1")
     request = AWSRequest(method="PUT", url=unsigned, headers=dict(ours.headers))
     request.context["timestamp"] = "20130524T000000Z"
     text = theirs.string_to_sign(request, theirs.canonical_request(request))
@@ -227,7 +230,7 @@ def test_the_examples_of_aws_are_signed_equally(monkeypatch: pytest.MonkeyPatch)
 def test_a_new_day_and_renewed_credentials_get_a_new_signing_key() -> None:
     """A long-lived signer signs like a new one."""
     signer = Signer(_BASE_URLS[0], "us-east-1")
-    renewed = ReadOnlyCredentials("AKID", "another secret", "token")
+    renewed = Credentials("AKID", "another secret", "token")
     for credentials in (_EXAMPLE, renewed, _EXAMPLE):
         for day in (0, 1, 2, 0):
             lease = Lease(_EXAMPLE_TIME + timedelta(days=day), 60)

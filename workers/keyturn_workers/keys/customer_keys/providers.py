@@ -6,15 +6,13 @@ from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from keyturn_workers.core.customer_key_stores import AwsKmsStore, CustomerKeyStore
-from keyturn_workers.keys.customer_keys.awskms import AwsKmsKeys, AwsKmsRegions
+from keyturn_workers.core.customer_key_stores import AwsKmsStore, CustomerKeyStore, VaultStore
 from keyturn_workers.keys.customer_keys.port import Store
 from keyturn_workers.keys.customer_keys.secrets import (
     CachedCustomerKeys,
     WaitPolicy,
 )
 from keyturn_workers.keys.customer_keys.store_calls import Outcome
-from keyturn_workers.keys.customer_keys.vault import VaultKeys
 from keyturn_workers.process.background import background
 from keyturn_workers.process.settings import CustomerKeySettings
 
@@ -70,13 +68,8 @@ async def open_customer_keys(
     Raises:
         SettingsError: the credentials or the CA file of a store are malformed.
     """
-    regions = AwsKmsRegions(settings.aws_kms_endpoint_url)
-    stores = {
-        name: _open_store(name, store, regions)
-        for name, store in settings.customer_key_stores.items()
-    }
     keys = CachedCustomerKeys(
-        stores,
+        _open_stores(settings),
         deployment,
         policy,
         cache_s=settings.customer_key_cache_s,
@@ -91,7 +84,17 @@ async def open_customer_keys(
         await keys.aclose()
 
 
-def _open_store(name: str, settings: CustomerKeyStore, regions: AwsKmsRegions) -> Store:
-    if isinstance(settings, AwsKmsStore):
-        return AwsKmsKeys(settings, regions)
-    return VaultKeys(name, settings)
+def _open_stores(settings: CustomerKeySettings) -> dict[str, Store]:
+    """Return each store by its name. A provider's libraries are imported only if it is used."""
+    named = settings.customer_key_stores.items()
+    stores: dict[str, Store] = {}
+    if in_vault := {name: store for name, store in named if isinstance(store, VaultStore)}:
+        from keyturn_workers.keys.customer_keys.vault import VaultKeys  # noqa: PLC0415
+
+        stores.update((name, VaultKeys(name, store)) for name, store in in_vault.items())
+    if in_aws := {name: store for name, store in named if isinstance(store, AwsKmsStore)}:
+        from keyturn_workers.keys.customer_keys import awskms  # noqa: PLC0415
+
+        regions = awskms.AwsKmsRegions(settings.aws_kms_endpoint_url)
+        stores.update((name, awskms.AwsKmsKeys(store, regions)) for name, store in in_aws.items())
+    return stores

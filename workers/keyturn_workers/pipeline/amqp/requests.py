@@ -374,7 +374,8 @@ class RequestSettlement(Settlement[RequestJob, Handled]):
             refused = partial(self._audit.refused, body, signer.name, error)
             await self._once(error.code, refused)
         # The dead letter first, the event second: a reader of the event finds the letter.
-        await self._dead_letter(error)
+        if admitted is None or admitted.request.leaves_letter:
+            await self._dead_letter(error)
         if event is not None:
             await self._worker_publisher.publish_event(event)
         if admitted is not None:

@@ -15,6 +15,8 @@ from typing import Final
 
 from keyturn.crypto.keys import Kek
 from keyturn.errors import (
+    AlreadyExistsError,
+    ArchivedObjectError,
     BodyTooLargeError,
     OutcomeUnknownError,
     PermanentError,
@@ -29,6 +31,7 @@ from keyturn.messages.events import Rejected
 from keyturn.metadata import UPLOAD
 from keyturn.publisher.client import Publisher
 from keyturn_workers.core.errors import MissingError
+from keyturn_workers.core.source_mapping import Target
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.core.storage_values import ObjectSummary
 from keyturn_workers.pipeline.ingest import v0
@@ -40,7 +43,11 @@ from keyturn_workers.pipeline.ingest.source_ingest import (
     objects_of,
 )
 from keyturn_workers.pipeline.sources.bucket import SourceBucket
-from keyturn_workers.pipeline.sources.description import content_type_of, metadata_of
+from keyturn_workers.pipeline.sources.description import (
+    check_plaintext,
+    content_type_of,
+    metadata_of,
+)
 
 MAX_FAILURES: Final = 1000
 """How many failed objects the result names; it counts all of them."""
@@ -135,9 +142,12 @@ class Import:
             ExceptionGroup: the errors of storage and broker.
         """
         # Without waiting, a change of an object after it was listed goes unnoticed. Only a HEAD
-        # shows whether an object is of the earlier system.
+        # shows what a worker would refuse, and whether an object is of the earlier system.
         listing_suffices = (
-            self._wait and self._v0_kek is None and not await self._bucket.may_keep_versions()
+            self._wait
+            and self._publisher is not None
+            and self._v0_kek is None
+            and not await self._bucket.may_keep_versions()
         )
         async with asyncio.TaskGroup() as group:
             async for row in objects_of(self._bucket, prefix):
@@ -173,18 +183,21 @@ class Import:
 
     async def _request(self, found: Candidate) -> str | NotImported:
         target = found.target
-        is_v0 = self._v0_kek is not None and v0.is_v0(found.metadata)
+        is_v0 = (
+            self._v0_kek is not None and found.head is not None and v0.is_v0(found.head.metadata)
+        )
         if is_v0 and found.object.size > v0.MAX_BYTES:
             raise BodyTooLargeError(
                 f"an object of the earlier system is opened whole, up to {v0.MAX_BYTES} bytes"
             )
-        is_there = await self._is_there(found)
+        upload_id = await self._upload_at(target)
+        is_there = upload_id == found.upload_id
         if self._publisher is None:
             if is_there:
                 return ALREADY_THERE
             if not await self._is_enrolled(target.project):
-                detail = f"{target.project} is not enrolled"
-                return NotImported(found.object.key, UnknownProjectError.code, detail)
+                raise UnknownProjectError.of(target.project)
+            _check_importable(found, is_occupied=upload_id is not None, is_v0=is_v0)
             return NOT_REQUESTED
         await self._publish(self._publisher, found, is_v0=is_v0)
         if not self._wait:
@@ -200,8 +213,12 @@ class Import:
                 if is_v0:
                     await self._open_and_upload(publisher, found)
                 else:
+                    # The result names what was refused: a letter would say it once more.
                     await publisher.upload_from_source(
-                        found.target.project, found.target.object_key, found.object
+                        found.target.project,
+                        found.target.object_key,
+                        found.object,
+                        letter=not self._wait,
                     )
             except OutcomeUnknownError:
                 if attempt + 1 == _ATTEMPTS:
@@ -250,15 +267,17 @@ class Import:
                 return STORED
         return NotImported(found.object.key, WAITING, detail)
 
-    async def _is_there(self, found: Candidate) -> bool:
-        """Check if the target holds an object of this very upload, by its metadata."""
+    async def _upload_at(self, target: Target) -> str | None:
+        """The id of the upload whose object is at the target, by its metadata.
+
+        It is empty for an object without one, such as the tombstone of a deleted object, and None
+        if nothing is there.
+        """
         try:
-            head = await self._own_bucket.head(
-                object_s3_key(found.target.project, found.target.object_key)
-            )
+            head = await self._own_bucket.head(object_s3_key(target.project, target.object_key))
         except MissingError:
-            return False
-        return head.metadata.get(UPLOAD) == found.upload_id
+            return None
+        return head.metadata.get(UPLOAD, "")
 
     async def _is_enrolled(self, project: str) -> bool:
         if project not in self._projects:
@@ -268,3 +287,22 @@ class Import:
             except MissingError:
                 self._projects[project] = False
         return self._projects[project]
+
+
+def _check_importable(found: Candidate, *, is_occupied: bool, is_v0: bool) -> None:
+    """Check what an upload worker would check before it reads the body.
+
+    Raises:
+        MalformedRequestError: its description is not allowed, or it is encrypted already.
+        ArchivedObjectError: its storage class must be restored first.
+        AlreadyExistsError: its target has, or had, another object.
+    """
+    if found.head is not None:
+        if not is_v0:
+            check_plaintext(found.head)
+        content_type_of(found.head)
+        metadata_of(found.head)
+        if found.head.archived:
+            raise ArchivedObjectError("it is archived: restore it first")
+    if is_occupied:
+        raise AlreadyExistsError(f"{found.target.object_key} holds, or held, another object")

@@ -7,8 +7,8 @@ number at once, so that a full source never fills the queue that all publishers 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from functools import partial
@@ -76,13 +76,13 @@ class Outcome(Enum):
 class Candidate:
     """An object of a source, as its storage describes it; its target; the id of its upload.
 
-    `metadata` is empty if a listing described the object.
+    `head` is None if a listing described the object.
     """
 
     object: SourceObject
     target: Target
     upload_id: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    head: ObjectHead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ async def inspect(
         )
     except ValidationError as exc:
         raise MalformedRequestError(problems(exc)) from None
-    metadata = described.metadata if isinstance(described, ObjectHead) else {}
-    return Candidate(found, target, found.upload_id(deployment), metadata)
+    head = described if isinstance(described, ObjectHead) else None
+    return Candidate(found, target, found.upload_id(deployment), head)
 
 
 async def objects_of(bucket: SourceBucket, prefix: str = "") -> AsyncIterator[ObjectSummary]:
@@ -252,8 +252,10 @@ class SourceIngest:
     async def _request(self, found: Candidate) -> Outcome:
         target, asked_at = found.target, self._now()
         try:
+            known = self.refused.get(found.object.key)
+            is_repeated = known is not None and known.upload_id == found.upload_id
             await self._publisher.upload_from_source(
-                target.project, target.object_key, found.object
+                target.project, target.object_key, found.object, letter=not is_repeated
             )
         except MalformedRequestError as exc:
             return self._refuse(found.object.key, found.upload_id, exc.code)

@@ -10,6 +10,16 @@ from keyturn.metadata import (
 from keyturn_workers.core.storage_values import ObjectHead
 
 
+def check_plaintext(head: ObjectHead) -> None:
+    """Check that an object is not encrypted by Keyturn, or by the earlier system.
+
+    Raises:
+        MalformedRequestError: it is.
+    """
+    if any(name.startswith(OWN_PREFIX) for name in head.metadata):
+        raise MalformedRequestError("the source's object has enc- metadata: it is encrypted")
+
+
 def content_type_of(head: ObjectHead) -> str | None:
     """The content type; None if the object has none.
 

@@ -18,6 +18,7 @@ from keyturn_workers.storage.probe import checks
 from keyturn_workers.storage.probe.checks import CHECKS, Check, Needed
 from keyturn_workers.storage.probe.key_checks import BY_PATH
 from keyturn_workers.storage.probe.protocol import Outcome, ProbeStorage, is_not_implemented
+from keyturn_workers.storage.setting_hints import with_setting
 
 PREFIX: Final = ".keyturn/doctor/"
 
@@ -109,10 +110,10 @@ async def _check_access(storage: ProbeStorage, key: str) -> None:
     except ClockSkewError as exc:
         raise StorageUnavailableError(str(exc)) from exc  # until the clock is set
     except RefusedError as exc:
-        raise SettingsError(f"these S3 credentials may not write below {PREFIX}") from exc
+        raise SettingsError(f"cannot write below {PREFIX}: {with_setting(str(exc))}") from exc
     except StorageUnavailableError as exc:
         if exc.detail.endswith("NoSuchBucket"):
-            raise SettingsError("the bucket in KEYTURN_S3_BUCKET does not exist") from exc
+            raise SettingsError(with_setting(exc.detail)) from exc
         raise
 
 

@@ -37,7 +37,7 @@ KEY = SigningKey.from_seed(bytes(32))
 ALL = frozenset("*")
 RULES = Rules(
     "test",
-    {"api": Grant((VerifyKey.from_bytes(KEY.public_bytes),), ALL, ALL)},
+    {"api": Grant((VerifyKey.from_bytes(KEY.public_bytes),), ALL, ALL, frozenset({"drop"}))},
     timedelta(days=7),
 )
 UPLOAD_ID = "2f6c9a0e-1111-4111-8111-111111111111"

@@ -70,6 +70,11 @@ def malformed(scene: Scene) -> FakeMessage:
     return message(scene, document(key="/"))
 
 
+def without_letter(scene: Scene, name: str = "drop") -> FakeMessage:
+    source = {"name": name, "key": "a", "etag": "abc", "size": 1}
+    return message(scene, document(letter=False, sealed_key=None, body={"source": source}))
+
+
 def unreadable(scene: Scene) -> FakeMessage:
     return message(scene, b"{")
 
@@ -109,6 +114,18 @@ _RETRIED = "retry, keyturn.upload storage_unavailable 0 1s, ack"
             "served, dead, keyturn.upload already_exists, published, "
             "cleaned up already_exists, ack",
             id="refused: the dead letter first, the event second",
+        ),
+        pytest.param(
+            without_letter,
+            AlreadyExistsError("k"),
+            "served, published, cleaned up already_exists, ack",
+            id="refused, and its publisher wants no letter",
+        ),
+        pytest.param(
+            lambda scene: without_letter(scene, "another"),
+            None,
+            "dead, keyturn.upload not_permitted, published, ack",
+            id="not admitted: there is a letter whatever the request says",
         ),
         pytest.param(
             malformed,

@@ -37,11 +37,13 @@ def source_of(**fields: Any) -> Source:
 class Outcomes:
     """In place of a publisher: notes each request, and answers as `codes` says by object key.
 
-    A code refuses, None leaves the request without an outcome; all others are stored.
+    A code refuses, None leaves the request without an outcome; all others are stored. `letters` has
+    the requests that leave a dead letter if they are refused.
     """
 
     def __init__(self) -> None:
         self.requested: list[SourceObject] = []
+        self.letters: list[SourceObject] = []
         self.uploaded: list[dict[str, Any]] = []
         self.codes: dict[str, str | None] = {}
         self.failure: Exception | None = None
@@ -61,12 +63,14 @@ class Outcomes:
         return [each.key for each in self.requested]
 
     async def upload_from_source(
-        self, project: str, object_key: str, source_object: SourceObject
+        self, project: str, object_key: str, source_object: SourceObject, *, letter: bool = True
     ) -> str:
         await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
         self.requested.append(source_object)
+        if letter:
+            self.letters.append(source_object)
         self._more.set()
         upload_id = source_object.upload_id(DEPLOYMENT)
         self._keys[upload_id] = (project, object_key)

@@ -105,6 +105,40 @@ async def test_a_dry_run_requests_nothing() -> None:
     assert not scene.outcomes.requested
 
 
+async def test_a_dry_run_names_what_a_worker_would_refuse_and_why() -> None:
+    scene = Scene()
+    scene.own.plant(keyring_s3_key("acme"), b"{}", Headers({}))
+    scene.put("good", "taken", "deleted")
+    for name, headers in {
+        "encrypted": Headers({"enc-algo": "x"}),
+        "odd": Headers({"a-b": "1", "a_b": "2"}),
+        "long": Headers({}, content_type="x" * 1100),
+    }.items():
+        scene.bucket.plant(f"in/{name}", b"x", headers)
+    put_target(scene, "taken", "another upload")
+    scene.own.plant("acme/deleted", b"", Headers({}))
+    result = await run(scene, dry_run=True)
+    assert result.statuses == {"not requested": 1}
+    assert {each.s3_key: each.code for each in result.not_imported} == {
+        "in/taken": "already_exists",
+        "in/deleted": "already_exists",
+        "in/encrypted": "malformed_request",
+        "in/odd": "malformed_request",
+        "in/long": "malformed_request",
+    }
+    assert all(each.detail for each in result.not_imported)
+
+
+async def test_an_import_that_reports_refusals_itself_leaves_no_letters() -> None:
+    scene = Scene()
+    scene.put("bad")
+    scene.outcomes.codes["bad"] = "body_too_large"
+    await run(scene)
+    assert scene.outcomes.letters == []
+    await run(scene, wait=False)  # nobody else would learn of it
+    assert [each.key for each in scene.outcomes.letters] == ["in/bad"]
+
+
 @pytest.mark.parametrize(("code", "status"), [("source_missing", "gone"), ("source_changed", "")])
 async def test_an_object_that_changes_meanwhile_is_asked_for_again(code: str, status: str) -> None:
     scene = Scene()

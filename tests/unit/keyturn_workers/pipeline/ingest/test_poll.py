@@ -221,6 +221,20 @@ async def test_refused_objects_are_remembered_by_every_process() -> None:
     assert scene.outcomes.keys[-1] == "in/bad"
 
 
+async def test_a_refused_object_leaves_one_letter_however_often_it_is_requested() -> None:
+    scene = Scene()
+    scene.put("bad")
+    scene.outcomes.codes["bad"] = "unknown_project"
+    for _ in range(3):
+        await scene.poll(scene.process()[1])
+        scene.advance(25 * 3600)
+    assert scene.outcomes.keys == ["in/bad"] * 3
+    assert [each.key for each in scene.outcomes.letters] == ["in/bad"]
+    scene.put("bad", body=b"other")  # another object at its key
+    await scene.poll(scene.process()[1])
+    assert [each.key for each in scene.outcomes.letters] == ["in/bad"] * 2
+
+
 @pytest.fixture
 def few_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two refusals are remembered."""
