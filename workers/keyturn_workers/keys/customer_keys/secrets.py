@@ -215,12 +215,18 @@ class CachedCustomerKeys:
         self, secrets: CustomerSecrets, key: CustomerKey, caller: _Caller
     ) -> CustomerSecrets:
         """Ask for a former secret; only the object that needs it fails if it is not given."""
+        held: dict[str, Secret] = {}
+        failed: dict[str, CodedError] = dict(secrets.failed)
         try:
-            held = {**secrets.held, key.secret_id: await self._get(key, caller)}
+            held[key.secret_id] = await self._get(key, caller)
         except (CustomerKeyRefusedError, CustomerKeyUnavailableError) as exc:
-            failed: dict[str, CodedError] = {**secrets.failed, key.secret_id: exc}
-            return replace(secrets, failed=failed)
-        return replace(secrets, held=held)
+            failed[key.secret_id] = exc
+        # The others' time may have ended during the wait.
+        for other in secrets.keys.values():
+            secret = self._find((caller.project, other))
+            if secret is not None and other.secret_id in secrets.held:
+                held.setdefault(other.secret_id, secret)
+        return replace(secrets, held=held, failed=failed)
 
     async def _get(self, key: CustomerKey, caller: _Caller) -> Secret:
         name = (caller.project, key)
@@ -230,7 +236,8 @@ class CachedCustomerKeys:
         try:
             return await self._wait_for(name, caller)
         except CustomerKeyUnavailableError:
-            # A store that is away takes nothing before its time. One that refuses does.
+            # A store that is away takes nothing before its time, which the wait may have reached.
+            secret = self._use(name)
             if secret is None:
                 raise
             return secret
@@ -267,14 +274,20 @@ class CachedCustomerKeys:
 
     def _use(self, name: _Name) -> Secret | None:
         """Return the secret if it is in memory; ask for it again in the background if it is due."""
-        entry = self._entries.get(name)
-        if entry is None or entry.secret is None:
+        secret = self._find(name)
+        if secret is None:
             return None
-        if self._clock_s() - entry.sent_s >= self._cache_s:
-            return None
+        entry = self._entries[name]
         since_s = self._clock_s() - entry.asked_s
         if self._is_due(entry) and since_s >= self._cache_s * _REFRESH_PAUSE:
             self._tasks.start(name, lambda: self._ask(name))
+        return secret
+
+    def _find(self, name: _Name) -> Secret | None:
+        """Return the secret if it is in memory."""
+        entry = self._entries.get(name)
+        if entry is None or self._clock_s() - entry.sent_s >= self._cache_s:
+            return None
         return entry.secret
 
     def _is_overdue(self, name: _Name) -> bool:

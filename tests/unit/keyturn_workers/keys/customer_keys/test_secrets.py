@@ -158,6 +158,51 @@ async def test_a_store_that_is_away_does_not_end_it_before_its_age() -> None:
     assert await _opens(bench, ring) == ["ok"]
 
 
+@pytest.mark.parametrize("purges", [False, True])
+@pytest.mark.parametrize(("waited_s", "expected"), [(4.99, "ok"), (5, "customer_key_unavailable")])
+async def test_its_time_also_ends_while_a_caller_waits_for_the_store(
+    waited_s: float, expected: str, *, purges: bool
+) -> None:
+    """No use is more than 300 s after sending: not 305, by the longest wait of a gateway."""
+    bench = Bench(IN_GATEWAYS)
+    ring = bench.keyring()
+    await bench.keys.unlock(ring)
+    bench.clock.now_s += CACHE_S - 5
+    bench.store.failures["a"] = DOWN
+    held = bench.store.held["a"] = asyncio.Event()
+    asking = asyncio.create_task(_opens(bench, ring))
+    await bench.settle()
+    bench.clock.now_s += waited_s
+    if purges:
+        bench.keys.purge()
+    held.set()
+    assert await asking == [expected]
+
+
+async def test_the_wait_for_a_former_secret_lengthens_no_other_ones_time() -> None:
+    bench = Bench(IN_GATEWAYS)
+    ring = bench.keyring("a", "b")
+    await bench.keys.unlock(ring)
+    bench.store.failures["b"] = DOWN
+    used: list[set[str]] = []
+
+    async def opening(secrets: CustomerSecrets) -> None:
+        used.append(set(secrets.held))
+        secrets.require(2)
+
+    for at_s in (*range(70, 300, 5), 298):  # in use, so nothing waits for the store that is away
+        bench.clock.now_s = 1000 + at_s
+        await bench.keys.unlock(ring)
+        await bench.settle()
+    held = bench.store.held["a"] = asyncio.Event()
+    opened = asyncio.create_task(bench.keys.open_with(ring, opening))
+    await bench.settle()
+    bench.clock.now_s = 1000 + CACHE_S
+    held.set()
+    await opened
+    assert used == [{_id(ring, 3)}, {_id(ring, 2)}]
+
+
 async def test_another_secret_than_the_expected_one_is_a_refusal() -> None:
     bench = Bench()
     ring = bench.keyring()
