@@ -31,7 +31,7 @@ from keyturn_workers.core.customer_keys import (
 from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.keys.customer_keys.port import Place, Store
-from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, StoreCalls
+from keyturn_workers.keys.customer_keys.store_calls import SLOW_S, TIMEOUT_S, Observe, StoreCalls
 from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from keyturn_workers.process.background import SharedTasks, repeat
@@ -44,7 +44,7 @@ _REFRESH_PAUSE: Final = 1 / 60
 _PURGE_S: Final = 1.0
 # All the stores of an erasure together: a step of a sweep waits for them.
 _ASKING_S: Final = 2 * TIMEOUT_S
-# Longer than the longest pause after a refusal.
+# Longer than the longest pause after a refusal, and than that between two attempts of a request.
 _UNUSED_AFTER_S: Final = 120.0
 
 _T = TypeVar("_T")
@@ -67,7 +67,7 @@ class WaitPolicy:
     shuns_slow: bool = False
 
 
-IN_WORKERS: Final = WaitPolicy(wait_s=0.25, shuns_slow=True)
+IN_WORKERS: Final = WaitPolicy(wait_s=SLOW_S, shuns_slow=True)
 """A delivery holds places that other projects need: it is put off instead."""
 IN_GATEWAYS: Final = WaitPolicy(wait_s=5, callers=8)
 IN_COMMANDS: Final = WaitPolicy(wait_s=TIMEOUT_S)
@@ -119,6 +119,8 @@ class CachedCustomerKeys:
         self._cache_s = cache_s
         self._clock_s = clock_s
         self._entries: dict[_Name, _Entry] = {}
+        # New secrets until a request takes them, and when each was asked for.
+        self._new: dict[tuple[str, KeyName], tuple[asyncio.Task[CustomerKey], float]] = {}
         self._tasks = SharedTasks()
         self._waiting: Counter[str] = Counter()
 
@@ -152,16 +154,25 @@ class CachedCustomerKeys:
             raise NotPermittedError(
                 f"KEYTURN_CUSTOMER_KEY_STORES does not give {project} the key {name}"
             )
-        if self._policy.shuns_slow and self._calls.is_slow(name, self._policy.wait_s):
-            raise CustomerKeyUnavailableError(f"{name}: its store is slow")
-        task = self._tasks.start(object(), lambda: self._create(project, name))
+        wanted = project, name
+        if wanted not in self._new:
+            creating = self._tasks.start(wanted, lambda: self._create(project, name))
+            self._new[wanted] = creating, self._clock_s()
+        creating, policy = self._new[wanted][0], self._policy
+        # A request that is put off finds the secret at its next attempt.
+        slow = policy.shuns_slow and self._calls.is_slow(name, policy.wait_s, key_alone=True)
+        if slow and not creating.done():
+            raise CustomerKeyUnavailableError(f"{name}: it is slow")
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):  # it encrypts, and decrypts
-                return await asyncio.shield(task)
+                return await asyncio.shield(creating)
         except TimeoutError:
             raise CustomerKeyUnavailableError(
                 f"{name}: no secret within {2 * TIMEOUT_S:g} s"
             ) from None
+        finally:
+            if creating.done():
+                self._new.pop(wanted, None)
 
     async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
         """See `CustomerKeys.ask`."""
@@ -181,6 +192,9 @@ class CachedCustomerKeys:
                 entry.secret = None
             if entry.secret is None and now_s - entry.asked_s >= _UNUSED_AFTER_S:
                 del self._entries[name]
+        for wanted, (creating, asked_s) in tuple(self._new.items()):
+            if creating.done() and now_s - asked_s >= _UNUSED_AFTER_S:
+                del self._new[wanted]
         self._calls.purge()
 
     async def purge_periodically(self) -> None:
