@@ -419,6 +419,8 @@ export interface operations {
                             [key: string]: boolean;
                         };
                         ready: boolean;
+                        /** @description Whether uploads, deletes and rotations are accepted: it is ready, and knows the newest marks of keyrings */
+                        writes: boolean;
                     };
                 };
             };
@@ -433,6 +435,8 @@ export interface operations {
                             [key: string]: boolean;
                         };
                         ready: boolean;
+                        /** @description Whether uploads, deletes and rotations are accepted: it is ready, and knows the newest marks of keyrings */
+                        writes: boolean;
                     };
                 };
             };

@@ -11,6 +11,7 @@ import pytest
 
 from keyturn import topology
 from keyturn.crypto import SigningKey
+from keyturn.errors import EventsUnavailableError, MarksUnavailableError
 from keyturn.messages import KeyringMarked
 from keyturn_workers.keys.keyring.mark_stream import MarkStream, following
 from keyturn_workers.keys.keyring.marks import Mark
@@ -27,8 +28,9 @@ KEY = SigningKey.from_seed(bytes([1]) * 32)
 DIGEST = bytes([5]) * 32
 
 
-def stream_of(url: str) -> MarkStream:
-    return MarkStream(url, "test", [KEY.verify_key()], lease_s=15, signing_key=KEY)
+def stream_of(url: str, *, lease_s: float = 15, signing_key: SigningKey | None = KEY) -> MarkStream:
+    keys = [KEY.verify_key()]
+    return MarkStream(url, "test", keys, lease_s=lease_s, signing_key=signing_key)
 
 
 async def publish(channel: AbstractChannel, projects: range, *, at_once: int = 2000) -> None:
@@ -96,3 +98,24 @@ async def test_a_mark_is_published_and_read_back_by_every_process(vhost_url: str
         assert one.table.find("acme") == mark
         await other.catch_up()
         assert other.table.find("acme") == mark
+
+
+async def test_a_gateway_that_starts_before_the_first_worker_soon_accepts_writes(
+    vhost_url: str,
+) -> None:
+    """It asks by itself, and a lease as long as this would let it ask after 20 minutes."""
+    gateway = stream_of(vhost_url, lease_s=3600, signing_key=None)
+    async with following(gateway):
+        with pytest.raises(EventsUnavailableError, match="no worker has declared"):
+            await gateway.load()
+        with pytest.raises(MarksUnavailableError, match="no worker has declared"):
+            await gateway.require_current()
+        worker = stream_of(vhost_url)
+        await declare(vhost_url)
+        async with following(worker):
+            await worker.load()
+            began_s = time.monotonic()
+            async with asyncio.timeout(30):
+                while not gateway.permits_writes:  # noqa: ASYNC110  # no events
+                    await asyncio.sleep(0.05)
+            print(f"after the worker: {time.monotonic() - began_s:.2f} s")

@@ -121,8 +121,13 @@ class Gateway:
         for publishing in (self.rotations, self.uploads, self.deletes):
             await publishing.pending.close()
 
-    def application(self, checks: Mapping[str, Check]) -> ASGIApp:
-        """Return the whole application; `/readyz` runs the `checks`."""
+    def application(
+        self, checks: Mapping[str, Check], permits_writes: Callable[[], bool]
+    ) -> ASGIApp:
+        """Return the whole application; `/readyz` runs the `checks`.
+
+        `permits_writes` returns True if the newest marks of keyrings are known or not needed.
+        """
         register_url_convertor("any_text", _AnyText())
         routes = [
             Route(OBJECTS, self._objects, methods=["GET", "HEAD", "PUT", "DELETE"], name="objects"),
@@ -133,7 +138,7 @@ class Gateway:
             Route(KEYS, self._keys.get, methods=["GET"], name="keys"),
             Route(ROTATIONS, self.rotations.post, methods=["POST"], name="rotations"),
             Route(ROTATION, self.rotations.get, methods=["GET"], name="rotation"),
-            *_public_routes(self._metrics, _Readiness(checks)),
+            *_public_routes(self._metrics, _Readiness(checks), permits_writes),
         ]
         handlers: Mapping[Any, Callable[[Request, Any], Awaitable[Response]]] = {
             HTTPException: _http_error,
@@ -158,7 +163,9 @@ def _descriptions() -> tuple[bytes, bytes]:
     return openapi, docs_page(orjson.loads(openapi))
 
 
-def _public_routes(metrics: GatewayMetrics, readiness: "_Readiness") -> list[Route]:
+def _public_routes(
+    metrics: GatewayMetrics, readiness: "_Readiness", permits_writes: Callable[[], bool]
+) -> list[Route]:
     """Return the routes that need no API key."""
     openapi, docs = _descriptions()
 
@@ -167,8 +174,10 @@ def _public_routes(metrics: GatewayMetrics, readiness: "_Readiness") -> list[Rou
 
     async def readyz(_: Request) -> Response:
         results = await readiness.results()
-        status = 200 if all(results.values()) else _UNAVAILABLE
-        return _json({"ready": status != _UNAVAILABLE, "checks": results}, status)
+        is_ready = all(results.values())
+        writes = is_ready and permits_writes()
+        body = {"ready": is_ready, "writes": writes, "checks": results}
+        return _json(body, 200 if is_ready else _UNAVAILABLE)
 
     async def prometheus(request: Request) -> Response:
         body, content_type = metrics.registry.render(request.headers.get("accept", ""))

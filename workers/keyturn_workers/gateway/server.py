@@ -175,7 +175,7 @@ async def open_app(
         gateway = Gateway(settings, auth, opener, storage, sweeps, publisher, metrics)
         purging = asyncio.create_task(keys.purge_periodically())
         try:
-            app = gateway.application(_checks(storage, publisher))
+            app = gateway.application(_checks(storage, publisher), lambda: marks.permits_writes)
             yield tracing.application(app) if tracing else app
         finally:
             purging.cancel()

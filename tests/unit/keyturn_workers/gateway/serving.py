@@ -267,6 +267,7 @@ class Serving:
     cors_origins: tuple[str, ...] = ()
     presign_plaintext: bool = False
     checks: Mapping[str, Check] = field(default_factory=lambda: {"storage": _holds})
+    permits_writes: bool = True
 
     def __post_init__(self) -> None:
         self.metrics = GatewayMetrics()
@@ -285,7 +286,7 @@ class Serving:
         self.ledger = self.uploads.ledger
         self.deletes = self.gateway.deletes
         self.rotations = self.gateway.rotations
-        self.app = self.gateway.application(self.checks)
+        self.app = self.gateway.application(self.checks, lambda: self.permits_writes)
 
     def _settings(self) -> GatewaySettings:
         return GatewaySettings.model_construct(

@@ -117,7 +117,8 @@ async def test_public_paths_need_no_api_key() -> None:
     alive = await serving.ask(target="/healthz", key=None)
     assert (alive.status, alive.document()) == (200, {"status": "alive"})
     ready = await serving.ask(target="/readyz", key=None)
-    assert (ready.status, ready.document()) == (200, {"ready": True, "checks": {"storage": True}})
+    body = {"ready": True, "writes": True, "checks": {"storage": True}}
+    assert (ready.status, ready.document()) == (200, body)
     response = await serving.ask(target="/openapi.json", key=None)
     assert (response.status, response.document()) == (200, orjson.loads(openapi_json()))
     page = await serving.ask(target="/docs", key=None)
@@ -139,7 +140,18 @@ async def test_readyz_is_503_if_a_check_fails_or_raises() -> None:
     serving = Serving(checks={"broker": fails, "storage": raises})
     ready = await serving.ask(target="/readyz", key=None)
     assert ready.status == 503
-    assert ready.document() == {"ready": False, "checks": {"broker": False, "storage": False}}
+    checks = {"broker": False, "storage": False}
+    assert ready.document() == {"ready": False, "writes": False, "checks": checks}
+
+
+async def test_readyz_says_that_a_gateway_which_knows_no_marks_serves_reads_alone() -> None:
+    """It is ready: the first pod of an installation must not wait for the first worker."""
+    serving = Serving()
+    for permits_writes in (False, True):
+        serving.permits_writes = permits_writes
+        ready = await serving.ask(target="/readyz", key=None)
+        body = {"ready": True, "writes": permits_writes, "checks": {"storage": True}}
+        assert (ready.status, ready.document()) == (200, body)
 
 
 async def test_an_unexpected_error_is_a_500_without_its_text(

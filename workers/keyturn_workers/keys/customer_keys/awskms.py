@@ -14,7 +14,7 @@ from keyturn_workers.core.customer_key_stores import AwsKmsStore
 from keyturn_workers.core.key_uris import aws_region
 from keyturn_workers.core.keyring_record import is_wrapped
 from keyturn_workers.keys.customer_keys.port import Place
-from keyturn_workers.keys.customer_keys.store_calls import AT_ADDRESS, TIMEOUT_S
+from keyturn_workers.keys.customer_keys.store_calls import MAX_CONNECTIONS, TIMEOUT_S
 from keyturn_workers.keys.master_keys.awskms import AwsKmsClient
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 
@@ -36,7 +36,7 @@ class AwsKmsRegions:
                 region,
                 self._endpoint_url,
                 timeout_s=TIMEOUT_S,
-                max_connections=AT_ADDRESS.concurrency,
+                max_connections=MAX_CONNECTIONS,
                 share=True,
             )
         return client

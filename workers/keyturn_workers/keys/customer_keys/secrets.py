@@ -31,7 +31,7 @@ from keyturn_workers.core.customer_keys import (
 from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring import Keyring
 from keyturn_workers.keys.customer_keys.port import Place, Store
-from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S, Observe, StoreCalls
+from keyturn_workers.keys.customer_keys.store_calls import SLOW_S, TIMEOUT_S, Observe, StoreCalls
 from keyturn_workers.keys.master_keys.circuit_breaker import CallLimits, CircuitBreaker
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from keyturn_workers.process.background import SharedTasks, repeat
@@ -44,7 +44,7 @@ _REFRESH_PAUSE: Final = 1 / 60
 _PURGE_S: Final = 1.0
 # All the stores of an erasure together: a step of a sweep waits for them.
 _ASKING_S: Final = 2 * TIMEOUT_S
-# Longer than the longest pause after a refusal.
+# Longer than the longest pause after a refusal, and than that between two attempts of a request.
 _UNUSED_AFTER_S: Final = 120.0
 
 _T = TypeVar("_T")
@@ -67,7 +67,7 @@ class WaitPolicy:
     shuns_slow: bool = False
 
 
-IN_WORKERS: Final = WaitPolicy(wait_s=0.25, shuns_slow=True)
+IN_WORKERS: Final = WaitPolicy(wait_s=SLOW_S, shuns_slow=True)
 """A delivery holds places that other projects need: it is put off instead."""
 IN_GATEWAYS: Final = WaitPolicy(wait_s=5, callers=8)
 IN_COMMANDS: Final = WaitPolicy(wait_s=TIMEOUT_S)
@@ -119,6 +119,8 @@ class CachedCustomerKeys:
         self._cache_s = cache_s
         self._clock_s = clock_s
         self._entries: dict[_Name, _Entry] = {}
+        # New secrets until a request takes them, and when each was asked for.
+        self._new: dict[tuple[str, KeyName], tuple[asyncio.Task[CustomerKey], float]] = {}
         self._tasks = SharedTasks()
         self._waiting: Counter[str] = Counter()
 
@@ -152,16 +154,25 @@ class CachedCustomerKeys:
             raise NotPermittedError(
                 f"KEYTURN_CUSTOMER_KEY_STORES does not give {project} the key {name}"
             )
-        if self._policy.shuns_slow and self._calls.is_slow(name, self._policy.wait_s):
-            raise CustomerKeyUnavailableError(f"{name}: its store is slow")
-        task = self._tasks.start(object(), lambda: self._create(project, name))
+        wanted = project, name
+        if wanted not in self._new:
+            creating = self._tasks.start(wanted, lambda: self._create(project, name))
+            self._new[wanted] = creating, self._clock_s()
+        creating, policy = self._new[wanted][0], self._policy
+        # A request that is put off finds the secret at its next attempt.
+        slow = policy.shuns_slow and self._calls.is_slow(name, policy.wait_s, key_alone=True)
+        if slow and not creating.done():
+            raise CustomerKeyUnavailableError(f"{name}: it is slow")
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):  # it encrypts, and decrypts
-                return await asyncio.shield(task)
+                return await asyncio.shield(creating)
         except TimeoutError:
             raise CustomerKeyUnavailableError(
                 f"{name}: no secret within {2 * TIMEOUT_S:g} s"
             ) from None
+        finally:
+            if creating.done():
+                self._new.pop(wanted, None)
 
     async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
         """See `CustomerKeys.ask`."""
@@ -181,6 +192,9 @@ class CachedCustomerKeys:
                 entry.secret = None
             if entry.secret is None and now_s - entry.asked_s >= _UNUSED_AFTER_S:
                 del self._entries[name]
+        for wanted, (creating, asked_s) in tuple(self._new.items()):
+            if creating.done() and now_s - asked_s >= _UNUSED_AFTER_S:
+                del self._new[wanted]
         self._calls.purge()
 
     async def purge_periodically(self) -> None:
@@ -215,12 +229,18 @@ class CachedCustomerKeys:
         self, secrets: CustomerSecrets, key: CustomerKey, caller: _Caller
     ) -> CustomerSecrets:
         """Ask for a former secret; only the object that needs it fails if it is not given."""
+        held: dict[str, Secret] = {}
+        failed: dict[str, CodedError] = dict(secrets.failed)
         try:
-            held = {**secrets.held, key.secret_id: await self._get(key, caller)}
+            held[key.secret_id] = await self._get(key, caller)
         except (CustomerKeyRefusedError, CustomerKeyUnavailableError) as exc:
-            failed: dict[str, CodedError] = {**secrets.failed, key.secret_id: exc}
-            return replace(secrets, failed=failed)
-        return replace(secrets, held=held)
+            failed[key.secret_id] = exc
+        # The others' time may have ended during the wait.
+        for other in secrets.keys.values():
+            secret = self._find((caller.project, other))
+            if secret is not None and other.secret_id in secrets.held:
+                held.setdefault(other.secret_id, secret)
+        return replace(secrets, held=held, failed=failed)
 
     async def _get(self, key: CustomerKey, caller: _Caller) -> Secret:
         name = (caller.project, key)
@@ -230,7 +250,8 @@ class CachedCustomerKeys:
         try:
             return await self._wait_for(name, caller)
         except CustomerKeyUnavailableError:
-            # A store that is away takes nothing before its time. One that refuses does.
+            # A store that is away takes nothing before its time, which the wait may have reached.
+            secret = self._use(name)
             if secret is None:
                 raise
             return secret
@@ -267,14 +288,20 @@ class CachedCustomerKeys:
 
     def _use(self, name: _Name) -> Secret | None:
         """Return the secret if it is in memory; ask for it again in the background if it is due."""
-        entry = self._entries.get(name)
-        if entry is None or entry.secret is None:
+        secret = self._find(name)
+        if secret is None:
             return None
-        if self._clock_s() - entry.sent_s >= self._cache_s:
-            return None
+        entry = self._entries[name]
         since_s = self._clock_s() - entry.asked_s
         if self._is_due(entry) and since_s >= self._cache_s * _REFRESH_PAUSE:
             self._tasks.start(name, lambda: self._ask(name))
+        return secret
+
+    def _find(self, name: _Name) -> Secret | None:
+        """Return the secret if it is in memory."""
+        entry = self._entries.get(name)
+        if entry is None or self._clock_s() - entry.sent_s >= self._cache_s:
+            return None
         return entry.secret
 
     def _is_overdue(self, name: _Name) -> bool:

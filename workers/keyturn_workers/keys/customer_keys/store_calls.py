@@ -2,6 +2,7 @@
 
 One customer's key must not cost another's. So each key has its own bounds and its own circuit
 breaker, and an address's breaker counts only while none of the keys that are in use there answers.
+A slow call gives its place at the address back, so that slow keys do not take all of them.
 A refusal is an answer about one secret: it pauses neither its key nor its address.
 """
 
@@ -23,9 +24,13 @@ from keyturn_workers.keys.master_keys.circuit_breaker import (
 )
 
 TIMEOUT_S: Final = 5.0
-"""The longest that one call may take."""
+"""The longest that one call may take, from when it is sent."""
+SLOW_S: Final = 0.25
+"""A call that takes longer than this is slow."""
 # No key may occupy all the calls that its address allows at once.
-AT_ADDRESS: Final = CallLimits(concurrency=16, requests_per_s=500, timeout_s=None)
+_AT_ADDRESS: Final = CallLimits(concurrency=16, requests_per_s=500, timeout_s=None, slow_s=SLOW_S)
+MAX_CONNECTIONS: Final = round(_AT_ADDRESS.concurrency * (1 + TIMEOUT_S / SLOW_S))
+"""To one address: no call waits for a connection, even if all calls hang."""
 _PER_KEY: Final = CallLimits(concurrency=4, requests_per_s=100, timeout_s=None)
 # A key in use is asked at least every 900 s: a quarter of the longest CUSTOMER_KEY_CACHE_S.
 _UNUSED_AFTER_S: Final = 1000.0
@@ -50,12 +55,12 @@ class _Address:
     breaker: CircuitBreaker = field(init=False)
     clock_s: Callable[[], float]
     keys: dict[KeyName, _Key] = field(default_factory=dict)
-    sent_s: dict[object, float] = field(default_factory=dict)
-    """When each call under way was sent, the oldest first."""
+    sent_s: dict[tuple[KeyName, object], float] = field(default_factory=dict)
+    """When each call under way was sent."""
 
     def __post_init__(self) -> None:
         self.breaker = CircuitBreaker(
-            AT_ADDRESS,
+            _AT_ADDRESS,
             opens=is_absence,
             holds=lambda: all(key.breaker.is_away for key in self.keys.values()),
             clock_s=self.clock_s,
@@ -94,11 +99,14 @@ class StoreCalls:
             )
         return store.settings.gives(project, name.key)
 
-    def is_slow(self, name: KeyName, after_s: float) -> bool:
-        """Return True if the key's address has a call that has taken this long already."""
+    def is_slow(self, name: KeyName, after_s: float, *, key_alone: bool = False) -> bool:
+        """Return True if its address, or the key alone, has a call that has taken this long."""
         address = self._addresses.get(self._stores[name.store].address(name.key))
-        sent_s = next(iter(address.sent_s.values()), None) if address is not None else None
-        return sent_s is not None and self._clock_s() - sent_s >= after_s
+        sent_by_s = self._clock_s() - after_s
+        return address is not None and any(
+            sent_s <= sent_by_s and (key == name or not key_alone)
+            for (key, _), sent_s in address.sent_s.items()
+        )
 
     async def call(self, name: KeyName, send: Callable[[Store], Awaitable[_T]]) -> _T:
         """Await `send` with the key's store, within the limits, and return its result.
@@ -141,7 +149,7 @@ class StoreCalls:
         address: _Address,
         send: Callable[[Store], Awaitable[_T]],
     ) -> _T:
-        call = object()
+        call = name, object()
         address.sent_s[call] = self._clock_s()
         began_s = time.perf_counter()
         try:

@@ -63,6 +63,8 @@ _SILENCE_OF_KNOWN_S: Final = 2.5
 _NEWEST_S: Final = 0.1
 _LOOK_AGAIN_S: Final = 0.5
 _LOOK_AGAIN_MAX_S: Final = 5.0
+# A gateway may start before the first worker, which declares the stream.
+_LOOK_OFTEN_S: Final = 60.0
 _OPENED: Final = "marks.opened"
 _GAP: Final = (
     f"{MARKS_STREAM} lost messages: delete it, restart the workers, and see `keyturn recover`"
@@ -116,6 +118,7 @@ class MarkStream:
         self._reading = BrokerConnection(broker, publish_timeout_s=_TIMEOUT_S)
         # A separate connection: a message that cannot be decoded breaks the reading one.
         self._publishing = self._reading.separate()
+        self._began_s = boottime_s()
         self._offset = -1
         self._has_gap = False
         self._is_refused = False
@@ -133,6 +136,11 @@ class MarkStream:
         if self._has_gap or self._current_s is None:
             return False
         return boottime_s() - self._current_s <= self._lease_s
+
+    @property
+    def permits_writes(self) -> bool:
+        """True if a gateway may publish for an API key now: see `require_current`."""
+        return self.is_current or self._is_refused
 
     def check_current(self, project: str) -> None:
         """Check that the newest marks are known; never raises in a gateway.
@@ -171,7 +179,7 @@ class MarkStream:
             MarksUnavailableError: it does not know them.
         """
         await self._become_current(_CATCH_UP_OF_GATEWAY_S)
-        if not self.is_current and not self._is_refused:
+        if not self.permits_writes:
             problem = f" ({self._problem})" if self._problem else ""
             raise MarksUnavailableError(f"the newest marks of keyrings are not known{problem}")
 
@@ -287,8 +295,13 @@ class MarkStream:
                 # Nothing was read. A gateway may lack the permission for as long as it runs.
                 self._note(str(exc))
                 self._is_refused = isinstance(exc.__cause__, ChannelAccessRefused)
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(self._pause_s(pause_s))
                 pause_s = min(2 * pause_s, _LOOK_AGAIN_MAX_S)
+
+    def _pause_s(self, usual_s: float) -> float:
+        """The pause before the next attempt: short at first, while nothing could be read."""
+        is_early = boottime_s() - self._began_s < _LOOK_OFTEN_S
+        return min(usual_s, _LOOK_AGAIN_S) if is_early and not self.permits_writes else usual_s
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and problem != self._problem:
@@ -368,7 +381,7 @@ class MarkStream:
     async def _keep_current(self) -> None:
         was_current = True
         while True:
-            await asyncio.sleep(self._lease_s / 3)
+            await asyncio.sleep(self._pause_s(self._lease_s / 3))
             try:
                 await self._look()
             except EventsUnavailableError as exc:

@@ -14,7 +14,8 @@ rate limit. So the pauses after a refusal are longer, but a new credential ends 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -36,12 +37,14 @@ Observe = Callable[[bool, float], None]
 class CallLimits:
     """Limits on the calls to one provider: at once, per second, and in seconds for each.
 
-    Without `timeout_s`, the call ends by itself.
+    Without `timeout_s`, the call ends by itself. A call that takes longer than `slow_s` no longer
+    counts as one of those at once.
     """
 
     concurrency: int = 16
     requests_per_s: int = 500
     timeout_s: float | None = 5
+    slow_s: float | None = None
 
 
 def is_any(_: KmsUnavailableError) -> bool:
@@ -74,6 +77,7 @@ class CircuitBreaker:
         self._holds = holds
         self._timeout_s = limits.timeout_s
         self._slots = asyncio.Semaphore(limits.concurrency)
+        self._slow_s = limits.slow_s
         self._rate = AsyncLimiter(limits.requests_per_s, 1)
         self._observe = observe
         self._clock_s = clock_s
@@ -112,12 +116,23 @@ class CircuitBreaker:
                 if self._probe is None:
                     return await self._run_probe(send)
                 await self._probe.wait()
-            async with self._slots:
+            async with self._slot():
                 if self._current() is None:
                     await self._rate.acquire()
                 if self._current() is None:
                     return await self._send(send)
             # The provider failed meanwhile: the callers that waited must not all be probes.
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        await self._slots.acquire()
+        with ExitStack() as slot:
+            slot.callback(self._slots.release)
+            if self._slow_s is not None:
+                # Whichever comes first closes it; closing it again does nothing.
+                timer = asyncio.get_running_loop().call_later(self._slow_s, slot.close)
+                slot.callback(timer.cancel)
+            yield
 
     def _current(self) -> KmsUnavailableError | None:
         """The failure for which the circuit is open."""

@@ -16,6 +16,7 @@ from keyturn.errors import (
     NotPermittedError,
 )
 from keyturn_workers.core.customer_keys import KeyName
+from keyturn_workers.keys.customer_keys import store_calls
 from keyturn_workers.keys.customer_keys.secrets import IN_GATEWAYS, IN_WORKERS, WaitPolicy
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from tests.unit.keyturn_workers.factories import keyring as plain_keyring
@@ -156,6 +157,51 @@ async def test_a_store_that_is_away_does_not_end_it_before_its_age() -> None:
     del bench.store.failures["a"]
     bench.clock.now_s += 20  # the longest pause
     assert await _opens(bench, ring) == ["ok"]
+
+
+@pytest.mark.parametrize("purges", [False, True])
+@pytest.mark.parametrize(("waited_s", "expected"), [(4.99, "ok"), (5, "customer_key_unavailable")])
+async def test_its_time_also_ends_while_a_caller_waits_for_the_store(
+    waited_s: float, expected: str, *, purges: bool
+) -> None:
+    """No use is more than 300 s after sending: not 305, by the longest wait of a gateway."""
+    bench = Bench(IN_GATEWAYS)
+    ring = bench.keyring()
+    await bench.keys.unlock(ring)
+    bench.clock.now_s += CACHE_S - 5
+    bench.store.failures["a"] = DOWN
+    held = bench.store.held["a"] = asyncio.Event()
+    asking = asyncio.create_task(_opens(bench, ring))
+    await bench.settle()
+    bench.clock.now_s += waited_s
+    if purges:
+        bench.keys.purge()
+    held.set()
+    assert await asking == [expected]
+
+
+async def test_the_wait_for_a_former_secret_lengthens_no_other_ones_time() -> None:
+    bench = Bench(IN_GATEWAYS)
+    ring = bench.keyring("a", "b")
+    await bench.keys.unlock(ring)
+    bench.store.failures["b"] = DOWN
+    used: list[set[str]] = []
+
+    async def opening(secrets: CustomerSecrets) -> None:
+        used.append(set(secrets.held))
+        secrets.require(2)
+
+    for at_s in (*range(70, 300, 5), 298):  # in use, so nothing waits for the store that is away
+        bench.clock.now_s = 1000 + at_s
+        await bench.keys.unlock(ring)
+        await bench.settle()
+    held = bench.store.held["a"] = asyncio.Event()
+    opened = asyncio.create_task(bench.keys.open_with(ring, opening))
+    await bench.settle()
+    bench.clock.now_s = 1000 + CACHE_S
+    held.set()
+    await opened
+    assert used == [{_id(ring, 3)}, {_id(ring, 2)}]
 
 
 async def test_another_secret_than_the_expected_one_is_a_refusal() -> None:
@@ -327,9 +373,40 @@ async def test_a_key_has_four_calls_at_once_and_an_address_sixteen() -> None:
         await asyncio.gather(*callers)
 
 
+async def test_slow_keys_do_not_fill_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four keys that hang have all of its sixteen calls, but only for a moment."""
+    quick = replace(store_calls._AT_ADDRESS, slow_s=0.01)
+    monkeypatch.setattr(store_calls, "_AT_ADDRESS", quick)
+    bench = Bench(IN_GATEWAYS)
+    held = asyncio.Event()
+    bench.store.held = {f"k-{n}": held for n in range(4)}
+    slow = [bench.keyring(key, project=f"p-{n}") for key in bench.store.held for n in range(5)]
+    callers = [asyncio.create_task(bench.keys.unlock(ring)) for ring in slow]
+    await bench.settle()
+    assert bench.store.at_once == 16
+    async with asyncio.timeout(4):
+        assert await _opens(bench, bench.keyring("a")) == ["ok"]
+    assert bench.store.at_once == 16  # they have four calls each for as long as they hang
+    held.set()
+    await asyncio.gather(*callers)
+    assert bench.store.calls.total() == 21
+
+
+async def test_the_time_of_a_call_begins_when_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while it waits for a place at its address."""
+    monkeypatch.setattr(store_calls, "TIMEOUT_S", 0.01)
+    monkeypatch.setattr(store_calls, "_AT_ADDRESS", replace(store_calls._AT_ADDRESS, slow_s=None))
+    bench = Bench(IN_GATEWAYS)
+    bench.store.held = {f"k-{n}": asyncio.Event() for n in range(4)}
+    slow = [bench.keyring(key, project=f"p-{n}") for key in bench.store.held for n in range(4)]
+    callers = [asyncio.create_task(_opens(bench, ring)) for ring in (*slow, bench.keyring("a"))]
+    found = await asyncio.gather(*callers)
+    assert bench.store.most_at_once == 16
+    assert found == [["customer_key_unavailable"]] * 16 + [["ok"]]
+
+
 async def test_a_call_without_an_answer_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = "keyturn_workers.keys.customer_keys.store_calls.TIMEOUT_S"
-    monkeypatch.setattr(path, 0.01)
+    monkeypatch.setattr(store_calls, "TIMEOUT_S", 0.01)
     bench = Bench(IN_GATEWAYS)
     bench.store.held["a"] = asyncio.Event()
     with pytest.raises(CustomerKeyUnavailableError, match=r"bao/a: no response within 0\.01 s"):
@@ -456,6 +533,53 @@ async def test_a_new_secret_is_decrypted_before_it_is_returned() -> None:
     assert (place.deployment, place.project, place.secret_id) == ("rig", "acme", made.secret_id)
     ring = turned(plain_keyring(), 2, customer_key=made)
     assert await _opens(bench, ring) == ["ok"]
+
+
+async def test_a_new_secret_does_not_wait_for_another_customers_slow_key() -> None:
+    """In a Region of AWS KMS, all customers' keys have one address."""
+    bench = Bench()
+    bench.store.held["a"] = asyncio.Event()
+    slow = asyncio.create_task(bench.keys.create("acme", KeyName("bao", "a")))
+    await bench.store.came.wait()
+    bench.clock.now_s += 1
+    made = await bench.keys.create("globex", KeyName("bao", "b"))
+    assert bench.store.calls == {"a": 1, "b": 2}
+    assert made.name == KeyName("bao", "b")
+    bench.store.held["a"].set()
+    await slow
+
+
+@pytest.mark.parametrize("ends", ["ok", "customer_key_refused", "unused"])
+async def test_while_its_key_is_slow_a_new_secret_is_found_at_the_next_attempt(ends: str) -> None:
+    bench = Bench()
+    name = KeyName("bao", "a")
+    busy = bench.store.held["a"] = asyncio.Event()
+    waiting = asyncio.create_task(_opens(bench, bench.keyring("a", project="globex")))
+    await bench.store.came.wait()
+    bench.clock.now_s += 0.25
+    for _ in range(2):
+        with pytest.raises(CustomerKeyUnavailableError, match="bao/a: it is slow"):
+            await bench.keys.create("acme", name)
+    if ends == "customer_key_refused":
+        bench.store.failures["a"] = REFUSED
+    busy.set()
+    await bench.settle()
+    await waiting
+    calls = bench.store.calls["a"]
+    if ends == "ok":
+        made = await bench.keys.create("acme", name)
+        assert bench.store.calls["a"] == calls == 3
+        assert (await bench.keys.create("acme", name)).secret_id != made.secret_id
+    elif ends == "unused":
+        bench.clock.now_s += 120
+        bench.keys.purge()
+        await bench.keys.create("acme", name)
+        assert bench.store.calls["a"] == calls + 2
+    else:
+        with pytest.raises(CustomerKeyRefusedError):
+            await bench.keys.create("acme", name)
+        bench.store.failures.clear()
+        await bench.keys.create("acme", name)
 
 
 @pytest.mark.parametrize("way", ["refused", "away", "wrong", "hanging"])

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused
 from structlog.testing import capture_logs
 
 from keyturn.crypto import SigningKey, new_customer_secret
@@ -26,7 +28,7 @@ from keyturn_workers.keys.keyring.marks import Finding, Mark
 from tests.unit.keyturn_workers.factories import AT, keyring
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from aio_pika import Message
 
@@ -288,28 +290,66 @@ async def test_a_broker_that_does_not_deliver_fails_the_start(
             await stream.load()
 
 
-async def test_a_stream_that_cannot_be_read_is_tried_again_with_growing_pauses(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cause", [ChannelNotFoundEntity, ChannelAccessRefused])
+@pytest.mark.parametrize("asks", [MarkStream._follow, MarkStream._keep_current])
+async def test_a_stream_without_a_worker_is_asked_for_every_second_of_the_first_minute(
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+    asks: Callable[[MarkStream], Awaitable[None]],
+    cause: type[Exception],
 ) -> None:
-    pauses = list[float]()
+    """The first worker, which declares it, may start a little later; no permission comes later."""
+    began_s, paused = broker.now_s, list[tuple[float, float]]()
 
     async def refuse(*_: object, **__: object) -> AsyncGenerator[StreamRecord, None]:
         for record in broker.records:
             yield record
-        raise EventsUnavailableError("no permission")
+        raise EventsUnavailableError("unreadable") from cause()
 
     async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 9:
+        if seconds:
+            paused.append((broker.now_s - began_s, seconds))
+        broker.now_s += seconds
+        if broker.now_s - began_s > 120:
             raise asyncio.CancelledError
 
+    broker.is_away = True
     monkeypatch.setattr(mark_stream, "follow", refuse)
     monkeypatch.setattr("keyturn_workers.keys.keyring.mark_stream.asyncio.sleep", sleep)
+    stream = stream_of(None)
+    stream._is_refused = cause is ChannelAccessRefused
     with pytest.raises(asyncio.CancelledError):
-        await stream_of()._follow()
-    assert pauses[0] > 0
-    assert pauses == sorted(pauses)
-    assert 2 * pauses[0] < pauses[-2] == pauses[-1] < 10
+        await asks(stream)
+    early = [seconds for at_s, seconds in paused if at_s < 60]
+    late = [seconds for at_s, seconds in paused if at_s >= 60]
+    if cause is ChannelNotFoundEntity:
+        assert max(early) <= 1
+    else:
+        assert len(early) < 20
+    assert min(early) > 0.1
+    assert early == sorted(early)
+    assert set(late) == {5}
+
+
+async def test_marks_that_became_known_are_asked_for_as_ever(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        if seconds:
+            paused.append(seconds)
+            broker.is_away = len(paused) < 3
+        if len(paused) == 6:
+            raise asyncio.CancelledError
+
+    broker.is_away = True
+    monkeypatch.setattr("keyturn_workers.keys.keyring.mark_stream.asyncio.sleep", sleep)
+    stream = stream_of(None)
+    with pytest.raises(asyncio.CancelledError):
+        await stream._keep_current()
+    assert current(stream)
+    assert paused == [0.5, 0.5, 0.5, 5, 5, 5]
 
 
 async def test_a_start_fails_while_the_broker_is_away(broker: Broker) -> None:
