@@ -21,7 +21,7 @@ from pydantic import (
 from keyturn.identifiers import is_project
 from keyturn.messages.fields import StrictModel
 from keyturn.messages.json_text import problems
-from keyturn_workers.core.key_uris import aws_region
+from keyturn_workers.core.key_uris import aws_region, begins_with_aws_region
 from keyturn_workers.core.named_settings import parse_named_settings, text_of_setting
 from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
 
@@ -78,7 +78,10 @@ class _Store(StrictModel):
 
 
 class AwsKmsStore(_Store):
-    """Keys of AWS KMS by their ARNs, in any account and Region that `keys` has."""
+    """Keys of AWS KMS by their ARNs, in any account and Region that `keys` has.
+
+    A pattern has a literal Region: a process keeps a client for each Region that it calls.
+    """
 
     kind: Literal["awskms"]
 
@@ -87,11 +90,12 @@ class AwsKmsStore(_Store):
     def _check_keys(cls, patterns: list[str]) -> list[str]:
         for number, pattern in enumerate(patterns, 1):
             text = pattern.removesuffix(_ANY_END)
-            is_beginning = text != pattern and text.startswith("arn:") and ":alias/" not in text
-            if not is_beginning and aws_region(pattern) is None and pattern != _ANY_END:
+            is_beginning = begins_with_aws_region(text) and ":alias/" not in text
+            if aws_region(pattern) is None and (text == pattern or not is_beginning):
                 raise ValueError(
                     f"entry {number} is not a key's ARN (arn:aws:kms:REGION:ACCOUNT:key/ID), or "
-                    "its beginning and *; an alias is refused"
+                    "its beginning with the whole Region (arn:aws:kms:REGION:) and *; an alias is "
+                    "refused"
                 )
         return patterns
 

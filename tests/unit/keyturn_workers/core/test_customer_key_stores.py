@@ -39,8 +39,13 @@ def _gives(fields: dict[str, Any], project: str, key: str) -> bool:
         (AWS, "acme", ARN[:-1] + "0", False),
         (AWS | {"keys": [_ACCOUNT + "*"]}, "acme", ARN[:-1] + "0", True),
         # A pattern allows only what is the ARN of a key: never an alias.
-        (AWS | {"keys": ["arn:aws:kms:eu-*"]}, "acme", ARN, True),
-        (AWS | {"keys": ["*"]}, "acme", ARN.replace("key/", "alias/"), False),
+        (AWS | {"keys": ["arn:aws:kms:eu-central-1:*"]}, "acme", ARN, True),
+        (
+            AWS | {"keys": ["arn:aws:kms:eu-central-1:*"]},
+            "acme",
+            ARN.replace("key/", "alias/"),
+            False,
+        ),
         (AWS | {"keys": [_ACCOUNT + "*"]}, "acme", ARN + "/../x", False),
         (VAULT, "globex", "keyturn-globex", True),
         (VAULT, "globex", "another", False),
@@ -78,6 +83,19 @@ def test_a_loopback_address_needs_no_tls(address: str) -> None:
         (AWS | {"keys": ["canary"]}, "keys: entry 1 is not a key's ARN"),
         (AWS | {"keys": [ARN.replace("key/", "alias/")]}, "an alias is refused"),
         (AWS | {"keys": ["arn:aws:kms:eu-central-1:111122223333:alias/*"]}, "alias is refused"),
+        *(
+            (AWS | {"keys": [ARN, pattern]}, "keys: entry 2 .* with the whole Region")
+            for pattern in (
+                "*",
+                "arn:*",
+                "arn:aws:kms:*",
+                "arn:aws:kms:eu-*",
+                "arn:aws:kms:eu-central-1*",
+                "arn:aws:kms:*:111122223333:key/*",
+                "arn:aws:kms:eu-*-1:111122223333:key/*",
+                "arn:aws:kms::*",
+            )
+        ),
         (VAULT | {"address": "http://canary.example.com"}, "address: it must begin with https://"),
         (VAULT | {"address": "ftp://127.0.0.1"}, "address: it must begin with https://"),
         (VAULT | {"address": "https://user:canary@bao.example.com"}, "must have no user"),

@@ -9,20 +9,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from keyturn.crypto import Secret
-from keyturn.errors import CustomerKeyRefusedError, KmsUnavailableError, SettingsError
+from keyturn.errors import (
+    CustomerKeyRefusedError,
+    CustomerKeyUnavailableError,
+    KmsUnavailableError,
+    NotPermittedError,
+    SettingsError,
+)
 from keyturn_workers.core.customer_key_stores import (
     AwsKmsStore,
     VaultStore,
     parse_customer_key_stores,
 )
 from keyturn_workers.core.customer_keys import KeyName
+from keyturn_workers.keys.customer_keys import awskms
 from keyturn_workers.keys.customer_keys.awskms import AwsKmsKeys, AwsKmsRegions
 from keyturn_workers.keys.customer_keys.port import Place
 from keyturn_workers.keys.customer_keys.providers import CustomerKeyMetrics, open_customer_keys
-from keyturn_workers.keys.customer_keys.secrets import IN_WORKERS
+from keyturn_workers.keys.customer_keys.secrets import IN_COMMANDS, IN_WORKERS
 from keyturn_workers.keys.customer_keys.vault import VaultKeys
+from keyturn_workers.keys.master_keys.awskms import AwsKmsClient
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from keyturn_workers.process.metrics_registry import Registry
 from keyturn_workers.process.settings import CustomerKeySettings
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
 
 ARN: Final = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 ANOTHER: Final = ARN[:-1] + "0"
+_REGION: Final = "arn:aws:kms:eu-central-1:"
 SECRET: Final = Secret(bytes(range(32)))
 SECRET_B64: Final = base64.b64encode(bytes(range(32))).decode()
 PLACE: Final = Place("rig", "acme", "366923941b9116e5")
@@ -155,6 +165,35 @@ async def test_an_address_is_the_region_or_the_configured_endpoint() -> None:
     for url, address in ((None, "kms.eu-central-1"), ("http://127.0.0.1:1", "http://127.0.0.1:1")):
         settings = AwsKmsStore(kind="awskms", projects=["acme"], keys=[ARN])
         assert AwsKmsKeys(settings, AwsKmsRegions(url)).address(ARN) == address
+
+
+@pytest.mark.parametrize("pattern", ["*", "arn:aws:kms:*", "arn:aws:kms:eu-*", _REGION + "*"])
+async def test_names_in_requests_make_no_clients_of_other_regions(
+    monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """A client is kept until the process ends. Broader patterns are refused."""
+    opened = []
+
+    class Client(AwsKmsClient):
+        def __init__(self, region: str, *args: Any, **options: Any) -> None:
+            super().__init__(region, *args, **options)
+            opened.append(region)
+
+        async def call(self, *_: object, **__: object) -> dict[str, Any]:
+            raise KmsUnavailableError("away")
+
+    monkeypatch.setattr(awskms, "AwsKmsClient", Client)
+    fields = {"kind": "awskms", "projects": ["acme"], "keys": [pattern]}
+    try:
+        settings = _settings(customer_key_stores={"kms": fields})
+    except ValidationError:
+        return
+    async with open_customer_keys(settings, "rig", IN_COMMANDS) as keys:
+        for region in ("eu-central-1", *(f"eu-central-{n}" for n in range(10, 60))):
+            arn = ARN.replace("eu-central-1", region)
+            with pytest.raises((NotPermittedError, CustomerKeyUnavailableError)):
+                await keys.create("acme", KeyName("kms", arn))
+    assert opened == ["eu-central-1"]
 
 
 # Vault and OpenBao.
