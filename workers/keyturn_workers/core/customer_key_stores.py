@@ -73,8 +73,12 @@ class _Store(StrictModel):
                 raise ValueError(f"entry {number} is not a project's id, or its beginning and *")
         return patterns
 
+    def admits(self, project: str) -> bool:
+        """Return True if the project may have keys of this store."""
+        return _is_among(project, self.projects)
+
     def _allows(self, project: str, key: str) -> bool:
-        return _is_among(project, self.projects) and _is_among(key, self.keys)
+        return self.admits(project) and _is_among(key, self.keys)
 
 
 class AwsKmsStore(_Store):
