@@ -23,7 +23,7 @@ from keyturn.messages.fields import StrictModel
 from keyturn.messages.json_text import problems
 from keyturn_workers.core.key_uris import aws_region, begins_with_aws_region
 from keyturn_workers.core.named_settings import parse_named_settings, text_of_setting
-from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
+from keyturn_workers.core.vault_access import MasterKeyCredentials, VaultAccess
 
 _ANY_END: Final = "*"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -118,7 +118,7 @@ class VaultStore(_Store):
     role_id: _Text | None = None
     secret_id_file: _Text | None = None
     kubernetes_role: _Text | None = None
-    kubernetes_token_file: _Text = str(KUBERNETES_TOKEN_FILE)
+    kubernetes_token_file: _Text | None = None
     auth_mount: _Text | None = None
     namespace: _Text | None = None
     ca_file: _Text | None = None
@@ -139,12 +139,16 @@ class VaultStore(_Store):
             raise ValueError("it needs exactly one of token_file, role_id and kubernetes_role")
         if (self.role_id is None) != (self.secret_id_file is None):
             raise ValueError("role_id and secret_id_file must be set together")
+        # No default: the token of the pod is also that of master keys and of the cluster.
+        if (self.kubernetes_role is None) != (self.kubernetes_token_file is None):
+            raise ValueError("kubernetes_role and kubernetes_token_file must be set together")
         return self
 
-    def access(self, name: str) -> VaultAccess:
+    def access(self, name: str, never_sent: MasterKeyCredentials) -> VaultAccess:
         """How to authenticate with the store of this name: by its own credentials alone."""
         return VaultAccess(
             setting=lambda field: f"{field} of {name} in KEYTURN_CUSTOMER_KEY_STORES",
+            never_sent=never_sent,
             **self.model_dump(include=_CREDENTIALS),
         )
 

@@ -8,7 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from keyturn_workers.core.customer_key_stores import AwsKmsStore, CustomerKeyStore
 from keyturn_workers.keys.customer_keys.awskms import AwsKmsKeys, AwsKmsRegions
-from keyturn_workers.keys.customer_keys.port import Store
 from keyturn_workers.keys.customer_keys.secrets import (
     CachedCustomerKeys,
     WaitPolicy,
@@ -68,15 +67,17 @@ async def open_customer_keys(
     """Open the customer keys of one process, until the block ends. Contacts no store.
 
     Raises:
-        SettingsError: the credentials or the CA file of a store are malformed.
+        SettingsError: the credentials or the CA file of a store are malformed, or a credential is
+            one of the master keys or the pod.
     """
     regions = AwsKmsRegions(settings.aws_kms_endpoint_url)
-    stores = {
-        name: _open_store(name, store, regions)
-        for name, store in settings.customer_key_stores.items()
-    }
     keys = CachedCustomerKeys(
-        stores,
+        {
+            name: AwsKmsKeys(store, regions)
+            if isinstance(store, AwsKmsStore)
+            else VaultKeys(name, store, settings.master_key_credentials)
+            for name, store in settings.customer_key_stores.items()
+        },
         deployment,
         policy,
         cache_s=settings.customer_key_cache_s,
@@ -89,9 +90,3 @@ async def open_customer_keys(
             yield keys
     finally:
         await keys.aclose()
-
-
-def _open_store(name: str, settings: CustomerKeyStore, regions: AwsKmsRegions) -> Store:
-    if isinstance(settings, AwsKmsStore):
-        return AwsKmsKeys(settings, regions)
-    return VaultKeys(name, settings)
