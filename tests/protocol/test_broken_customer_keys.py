@@ -148,7 +148,7 @@ class _AsksForAnything(CachedCustomerKeys):
     def __init__(self, stores: Mapping[str, Any], *args: Any, **how: Any) -> None:
         super().__init__(stores, *args, **how)
         for store in stores.values():
-            store.settings = SimpleNamespace(gives=lambda *_: True)
+            store.settings = SimpleNamespace(admits=lambda _: True, gives=lambda *_: True)
 
 
 def test_a_project_gets_no_key_of_another() -> None:

@@ -121,6 +121,12 @@ def no_token(manifests: Manifests) -> Iterator[str]:
         name, pod = name_of(deployment), pod_of(deployment)
         if pod.get("automountServiceAccountToken") is not False:
             yield f"{name} mounts a token"
+        for volume in pod.get("volumes", ()):
+            for source in volume.get("projected", {}).get("sources", ()):
+                if "serviceAccountToken" in source and not source["serviceAccountToken"].get(
+                    "audience"
+                ):
+                    yield f"{name} mounts a token of the cluster's own audience"
         if pod.get("enableServiceLinks") is not False:
             yield f"{name} gets the variables of Services"
         if pod.get("serviceAccountName") not in accounts:

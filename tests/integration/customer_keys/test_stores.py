@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tools.servers import OpenBao
 
 pytestmark = pytest.mark.servers
+_KEYS: Final = [f"arn:aws:kms:{region}:*" for region in ("eu-central-1", "eu-west-1")]
 _SYMMETRIC: Final = {"KeySpec": "SYMMETRIC_DEFAULT", "KeyUsage": "ENCRYPT_DECRYPT"}
 
 
@@ -127,7 +128,7 @@ def kms(request: pytest.FixtureRequest) -> Iterator[_Aws]:
 def _fields(env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    return {"kind": "awskms", "projects": ["acme", "globex"], "keys": ["arn:aws:kms:*"]}
+    return {"kind": "awskms", "projects": ["acme", "globex"], "keys": _KEYS}
 
 
 @pytest.fixture

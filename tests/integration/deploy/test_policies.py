@@ -99,6 +99,12 @@ BROKEN: dict[str, list[tuple[Break, str]]] = {
     ],
     "no-token": [
         (lambda m: _pod(m).pop("automountServiceAccountToken"), "mounts a token"),
+        (
+            lambda m: _pod(m)["volumes"].append(
+                {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}
+            ),
+            "a token of the cluster's own audience",
+        ),
         (lambda m: _pod(m).pop("enableServiceLinks"), "gets the variables of Services"),
         (lambda m: _pod(m).update(serviceAccountName="default"), "no service account"),
         (

@@ -63,7 +63,11 @@ def test_what_is_rendered_conforms_to_its_types(
 @pytest.mark.parametrize(
     ("component", "on"),
     [
-        *((one, "overlays/small") for one in ("monitoring", "pod-identity", "tls", "tracing")),
+        *(
+            (one, "overlays/small")
+            for one in ("customer-key-token", "monitoring", "pod-identity", "tls", "tracing")
+        ),
+        ("customer-key-token", "base"),
         # KEDA's is in the overlay `production`.
         ("hpa", "base"),
     ],

@@ -43,8 +43,8 @@ class CustomerKeys(Protocol):
         """Make a secret, have the store encrypt it, and check that the store gives it back.
 
         Raises:
-            NotPermittedError: the settings do not give this project this key.
+            NotPermittedError: the settings lack the store, or do not give this project this key.
             CustomerKeyRefusedError: the store refuses the key.
-            CustomerKeyUnavailableError: it does not answer, or this process lacks the store.
+            CustomerKeyUnavailableError: it does not answer.
         """
         ...

@@ -21,9 +21,9 @@ from pydantic import (
 from keyturn.identifiers import is_project
 from keyturn.messages.fields import StrictModel
 from keyturn.messages.json_text import problems
-from keyturn_workers.core.key_uris import aws_region
+from keyturn_workers.core.key_uris import aws_region, begins_with_aws_region
 from keyturn_workers.core.named_settings import parse_named_settings, text_of_setting
-from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
+from keyturn_workers.core.vault_access import MasterKeyCredentials, VaultAccess
 
 _ANY_END: Final = "*"
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -73,12 +73,19 @@ class _Store(StrictModel):
                 raise ValueError(f"entry {number} is not a project's id, or its beginning and *")
         return patterns
 
+    def admits(self, project: str) -> bool:
+        """Return True if the project may have keys of this store."""
+        return _is_among(project, self.projects)
+
     def _allows(self, project: str, key: str) -> bool:
-        return _is_among(project, self.projects) and _is_among(key, self.keys)
+        return self.admits(project) and _is_among(key, self.keys)
 
 
 class AwsKmsStore(_Store):
-    """Keys of AWS KMS by their ARNs, in any account and Region that `keys` has."""
+    """Keys of AWS KMS by their ARNs, in any account and Region that `keys` has.
+
+    A pattern has a literal Region: a process keeps a client for each Region that it calls.
+    """
 
     kind: Literal["awskms"]
 
@@ -87,11 +94,12 @@ class AwsKmsStore(_Store):
     def _check_keys(cls, patterns: list[str]) -> list[str]:
         for number, pattern in enumerate(patterns, 1):
             text = pattern.removesuffix(_ANY_END)
-            is_beginning = text != pattern and text.startswith("arn:") and ":alias/" not in text
-            if not is_beginning and aws_region(pattern) is None and pattern != _ANY_END:
+            is_beginning = begins_with_aws_region(text) and ":alias/" not in text
+            if aws_region(pattern) is None and (text == pattern or not is_beginning):
                 raise ValueError(
                     f"entry {number} is not a key's ARN (arn:aws:kms:REGION:ACCOUNT:key/ID), or "
-                    "its beginning and *; an alias is refused"
+                    "its beginning with the whole Region (arn:aws:kms:REGION:) and *; an alias is "
+                    "refused"
                 )
         return patterns
 
@@ -110,7 +118,7 @@ class VaultStore(_Store):
     role_id: _Text | None = None
     secret_id_file: _Text | None = None
     kubernetes_role: _Text | None = None
-    kubernetes_token_file: _Text = str(KUBERNETES_TOKEN_FILE)
+    kubernetes_token_file: _Text | None = None
     auth_mount: _Text | None = None
     namespace: _Text | None = None
     ca_file: _Text | None = None
@@ -131,12 +139,16 @@ class VaultStore(_Store):
             raise ValueError("it needs exactly one of token_file, role_id and kubernetes_role")
         if (self.role_id is None) != (self.secret_id_file is None):
             raise ValueError("role_id and secret_id_file must be set together")
+        # No default: the token of the pod is also that of master keys and of the cluster.
+        if (self.kubernetes_role is None) != (self.kubernetes_token_file is None):
+            raise ValueError("kubernetes_role and kubernetes_token_file must be set together")
         return self
 
-    def access(self, name: str) -> VaultAccess:
+    def access(self, name: str, never_sent: MasterKeyCredentials) -> VaultAccess:
         """How to authenticate with the store of this name: by its own credentials alone."""
         return VaultAccess(
             setting=lambda field: f"{field} of {name} in KEYTURN_CUSTOMER_KEY_STORES",
+            never_sent=never_sent,
             **self.model_dump(include=_CREDENTIALS),
         )
 

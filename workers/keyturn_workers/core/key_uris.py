@@ -15,9 +15,8 @@ from urllib.parse import parse_qsl, unquote, unquote_to_bytes, urlsplit
 
 from keyturn.crypto.keys import Secret
 
-_ARN: Final = re.compile(
-    r"arn:(?P<partition>aws[a-z-]*):kms:(?P<region>[a-z0-9-]+):\d{12}:key/(?P<key>[A-Za-z0-9-]+)"
-)
+_IN_REGION: Final = r"arn:aws[a-z-]*:kms:(?P<region>[a-z]([a-z0-9-]{0,61}[a-z0-9])?):"
+_ARN: Final = re.compile(_IN_REGION + r"[0-9]{12}:key/[A-Za-z0-9-]+")
 _VAULT_SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]+")
 _PKCS11_PATH: Final = frozenset(
     {"token", "manufacturer", "serial", "model", "object", "type", "id", "slot-id"}
@@ -151,9 +150,19 @@ def _file_path(source: str | None) -> str | None:
 
 
 def aws_region(arn: str) -> str | None:
-    """The Region of the ARN of a key in AWS KMS; None if it is not one, such as an alias."""
+    """The Region of the ARN of a key in AWS KMS; None if it is not one, such as an alias.
+
+    A Region becomes a part of a host's name. So it is one label of such a name: 1 to 63 characters
+    of a-z, 0-9 and -, which begin with a letter and do not end with -. Whether AWS has the Region
+    is not checked.
+    """
     match = _ARN.fullmatch(arn)
     return None if match is None else match["region"]
+
+
+def begins_with_aws_region(text: str) -> bool:
+    """Return True if all ARNs that begin with this text are of one Region."""
+    return re.match(_IN_REGION, text) is not None
 
 
 def _aws(rest: str) -> AwsKmsUri:

@@ -122,12 +122,12 @@ CODES: Final = {
     "not_found": CodeHelp("nothing at this object key, or a tombstone", ""),
     "not_permitted": CodeHelp(
         "the publisher's grant does not cover this type, this project, this source or customer "
-        "keys; KEYTURN_CUSTOMER_KEY_STORES does not give the project this key; or the source maps "
-        "its object to another place; or the gateway "
+        "keys; KEYTURN_CUSTOMER_KEY_STORES lacks the store that a request names, or does not give "
+        "the project this key; or the source maps its object to another place; or the gateway "
         "has KEYTURN_GATEWAY_ROTATION=forbidden or KEYTURN_GATEWAY_DELETE=forbidden",
         "add the type, the project, the source or customer_key to the grant in "
-        "KEYTURN_PUBLISHERS, or the project and the key to their store; if a gateway forbids it, "
-        "ask its operator",
+        "KEYTURN_PUBLISHERS, or the project and the key to their store; correct the store's name "
+        "(the detail has the project's stores); if a gateway forbids it, ask its operator",
     ),
     "project_erased": CodeHelp(
         "the project was erased: nobody gets the customer secrets that its wraps need, and its "

@@ -5,9 +5,10 @@ other module of `keyturn_workers` reads the environment. Each process reads only
 needs: a command that only lists a bucket never requires a master key.
 """
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeAlias
 
@@ -51,10 +52,14 @@ from keyturn_workers.core.customer_key_stores import (
     parse_customer_key_stores,
 )
 from keyturn_workers.core.grants import Grant, parse_grants
-from keyturn_workers.core.key_uris import KeyUri, is_key_uri, parse_key_uri
+from keyturn_workers.core.key_uris import KeyUri, Pkcs11Uri, is_key_uri, parse_key_uri
 from keyturn_workers.core.named_settings import parse_named_settings, text_of_setting
 from keyturn_workers.core.source_mapping import Source, parse_sources
-from keyturn_workers.core.vault_access import KUBERNETES_TOKEN_FILE, VaultAccess
+from keyturn_workers.core.vault_access import (
+    KUBERNETES_TOKEN_FILE,
+    MasterKeyCredentials,
+    VaultAccess,
+)
 from keyturn_workers.process.grants_file import GrantsFile
 
 MasterKeySource: TypeAlias = Secret | KeyUri
@@ -68,6 +73,8 @@ ANY_ORIGIN: Final = "*"
 _ORIGIN: Final = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?"
 )
+# The files of the standard AWS chain that have a token.
+_AWS_TOKEN_FILES: Final = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 
 
@@ -196,10 +203,27 @@ class KmsSettings(Settings):
     @property
     def vault(self) -> VaultAccess:
         """How to authenticate with the Vault of the master keys."""
-        names = [each.name for each in fields(VaultAccess) if each.name != "setting"]
+        names = {each.name for each in fields(VaultAccess)} - {"setting", "never_sent"}
         return VaultAccess(
             setting=lambda name: f"{PREFIX}VAULT_{name.upper()}",
             **{name: getattr(self, f"vault_{name}") for name in names},
+        )
+
+    @property
+    def master_key_credentials(self) -> MasterKeyCredentials:
+        """The credentials of the master keys and of the pod, which no store is ever sent."""
+        files = (
+            KUBERNETES_TOKEN_FILE,
+            self.vault_kubernetes_token_file,
+            self.vault_token_file,
+            self.vault_secret_id_file,
+            self.pkcs11_pin_file,
+            *map(os.environ.get, _AWS_TOKEN_FILES),
+        )
+        values = (self.vault_token, self.vault_secret_id, self.pkcs11_pin)
+        return MasterKeyCredentials(
+            tuple(Path(file) for file in files if file),
+            tuple(Secret(value.get_secret_value().strip().encode()) for value in values if value),
         )
 
 
@@ -207,6 +231,14 @@ class OperatorSettings(S3Settings, KmsSettings):
     """Access to everything: the bucket and the master keys."""
 
     master_keys: MasterKeys
+
+    @property
+    def master_key_credentials(self) -> MasterKeyCredentials:
+        """See `KmsSettings.master_key_credentials`; also the PINs' files that URIs name."""
+        found = super().master_key_credentials
+        uris = (key for key in self.master_keys.values() if isinstance(key, Pkcs11Uri))
+        pins = (Path(uri.pin_source) for uri in uris if uri.pin_source)
+        return replace(found, files=(*found.files, *pins))
 
 
 class CustomerKeySettings(KmsSettings):

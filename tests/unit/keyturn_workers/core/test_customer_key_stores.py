@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from keyturn_workers.core.customer_key_stores import VaultStore, parse_customer_key_stores
+from keyturn_workers.core.vault_access import MasterKeyCredentials
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,13 @@ def _gives(fields: dict[str, Any], project: str, key: str) -> bool:
         (AWS, "acme", ARN[:-1] + "0", False),
         (AWS | {"keys": [_ACCOUNT + "*"]}, "acme", ARN[:-1] + "0", True),
         # A pattern allows only what is the ARN of a key: never an alias.
-        (AWS | {"keys": ["arn:aws:kms:eu-*"]}, "acme", ARN, True),
-        (AWS | {"keys": ["*"]}, "acme", ARN.replace("key/", "alias/"), False),
+        (AWS | {"keys": ["arn:aws:kms:eu-central-1:*"]}, "acme", ARN, True),
+        (
+            AWS | {"keys": ["arn:aws:kms:eu-central-1:*"]},
+            "acme",
+            ARN.replace("key/", "alias/"),
+            False,
+        ),
         (AWS | {"keys": [_ACCOUNT + "*"]}, "acme", ARN + "/../x", False),
         (VAULT, "globex", "keyturn-globex", True),
         (VAULT, "globex", "another", False),
@@ -78,6 +84,19 @@ def test_a_loopback_address_needs_no_tls(address: str) -> None:
         (AWS | {"keys": ["canary"]}, "keys: entry 1 is not a key's ARN"),
         (AWS | {"keys": [ARN.replace("key/", "alias/")]}, "an alias is refused"),
         (AWS | {"keys": ["arn:aws:kms:eu-central-1:111122223333:alias/*"]}, "alias is refused"),
+        *(
+            (AWS | {"keys": [ARN, pattern]}, "keys: entry 2 .* with the whole Region")
+            for pattern in (
+                "*",
+                "arn:*",
+                "arn:aws:kms:*",
+                "arn:aws:kms:eu-*",
+                "arn:aws:kms:eu-central-1*",
+                "arn:aws:kms:*:111122223333:key/*",
+                "arn:aws:kms:eu-*-1:111122223333:key/*",
+                "arn:aws:kms::*",
+            )
+        ),
         (VAULT | {"address": "http://canary.example.com"}, "address: it must begin with https://"),
         (VAULT | {"address": "ftp://127.0.0.1"}, "address: it must begin with https://"),
         (VAULT | {"address": "https://user:canary@bao.example.com"}, "must have no user"),
@@ -89,6 +108,14 @@ def test_a_loopback_address_needs_no_tls(address: str) -> None:
         (VAULT | {"token_file": None}, "exactly one of token_file, role_id and kubernetes_role"),
         (VAULT | {"kubernetes_role": "canary"}, "exactly one of token_file, role_id"),
         (VAULT | {"secret_id_file": "/canary"}, "role_id and secret_id_file must be set together"),
+        (
+            VAULT | {"token_file": None, "kubernetes_role": "canary"},
+            "kubernetes_role and kubernetes_token_file must be set together",
+        ),
+        (
+            VAULT | {"kubernetes_token_file": "/canary"},
+            "kubernetes_role and kubernetes_token_file must be set together",
+        ),
         ({k: v for k, v in VAULT.items() if k != "mount"}, "mount: Field required"),
     ],
 )
@@ -110,7 +137,7 @@ def test_the_setting_may_be_the_path_of_a_file(tmp_path: Path) -> None:
 def test_a_store_has_the_credentials_of_its_own_fields_alone() -> None:
     store = parse_customer_key_stores({"globex": VAULT})["globex"]
     assert isinstance(store, VaultStore)
-    access = store.access("globex")
+    access = store.access("globex", MasterKeyCredentials())
     assert str(access.token_file) == "/run/token"
     assert (access.token, access.role_id, access.ca_file) == (None, None, None)
     assert access.setting("ca_file") == "ca_file of globex in KEYTURN_CUSTOMER_KEY_STORES"

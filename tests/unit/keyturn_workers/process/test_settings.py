@@ -13,7 +13,15 @@ from keyturn.crypto import Secret, SigningKey
 from keyturn.errors import SettingsError
 from keyturn.settings import PublisherSettings, S3Settings, Settings
 from keyturn_workers.console.settings import ConsoleSettings
-from keyturn_workers.core.key_uris import AwsKmsUri, Pkcs11Uri, VaultUri, is_key_uri, parse_key_uri
+from keyturn_workers.core.key_uris import (
+    AwsKmsUri,
+    Pkcs11Uri,
+    VaultUri,
+    aws_region,
+    begins_with_aws_region,
+    is_key_uri,
+    parse_key_uri,
+)
 from keyturn_workers.process.grants_file import GrantsFile
 from keyturn_workers.process.settings import (
     GatewaySettings,
@@ -385,6 +393,38 @@ def test_a_pin_in_a_uri_is_used_and_never_shown() -> None:
 
 def test_an_awskms_uri_is_an_arn_with_its_region() -> None:
     assert parse_key_uri(f"awskms:{ARN}") == AwsKmsUri(f"awskms:{ARN}", ARN, "eu-central-1")
+
+
+@pytest.mark.parametrize(
+    ("region", "is_one"),
+    [
+        ("eu-central-1", True),
+        ("us-gov-west-1", True),
+        ("us-isob-east-1", True),
+        ("eusc-de-east-1", True),
+        ("x", True),
+        ("x" * 63, True),
+        ("", False),
+        ("x" * 64, False),
+        ("-eu", False),
+        ("eu-", False),
+        ("1", False),
+        ("EU-central-1", False),
+        ("eu.central", False),
+        ("eu_central", False),
+        ("eu/..", False),
+        ("eu@x", False),
+        ("eu central", False),
+        ("eu\n", False),
+        ("eu-*", False),
+        ("eu-c\u00e9ntral-1", False),
+        ("eu-central-\u0661", False),
+    ],
+)
+def test_a_region_is_one_label_of_a_hosts_name(region: str, is_one: bool) -> None:
+    arn = ARN.replace("eu-central-1", region)
+    assert aws_region(arn) == (region if is_one else None)
+    assert begins_with_aws_region(arn) is is_one
 
 
 def test_a_vault_uri_names_address_mount_key_and_version() -> None:

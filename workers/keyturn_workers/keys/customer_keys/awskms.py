@@ -22,7 +22,7 @@ _ALGORITHM: Final = "SYMMETRIC_DEFAULT"
 
 
 class AwsKmsRegions:
-    """The clients of a process, one for each Region, which all stores share."""
+    """The clients of a process, which all stores share: one for each Region in its settings."""
 
     def __init__(self, endpoint_url: str | None) -> None:
         self._endpoint_url = endpoint_url

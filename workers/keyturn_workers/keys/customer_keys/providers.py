@@ -66,7 +66,8 @@ async def open_customer_keys(
     """Open the customer keys of one process, until the block ends. Contacts no store.
 
     Raises:
-        SettingsError: the credentials or the CA file of a store are malformed.
+        SettingsError: the credentials or the CA file of a store are malformed, or a credential is
+            one of the master keys or the pod.
     """
     keys = CachedCustomerKeys(
         _open_stores(settings),
@@ -88,10 +89,11 @@ def _open_stores(settings: CustomerKeySettings) -> dict[str, Store]:
     """Return each store by its name. A provider's libraries are imported only if it is used."""
     named = settings.customer_key_stores.items()
     stores: dict[str, Store] = {}
+    own = settings.master_key_credentials
     if in_vault := {name: store for name, store in named if isinstance(store, VaultStore)}:
         from keyturn_workers.keys.customer_keys.vault import VaultKeys  # noqa: PLC0415
 
-        stores.update((name, VaultKeys(name, store)) for name, store in in_vault.items())
+        stores.update((name, VaultKeys(name, store, own)) for name, store in in_vault.items())
     if in_aws := {name: store for name, store in named if isinstance(store, AwsKmsStore)}:
         from keyturn_workers.keys.customer_keys import awskms  # noqa: PLC0415
 

@@ -150,6 +150,13 @@ class CachedCustomerKeys:
 
     async def create(self, project: str, name: KeyName) -> CustomerKey:
         """See `CustomerKeys.create`."""
+        stores = self._calls.stores_of(project)
+        if name.store not in stores:
+            # The same for a store of others: a publisher does not learn whom the operator serves.
+            raise NotPermittedError(
+                f"KEYTURN_CUSTOMER_KEY_STORES has no store {name.store} for {project}; the "
+                f"project's stores: {', '.join(stores) or 'none'}"
+            )
         if not self._calls.gives(project, name):
             raise NotPermittedError(
                 f"KEYTURN_CUSTOMER_KEY_STORES does not give {project} the key {name}"

@@ -86,6 +86,10 @@ class StoreCalls:
         self._clock_s = clock_s
         self._addresses: dict[str, _Address] = {}
 
+    def stores_of(self, project: str) -> list[str]:
+        """The names of the stores whose keys the settings give the project."""
+        return sorted(name for name, each in self._stores.items() if each.settings.admits(project))
+
     def gives(self, project: str, name: KeyName) -> bool:
         """Return True if the settings give the project this key.
 

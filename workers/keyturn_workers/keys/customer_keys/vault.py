@@ -13,6 +13,7 @@ from keyturn.errors import KmsUnavailableError
 from keyturn_workers.core.customer_key_stores import VaultStore
 from keyturn_workers.core.erasure import KeyState
 from keyturn_workers.core.keyring_record import is_wrapped
+from keyturn_workers.core.vault_access import MasterKeyCredentials
 from keyturn_workers.keys.customer_keys.port import Place
 from keyturn_workers.keys.customer_keys.store_calls import TIMEOUT_S
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
@@ -41,9 +42,10 @@ class VaultKeys:
         SettingsError: its credentials or its CA file are malformed.
     """
 
-    def __init__(self, name: str, settings: VaultStore) -> None:
+    def __init__(self, name: str, settings: VaultStore, never_sent: MasterKeyCredentials) -> None:
         self.settings = settings
-        self._client = VaultClient(settings.address, settings.access(name), timeout_s=TIMEOUT_S)
+        access = settings.access(name, never_sent)
+        self._client = VaultClient(settings.address, access, timeout_s=TIMEOUT_S)
 
     def address(self, key: str) -> str:  # noqa: ARG002  # one server for all of them
         """See `Store.address`."""

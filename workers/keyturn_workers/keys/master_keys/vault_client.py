@@ -353,7 +353,7 @@ def open_auth(http: "VaultHttp", access: VaultAccess) -> TokenAuth | LoginAuth:
     if access.token is not None:
         return TokenAuth(_given(access.setting("token"), access.token))
     if access.token_file is not None:
-        return TokenAuth(_in_file(access.setting("token_file"), access.token_file))
+        return TokenAuth(_in_file(access, "token_file"))
     if access.role_id is not None:
         return LoginAuth(http, _approle(access, access.role_id))
     return LoginAuth(http, _kubernetes(access, access.kubernetes_role or ""))
@@ -368,26 +368,33 @@ def _given(setting: str, value: SecretStr) -> ReadCredential:
     return lambda: credential
 
 
-def _in_file(setting: str, path: str | Path) -> ReadCredential:
+def _in_file(access: VaultAccess, field: str) -> ReadCredential:
     """Return a reader of a file that Vault Agent, a secrets operator or Kubernetes renews."""
+    path: str | Path = getattr(access, field) or Path()
+    never_sent = "has a credential of the master keys or the pod, which no store is sent"
+    if access.never_sent.include_file(path):
+        raise SettingsError(f"the file that {access.setting(field)} names {never_sent}")
 
     def read() -> Secret:
         # Read each time, as the file is small and in the page cache: even a change within one
         # clock tick is noticed.
         try:
-            return Secret(header_value(Path(path).read_text(encoding="ascii")).encode())
+            credential = Secret(header_value(Path(path).read_text(encoding="ascii")).encode())
+            if not access.never_sent.include(credential):
+                return credential
+            reason = never_sent  # by now
         except OSError as exc:
             reason = f"cannot be read ({exc.strerror})"
         except ValueError:
             reason = "is not one word of printable ASCII"
-        raise KmsUnavailableError(f"the file that {setting} names {reason}")
+        raise KmsUnavailableError(f"the file that {access.setting(field)} names {reason}")
 
     return read
 
 
 def _approle(access: VaultAccess, role_id: str) -> Login:
-    given, file = access.secret_id, access.secret_id_file
-    if (given is None) == (file is None):
+    given = access.secret_id
+    if (given is None) == (access.secret_id_file is None):
         raise SettingsError(
             f"{access.setting('role_id')} needs exactly one of {access.setting('secret_id')} and "
             f"{access.setting('secret_id_file')}"
@@ -395,7 +402,7 @@ def _approle(access: VaultAccess, role_id: str) -> Login:
     if given is not None:
         read = _given(access.setting("secret_id"), given)
     else:
-        read = _in_file(access.setting("secret_id_file"), file or Path())
+        read = _in_file(access, "secret_id_file")
     return Login(
         path=f"auth/{_auth_mount(access, 'approle')}/login",
         fields={"role_id": role_id},
@@ -413,7 +420,7 @@ def _kubernetes(access: VaultAccess, role: str) -> Login:
         path=f"auth/{_auth_mount(access, 'kubernetes')}/login",
         fields={"role": role},
         credential_field="jwt",
-        read=_in_file(access.setting("kubernetes_token_file"), access.kubernetes_token_file),
+        read=_in_file(access, "kubernetes_token_file"),
         refusal=(
             f"Vault refuses the Kubernetes login: check {access.setting('kubernetes_role')}, and "
             "the service accounts that this role is bound to"

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from keyturn_workers.core.keyring import Keyring
     from keyturn_workers.keys.customer_keys.port import Place
 
-SETTINGS: Final = parse_customer_key_stores(
-    {
-        "bao": {
-            "kind": "vault",
-            "address": "https://bao.example.com",
-            "mount": "transit",
-            "projects": ["acme", "globex", "p-*"],
-            "keys": ["a", "b", "k-*"],
-            "token_file": "/run/token",
-        }
-    }
-)["bao"]
+_FIELDS: Final = {
+    "kind": "vault",
+    "address": "https://bao.example.com",
+    "mount": "transit",
+    "projects": ["acme", "globex", "p-*"],
+    "keys": ["a", "b", "k-*"],
+    "token_file": "/run/token",
+}
+STORES: Final = parse_customer_key_stores(
+    {"bao": _FIELDS, "bao-of-globex": _FIELDS | {"projects": ["globex"]}}
+)
+SETTINGS: Final = STORES["bao"]
 
 
 @dataclass
@@ -100,13 +100,13 @@ class FakeStore:
 
 
 class Bench:
-    """A process's customer keys, one store, and a clock."""
+    """A process's customer keys, one store and another of one project alone, and a clock."""
 
     def __init__(self, policy: WaitPolicy = IN_WORKERS) -> None:
         self.store, self.clock = FakeStore(), Clock()
         self.observed: list[tuple[str, str]] = []
         self.keys = CachedCustomerKeys(
-            {"bao": self.store},
+            {"bao": self.store, "bao-of-globex": FakeStore(STORES["bao-of-globex"])},
             "rig",
             policy,
             observe=lambda store, outcome, _: self.observed.append((store, outcome)),

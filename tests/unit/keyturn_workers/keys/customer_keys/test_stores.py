@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
 from keyturn.crypto import Secret
-from keyturn.errors import CustomerKeyRefusedError, KmsUnavailableError, SettingsError
+from keyturn.errors import (
+    CustomerKeyRefusedError,
+    CustomerKeyUnavailableError,
+    KmsUnavailableError,
+    NotPermittedError,
+    SettingsError,
+)
 from keyturn_workers.core.customer_key_stores import (
     AwsKmsStore,
     VaultStore,
     parse_customer_key_stores,
 )
 from keyturn_workers.core.customer_keys import KeyName
+from keyturn_workers.core.vault_access import MasterKeyCredentials
+from keyturn_workers.keys.customer_keys import awskms
 from keyturn_workers.keys.customer_keys.awskms import AwsKmsKeys, AwsKmsRegions
 from keyturn_workers.keys.customer_keys.port import Place
 from keyturn_workers.keys.customer_keys.providers import CustomerKeyMetrics, open_customer_keys
-from keyturn_workers.keys.customer_keys.secrets import IN_WORKERS
+from keyturn_workers.keys.customer_keys.secrets import IN_COMMANDS, IN_WORKERS
 from keyturn_workers.keys.customer_keys.vault import VaultKeys
+from keyturn_workers.keys.master_keys.awskms import AwsKmsClient
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
+from keyturn_workers.process import settings as process_settings
 from keyturn_workers.process.metrics_registry import Registry
-from keyturn_workers.process.settings import CustomerKeySettings
+from keyturn_workers.process.settings import (
+    CustomerKeySettings,
+    GatewaySettings,
+    WorkerSettings,
+)
 from tests.unit.keyturn_workers.keys.master_keys.fake_servers import TOKEN, fake_vault
+from tools.harness.deployment import Deployment
+from tools.servers import S3Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,6 +54,7 @@ if TYPE_CHECKING:
 
 ARN: Final = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 ANOTHER: Final = ARN[:-1] + "0"
+_REGION: Final = "arn:aws:kms:eu-central-1:"
 SECRET: Final = Secret(bytes(range(32)))
 SECRET_B64: Final = base64.b64encode(bytes(range(32))).decode()
 PLACE: Final = Place("rig", "acme", "366923941b9116e5")
@@ -157,6 +176,35 @@ async def test_an_address_is_the_region_or_the_configured_endpoint() -> None:
         assert AwsKmsKeys(settings, AwsKmsRegions(url)).address(ARN) == address
 
 
+@pytest.mark.parametrize("pattern", ["*", "arn:aws:kms:*", "arn:aws:kms:eu-*", _REGION + "*"])
+async def test_names_in_requests_make_no_clients_of_other_regions(
+    monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """A client is kept until the process ends. Broader patterns are refused."""
+    opened = []
+
+    class Client(AwsKmsClient):
+        def __init__(self, region: str, *args: Any, **options: Any) -> None:
+            super().__init__(region, *args, **options)
+            opened.append(region)
+
+        async def call(self, *_: object, **__: object) -> dict[str, Any]:
+            raise KmsUnavailableError("away")
+
+    monkeypatch.setattr(awskms, "AwsKmsClient", Client)
+    fields = {"kind": "awskms", "projects": ["acme"], "keys": [pattern]}
+    try:
+        settings = _settings(customer_key_stores={"kms": fields})
+    except ValidationError:
+        return
+    async with open_customer_keys(settings, "rig", IN_COMMANDS) as keys:
+        for region in ("eu-central-1", *(f"eu-central-{n}" for n in range(10, 60))):
+            arn = ARN.replace("eu-central-1", region)
+            with pytest.raises((NotPermittedError, CustomerKeyUnavailableError)):
+                await keys.create("acme", KeyName("kms", arn))
+    assert opened == ["eu-central-1"]
+
+
 # Vault and OpenBao.
 
 
@@ -164,24 +212,20 @@ async def test_an_address_is_the_region_or_the_configured_endpoint() -> None:
 async def _vault(vault: FakeVault, tmp_path: Path) -> AsyncIterator[VaultKeys]:
     settings = parse_customer_key_stores({"bao": _fields(vault.url, tmp_path)})["bao"]
     assert isinstance(settings, VaultStore)
-    store = VaultKeys("bao", settings)
+    store = VaultKeys("bao", settings, MasterKeyCredentials())
     try:
         yield store
     finally:
         await store.aclose()
 
 
+_STORE: Final = {"kind": "vault", "mount": "transit/eu", "projects": ["acme"], "keys": ["k1"]}
+
+
 def _fields(url: str, tmp_path: Path) -> dict[str, Any]:
     token = tmp_path / "token"
     token.write_text(TOKEN)
-    return {
-        "kind": "vault",
-        "address": url,
-        "mount": "transit/eu",
-        "projects": ["acme"],
-        "keys": ["k1"],
-        "token_file": str(token),
-    }
+    return {**_STORE, "address": url, "token_file": str(token)}
 
 
 def _answers(vault: FakeVault, status: int, body: object) -> None:
@@ -299,6 +343,142 @@ async def test_a_store_gets_no_credential_of_a_master_key(tmp_path: Path) -> Non
     assert 'keyturn_customer_key_calls_total{outcome="refused",store="bao"} 1.0' in text
     assert 'keyturn_customer_key_calls_total{outcome="ok",store="bao"} 0.0' in text
     assert "keyturn_customer_secrets 0.0" in text
+
+
+_WAYS: Final[dict[str, dict[str, str]]] = {
+    "token_file": {},
+    "secret_id_file": {"role_id": "r"},
+    "kubernetes_token_file": {"kubernetes_role": "r"},
+}
+_PIN_URI: Final = "pkcs11:object=m2?module-path=/p11.so&pin-source="
+
+
+def _projected(folder: Path, content: str) -> Path:
+    """A file as Kubernetes projects it: it and its folder are links that a renewal replaces."""
+    (folder / "..2026").mkdir(parents=True)
+    (folder / "..2026" / "token").write_text(content)
+    (folder / "..data").symlink_to("..2026")
+    (folder / "token").symlink_to("..data/token")
+    return folder / "token"
+
+
+def _with(field: str, path: Path, url: str = "https://bao.example.com") -> dict[str, Any]:
+    """A store that signs in with this file."""
+    return {**_STORE, "address": url, **_WAYS[field], field: str(path)}
+
+
+async def _check_refused(monkeypatch: pytest.MonkeyPatch, field: str, path: Path) -> None:
+    monkeypatch.setenv("KEYTURN_CUSTOMER_KEY_STORES", json.dumps({"bao": _with(field, path)}))
+    text = f"the file that {field} of bao in KEYTURN_CUSTOMER_KEY_STORES names has a credential of"
+    for settings in (WorkerSettings.read(), GatewaySettings.read()):
+        with pytest.raises(SettingsError, match=text) as raised:
+            async with open_customer_keys(settings, "rig", IN_WORKERS):
+                pass
+        assert "canary" not in str(raised.value)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Of a worker and a gateway."""
+    storage = S3Server("http://127.0.0.1:1", "access", "secret", "us-east-1", "given")
+    deployment = Deployment("amqp://127.0.0.1/", storage, "bucket")
+    env = deployment.gateway_env() | deployment.worker_env()
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return env
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "",  # the pod's own token, also where master keys have another
+        "KEYTURN_VAULT_TOKEN_FILE",
+        "KEYTURN_VAULT_SECRET_ID_FILE",
+        "KEYTURN_VAULT_KUBERNETES_TOKEN_FILE",
+        "KEYTURN_PKCS11_PIN_FILE",
+        "KEYTURN_MASTER_KEYS",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    ],
+)
+@pytest.mark.parametrize("field", _WAYS)
+async def test_a_store_with_a_file_of_the_master_keys_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    environment: dict[str, str],
+    setting: str,
+    field: str,
+) -> None:
+    file = _projected(tmp_path / "pod", "canary\n")
+    if setting == "":
+        monkeypatch.setattr(process_settings, "KUBERNETES_TOKEN_FILE", file)
+        monkeypatch.setenv("KEYTURN_VAULT_KUBERNETES_TOKEN_FILE", "/nowhere")
+    elif setting == "KEYTURN_MASTER_KEYS":
+        keys = json.loads(environment[setting])
+        monkeypatch.setenv(setting, json.dumps({**keys, "hsm": f"{_PIN_URI}{file}"}))
+    else:
+        monkeypatch.setenv(setting, str(file))
+    link, copied = tmp_path / "link", tmp_path / "copied"
+    link.symlink_to(tmp_path / "pod" / ".." / "pod" / "token")
+    copied.write_text("canary")
+    for path in (file, file.parent / "..data" / "token", link, copied):
+        await _check_refused(monkeypatch, field, path)
+    file.resolve().unlink()  # it does not exist yet
+    for path in (file, link):
+        await _check_refused(monkeypatch, field, path)
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(
+    "setting", ["KEYTURN_VAULT_TOKEN", "KEYTURN_VAULT_SECRET_ID", "KEYTURN_PKCS11_PIN"]
+)
+async def test_a_store_with_a_copy_of_a_credential_in_a_setting_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
+) -> None:
+    monkeypatch.setenv(setting, "canary")
+    copied = tmp_path / "copied"
+    copied.write_text("canary\n")
+    await _check_refused(monkeypatch, "token_file", copied)
+
+
+@pytest.mark.parametrize("field", _WAYS)
+@pytest.mark.parametrize("content", ["of-the-store", "", None])
+async def test_a_store_with_a_credential_of_its_own_is_opened(
+    tmp_path: Path, field: str, content: str | None
+) -> None:
+    """Also where files are empty, or do not exist yet."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    if content is not None:
+        own.write_text(content)
+        other.write_text(content and "of-the-master-keys")
+    settings = _settings(vault_token_file=other, customer_key_stores={"bao": _with(field, own)})
+    async with open_customer_keys(settings, "rig", IN_WORKERS):
+        pass
+
+
+@pytest.mark.parametrize("field", _WAYS)
+async def test_a_file_that_becomes_a_credential_of_a_master_key_is_not_sent(
+    tmp_path: Path, field: str
+) -> None:
+    """Files are renewed while processes run: what is sent is compared, not only the first."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    async with fake_vault() as vault:
+        vault.tokens = set()
+        settings = _settings(
+            vault_token_file=other, customer_key_stores={"bao": _with(field, own, vault.url)}
+        )
+        async with open_customer_keys(settings, "rig", IN_WORKERS) as keys:
+            for of_store, of_master_keys, error, text in (
+                ("a", "b", CustomerKeyRefusedError, "Vault refuses"),
+                ("c", "c", CustomerKeyUnavailableError, "a credential of the master keys or the"),
+            ):
+                own.write_text(of_store)
+                other.write_text(of_master_keys)
+                with pytest.raises(error, match=text):
+                    await keys.create("acme", KeyName("bao", "k1"))
+    sent = f"{vault.headers} {vault.requests}"
+    assert "'a'" in sent
+    assert "'c'" not in sent
 
 
 async def test_a_malformed_credential_is_named_at_the_start(tmp_path: Path) -> None:
