@@ -75,12 +75,16 @@ IN_COMMANDS: Final = WaitPolicy(wait_s=TIMEOUT_S)
 
 @dataclass(slots=True)
 class _Entry:
-    """A secret, or why it is not there: `breaker` pauses calls after a refusal."""
+    """A secret, or why it is not there: `breaker` pauses calls after a refusal.
+
+    `refused_s` is when the store last refused it to an erasure.
+    """
 
     breaker: CircuitBreaker
     asked_s: float
     secret: Secret | None = None
     sent_s: float = 0.0
+    refused_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -307,10 +311,7 @@ class CachedCustomerKeys:
         async def send(store: Store) -> Secret:
             nonlocal sent_s
             sent_s = self._clock_s()
-            secret = await store.decrypt(key.name.key, place, key.wrapped or "")
-            if not key.is_secret(secret):
-                raise KmsRefusedError("the store gave another secret than it encrypted")
-            return secret
+            return await _decrypt(store, key, place)
 
         try:
             secret = await entry.breaker.call(lambda: self._calls.call(key.name, send))
@@ -318,6 +319,8 @@ class CachedCustomerKeys:
             if _is_refusal(exc):
                 entry.secret = None
             raise _failure(key.name, exc) from exc
+        if sent_s < entry.refused_s:
+            raise CustomerKeyRefusedError(f"{key.name}: it was refused meanwhile")
         entry.secret, entry.sent_s = secret, sent_s
         self._entries[name] = entry
         return secret
@@ -326,14 +329,18 @@ class CachedCustomerKeys:
         place, state = Place(self._deployment, project, key.secret_id), None
 
         async def send(store: Store) -> KeyState:
-            secret = await store.decrypt(key.name.key, place, key.wrapped or "")
-            return KeyState.GIVEN if key.is_secret(secret) else KeyState.UNDECIDED
+            await _decrypt(store, key, place)
+            return KeyState.GIVEN
 
         try:
             if self._calls.gives(project, key.name):
                 return await self._calls.call(key.name, send)
         except KmsRefusedError as exc:
             state = exc.key_state
+            entry = self._entries.get((project, key))
+            if entry is not None:
+                # The project may still be in use.
+                entry.secret, entry.refused_s = None, self._clock_s()
         except (KmsUnavailableError, CustomerKeyUnavailableError):
             pass
         if state is None:
@@ -360,6 +367,13 @@ class CachedCustomerKeys:
         if not made.is_secret(again):
             raise CustomerKeyRefusedError(f"{name}: it gives another secret than it encrypted")
         return made
+
+
+async def _decrypt(store: Store, key: CustomerKey, place: Place) -> Secret:
+    secret = await store.decrypt(key.name.key, place, key.wrapped or "")
+    if not key.is_secret(secret):
+        raise KmsRefusedError("the store gave another secret than it encrypted")
+    return secret
 
 
 def _is_refusal(failure: KmsUnavailableError) -> bool:
