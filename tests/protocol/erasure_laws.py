@@ -1,7 +1,8 @@
 """What must hold of erasures (SPEC 8.8). Shares no code with the workers.
 
 A project is erased only if its stores said, just before, that every key is gone. A refused erasure
-stays refused, an erased project stays erased, and nothing waits for stores for longer than allowed.
+stays refused, an erased project stays erased, and nothing waits for stores for longer than allowed,
+nor before they have said once that every key is gone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class ErasureLaws:
     def put(self, name: str, rest: dict[str, Any], call: Call) -> None:
         """A worker put a keyring."""
         if "erasing" in rest:
-            self._began_s[name].setdefault(_key(rest["erasing"]), call.began)
+            begun = self._began_s[name]
+            if begun.setdefault(_key(rest["erasing"]), call.began) is call.began:
+                self._check_begun(name, rest, call)
         erased = rest.get("erased")
         if erased is None or self.erased.get(name, {}).get("answers") == erased["answers"]:
             return
@@ -76,8 +79,17 @@ class ErasureLaws:
         if began_s is None:
             self._violated(f"{name} was erased, and its keyring never said that it would be")
             return
+        if name not in self.erased and call.sent_s - began_s > HOLDS_FOR_S + self.slack_s:
+            self._violated(f"{name} was erased when it did not wait any more")
         for secret_id, answer in erased["answers"].items():
             self._check_answer(name, secret_id, answer["state"], began_s, call)
+
+    def _check_begun(self, name: str, rest: dict[str, Any], call: Call) -> None:
+        for secret_id in _secret_ids(rest):
+            if not any(
+                row.process is call.sender and row.answer in GONE for row in self._said[secret_id]
+            ):
+                self._violated(f"{name} waits for its erasure before stores said that it may")
 
     def _check_answer(
         self, name: str, secret_id: str, answer: str, began_s: float, call: Call
@@ -113,9 +125,9 @@ class ErasureLaws:
         entries = [*before["history"], before]
         if any(entry["kek"] is not None and "customer_key" not in entry for entry in entries):
             self._violated(f"{name} was erased, and wraps may need no customer key")
-        keys = [entry["customer_key"] for entry in entries if "customer_key" in entry]
-        secret_ids = {key["secret_id"] for key in keys if key.get("wrapped") is not None}
-        if secret_ids != erased["answers"].keys():
+        if before.get("unproven"):
+            self._violated(f"{name} was erased, and nothing proves what its objects need")
+        if _secret_ids(before) != erased["answers"].keys():
             self._violated(f"{name} was erased without an answer about each of its secrets")
         if name in self._touched:
             return
@@ -147,3 +159,9 @@ class ErasureLaws:
 
 def _key(erasure: dict[str, Any]) -> tuple[str, ...]:
     return erasure["publisher"], erasure["request_id"], erasure["began_at"]
+
+
+def _secret_ids(rest: dict[str, Any]) -> set[str]:
+    """The ids of the secrets that are not cleared."""
+    keys = [entry.get("customer_key", {}) for entry in (*rest["history"], rest)]
+    return {key["secret_id"] for key in keys if key.get("wrapped") is not None}

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pytest
 
 from keyturn.counts import Counts
-from keyturn.identifiers import EVIDENCE_PREFIX, keyring_s3_key
+from keyturn.identifiers import (
+    EVIDENCE_PREFIX,
+    evidence_prefix,
+    evidence_s3_key,
+    keyring_s3_key,
+)
 from keyturn_workers.core.erasure import Erasure, KeyState
 from keyturn_workers.core.keyring import retire_old_keys
-from keyturn_workers.core.keyring_erasure import erase, judge_erasure
+from keyturn_workers.core.keyring_erasure import check_erasable, erase, judge_erasure
+from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_record import End
 from keyturn_workers.keys.customer_keys.secrets import CachedCustomerKeys
 from keyturn_workers.keys.keyring.marks import KeyringErasedError
@@ -322,8 +328,10 @@ def a_key_that_is_enabled_while_another_is_asked_for(world: World) -> None:
     rotation = world.rotate("acme", customer_key=named(OTHER_KEY))
     world.run(until=lambda: world.oracle.origin(rotation, "acme"))
     world.advance(1)
-    world.stores.moods.update({KEY: "disabled", OTHER_KEY: "away"})
+    world.stores.moods.update({KEY: "disabled", OTHER_KEY: "disabled"})
     erasure = world.erase("acme")
+    world.step(stop_at(world, "put", _KEYRING))
+    world.stores.moods[OTHER_KEY] = "away"
     world.run(seconds=30)
     world.stores.moods.update({KEY: "gives", OTHER_KEY: "disabled"})
     world.run(until=lambda: not world.holds() or world.ended(erasure))
@@ -339,6 +347,8 @@ class _KeepsWhatIsGone(CachedCustomerKeys):
 
     async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
         states = await super().ask(keyring)
+        if keyring.erasure is None:
+            return states
         self._gone |= {each: state for each, state in states.items() if state.is_gone}
         return {**states, **self._gone}
 
@@ -517,13 +527,19 @@ def test_nothing_is_stored_for_an_erased_project() -> None:
 # What waits.
 
 
-def an_erasure_that_nobody_continues(world: World) -> None:
-    """Its record and its messages are lost while its key gives no secret."""
+def _waiting(world: World) -> str:
+    """A project waits for its erasure, whose next step is not made."""
     begin_locked(world, "a")
-    world.stores.moods[KEY] = "away"
-    world.erase("acme")
+    world.stores.moods[KEY] = "disabled"
+    erasure = world.erase("acme")
     world.step(_at(world, "the keyring that waits"))
-    world.run(seconds=1)
+    world.run(keep=hint, seconds=1)
+    return erasure
+
+
+def an_erasure_that_nobody_continues(world: World) -> None:
+    """Its record and its messages are lost."""
+    _waiting(world)
     world.bucket_writer.remove(_RECORD)
     world.drop_messages(hint)
     world.stores.mend()
@@ -539,6 +555,142 @@ def test_a_project_waits_for_its_erasure_no_longer_than_allowed(
     monkeypatch.setattr(Erasure, "holds_at", lambda *_: True)
     found = violations(an_erasure_that_nobody_continues, settle=False)
     assert "acme waits for its erasure for too long" in found
+
+
+class _AsksLate(CachedCustomerKeys):
+    """Asks no store before the project waits."""
+
+    async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
+        if keyring.erasure is None:
+            return {key.secret_id: KeyState.MISSING for key in keyring.customer_keys.values()}
+        return await super().ask(keyring)
+
+
+@pytest.mark.parametrize("mood", ["gives", "refuses", "away"])
+def test_no_project_waits_for_an_erasure_before_its_stores_were_asked(mood: Mood) -> None:
+    assert violations(_refused_under(mood)) == []
+    found = violations(_refused_under(mood), Parts(customer_keys=_AsksLate), settle=False)
+    assert "acme waits for its erasure before stores said that it may" in found
+
+
+# An erasure that resumes late.
+
+
+def an_erasure_that_resumes_late(world: World) -> None:
+    """No step was made while the project was in use again; then its key is disabled once more."""
+    erasure = _waiting(world)
+    world.stores.mend()
+    world.advance(HOLDS_FOR_S + 60)
+    upload = world.upload("acme", "b", b"b")
+    world.run(until=lambda: world.ended(upload), keep=hint)
+    world.stores.moods[KEY] = "disabled"
+    world.run()
+    expect(world, upload, "upload.stored")
+    expect(world, erasure, REFUSED)
+
+
+def an_erasure_that_resumes_after_a_proof(world: World) -> None:
+    """Its record is lost, a sweep ends clean, and the request is replayed."""
+    erasure = _waiting(world)
+    world.bucket_writer.remove(_RECORD)
+    world.drop_messages(hint)
+    world.stores.mend()
+    world.advance(HOLDS_FOR_S + 60)
+    sweep = world.sweep("acme")
+    world.run(until=lambda: world.ended(sweep))
+    world.stores.moods[KEY] = "disabled"
+    world.replay(erasure)
+    world.run()
+    expect(world, erasure, REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("story", "expected"),
+    [
+        (an_erasure_that_resumes_late, "acme was erased when it did not wait any more"),
+        (
+            an_erasure_that_resumes_after_a_proof,
+            "the evidence of the erasure of acme does not name the proof",
+        ),
+    ],
+)
+def test_a_project_that_waits_no_longer_is_not_erased(
+    monkeypatch: pytest.MonkeyPatch, story: Any, expected: str
+) -> None:
+    assert violations(story) == []
+    monkeypatch.setattr(eraser, "check_held", lambda *_: None)
+    assert expected in violations(story, settle=False)
+
+
+def an_erasure_that_a_recovery_overtakes(world: World) -> None:
+    """The marks are lost while the project waits, and an operator accepts its keyring."""
+    erasure = _waiting(world)
+    world.lose_broker()
+    recovery = world.recover("acme")
+    world.run(until=lambda: world.ended(recovery), keep=hint)
+    world.run()
+    expect(world, erasure, REFUSED)
+
+
+def test_what_may_be_erased_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert violations(an_erasure_that_a_recovery_overtakes) == []
+
+    def at_the_beginning(keyring: Keyring) -> None:
+        if keyring.erasure is None:
+            check_erasable(keyring)
+
+    monkeypatch.setattr(eraser, "check_erasable", at_the_beginning)
+    found = violations(an_erasure_that_a_recovery_overtakes, settle=False)
+    assert "acme was erased, and nothing proves what its objects need" in found
+
+
+# The place of its evidence.
+
+
+def an_erasure_with_the_id_of_a_proof(world: World) -> None:
+    """A publisher chooses the id of its request; ids of rounds are published."""
+    begin_locked(world, "a")
+    sweep = world.sweep("acme")
+    world.run()
+    (s3_key,) = [key for key in world.server.current_objects() if key.startswith(EVIDENCE_PREFIX)]
+    expect(world, sweep, "sweep.completed")
+    world.stores.moods[KEY] = "disabled"
+    round_id = s3_key.removeprefix(evidence_prefix("acme")).removeprefix("1-").removesuffix(".json")
+    erasure = world.erase("acme", request_id=round_id)
+    world.run(until=lambda: not world.holds() or world.ended(erasure))
+    expect(world, erasure, REFUSED)
+
+
+def an_erasure_whose_place_has_junk(world: World) -> None:
+    begin_locked(world, "a")
+    world.stores.moods[KEY] = "disabled"
+    erasure = world.erase("acme")
+    world.server.plant(evidence_s3_key("acme", 1, erasure), b"junk", Headers({}))
+    world.run()
+    expect(world, erasure, ERASED)
+
+
+@pytest.mark.parametrize(
+    ("story", "broken", "expected"),
+    [
+        (
+            an_erasure_with_the_id_of_a_proof,
+            False,
+            "evidence of acme in the chain was replaced",
+        ),
+        (an_erasure_whose_place_has_junk, True, "ended with ['generation_mismatch']"),
+    ],
+)
+def test_only_genuine_evidence_keeps_its_place(
+    monkeypatch: pytest.MonkeyPatch, story: Any, expected: str, *, broken: bool
+) -> None:
+    assert violations(story) == []
+
+    async def believe(*_: Any) -> bool:
+        return broken
+
+    monkeypatch.setattr(EvidenceLog, "_may_be_genuine", believe)
+    assert any(expected in what for what in violations(story, settle=False))
 
 
 # Sweeps.

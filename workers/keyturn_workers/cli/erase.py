@@ -39,12 +39,12 @@ def erase(
             help="The project id once more, instead of typing it when asked.",
         ),
     ] = None,
-    timeout_s: TimeoutS = 420,
+    timeout_s: TimeoutS = 720,
     as_json: AsJson = False,
 ) -> None:
     """Erase a project whose customer keys are gone. This cannot be undone.
 
-    First disable or delete the keys: workers ask their stores, for up to five minutes, and refuse
+    First disable or delete the keys: workers ask their stores, for up to ten minutes, and refuse
     if one still gives a secret. The objects stay until you delete them.
     """
     _confirm(project, confirm)
@@ -69,7 +69,7 @@ async def _erase(
         publish = partial(publisher.erase, project, reason=reason, request_id=row["request_id"])
         if await publish_row(row, publish):
             if not as_json:
-                note("the stores of the project's customer keys are asked: up to five minutes")
+                note("the stores of the project's customer keys are asked: up to ten minutes")
             event = publisher.wait(
                 row["request_id"],
                 timeout_s=timeout_s,

@@ -7,7 +7,7 @@ from typing import Final
 
 from keyturn.errors import GenerationMismatchError
 from keyturn.identifiers import parse_time
-from keyturn_workers.core.erasure import Erasure, KeyState
+from keyturn_workers.core.erasure import FRESH_FOR, Erasure, KeyState
 from keyturn_workers.core.keyring import Generation, Keyring
 
 MAX_ERASED_SECRETS: Final = 8
@@ -62,6 +62,19 @@ def check_erasure_order(keyring: Keyring, requested_at: str, not_before: datetim
         )
     if at < parse_time(keyring.current.requested_at):
         raise GenerationMismatchError("a rotation requested later was accepted already")
+
+
+def check_held(erasure: Erasure, now: datetime) -> None:
+    """Check that the project waits for its erasure, and will while answers of now are fresh.
+
+    Raises:
+        GenerationMismatchError: it does not: no step was made for too long.
+    """
+    if not (erasure.holds_at(now) and erasure.holds_at(now + FRESH_FOR)):
+        raise GenerationMismatchError(
+            "workers did not continue the erasure in time, and the project was in use again: ask "
+            "again by a new request"
+        )
 
 
 def begin_erasure(keyring: Keyring, erasure: Erasure) -> Keyring:

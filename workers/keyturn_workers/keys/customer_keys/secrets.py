@@ -75,12 +75,16 @@ IN_COMMANDS: Final = WaitPolicy(wait_s=TIMEOUT_S)
 
 @dataclass(slots=True)
 class _Entry:
-    """A secret, or why it is not there: `breaker` pauses calls after a refusal."""
+    """A secret, or why it is not there: `breaker` pauses calls after a refusal.
+
+    `refused_s` is when the store last refused it to an erasure.
+    """
 
     breaker: CircuitBreaker
     asked_s: float
     secret: Secret | None = None
     sent_s: float = 0.0
+    refused_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -161,25 +165,38 @@ class CachedCustomerKeys:
             raise NotPermittedError(
                 f"KEYTURN_CUSTOMER_KEY_STORES does not give {project} the key {name}"
             )
-        wanted = project, name
+        return await self._take_new((project, name))
+
+    async def _take_new(self, wanted: tuple[str, KeyName]) -> CustomerKey:
+        """Return a new secret of a key, which no other caller gets.
+
+        A request that is put off finds the one that was asked for in the meantime at its next
+        attempt.
+        """
+        project, name = wanted
         if wanted not in self._new:
             creating = self._tasks.start(wanted, lambda: self._create(project, name))
             self._new[wanted] = creating, self._clock_s()
-        creating, policy = self._new[wanted][0], self._policy
-        # A request that is put off finds the secret at its next attempt.
+        mine, policy = self._new[wanted], self._policy
+        creating = mine[0]
         slow = policy.shuns_slow and self._calls.is_slow(name, policy.wait_s, key_alone=True)
         if slow and not creating.done():
             raise CustomerKeyUnavailableError(f"{name}: it is slow")
         try:
             async with asyncio.timeout(2 * TIMEOUT_S):  # it encrypts, and decrypts
-                return await asyncio.shield(creating)
+                made = await asyncio.shield(creating)
         except TimeoutError:
             raise CustomerKeyUnavailableError(
                 f"{name}: no secret within {2 * TIMEOUT_S:g} s"
             ) from None
-        finally:
-            if creating.done():
-                self._new.pop(wanted, None)
+        except Exception:
+            if self._new.get(wanted) is mine:
+                del self._new[wanted]
+            raise
+        if self._new.get(wanted) is not mine:  # another caller waited for it, too
+            return await self._take_new(wanted)
+        del self._new[wanted]
+        return made
 
     async def ask(self, keyring: Keyring) -> Mapping[str, KeyState]:
         """See `CustomerKeys.ask`."""
@@ -341,10 +358,7 @@ class CachedCustomerKeys:
         async def send(store: Store) -> Secret:
             nonlocal sent_s
             sent_s = self._clock_s()
-            secret = await store.decrypt(key.name.key, place, key.wrapped or "")
-            if not key.is_secret(secret):
-                raise KmsRefusedError("the store gave another secret than it encrypted")
-            return secret
+            return await _decrypt(store, key, place)
 
         try:
             secret = await entry.breaker.call(lambda: self._calls.call(key.name, send))
@@ -352,6 +366,8 @@ class CachedCustomerKeys:
             if _is_refusal(exc):
                 entry.secret = None
             raise _failure(key.name, exc) from exc
+        if sent_s < entry.refused_s:
+            raise CustomerKeyRefusedError(f"{key.name}: it was refused meanwhile")
         entry.secret, entry.sent_s = secret, sent_s
         self._entries[name] = entry
         return secret
@@ -360,14 +376,18 @@ class CachedCustomerKeys:
         place, state = Place(self._deployment, project, key.secret_id), None
 
         async def send(store: Store) -> KeyState:
-            secret = await store.decrypt(key.name.key, place, key.wrapped or "")
-            return KeyState.GIVEN if key.is_secret(secret) else KeyState.UNDECIDED
+            await _decrypt(store, key, place)
+            return KeyState.GIVEN
 
         try:
             if self._calls.gives(project, key.name):
                 return await self._calls.call(key.name, send)
         except KmsRefusedError as exc:
             state = exc.key_state
+            entry = self._entries.get((project, key))
+            if entry is not None:
+                # The project may still be in use.
+                entry.secret, entry.refused_s = None, self._clock_s()
         except (KmsUnavailableError, CustomerKeyUnavailableError):
             pass
         if state is None:
@@ -394,6 +414,13 @@ class CachedCustomerKeys:
         if not made.is_secret(again):
             raise CustomerKeyRefusedError(f"{name}: it gives another secret than it encrypted")
         return made
+
+
+async def _decrypt(store: Store, key: CustomerKey, place: Place) -> Secret:
+    secret = await store.decrypt(key.name.key, place, key.wrapped or "")
+    if not key.is_secret(secret):
+        raise KmsRefusedError("the store gave another secret than it encrypted")
+    return secret
 
 
 def _is_refusal(failure: KmsUnavailableError) -> bool:

@@ -1,11 +1,12 @@
 """What an erasure of a project needs next (SPEC 8.8).
 
-The keyring is `erasing` while the stores are asked, so that nothing can be stored meanwhile that
-their answers do not cover. It is `erased` by the same put that names the evidence, as at any clean
-end: `reconciler` makes that put, and resumes it.
+The stores are asked first while the project is in use, so that no request holds up a project whose
+keys work. Then the keyring is `erasing` while they are asked again, so that nothing can be stored
+meanwhile that their answers do not cover. It is `erased` by the same put that names the evidence,
+as at any clean end: `reconciler` makes that put, and resumes it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from keyturn.errors import GenerationMismatchError
@@ -17,6 +18,7 @@ from keyturn_workers.core.keyring_erasure import (
     begin_erasure,
     check_erasable,
     check_erasure_order,
+    check_held,
     judge_erasure,
     refuse_erasure,
 )
@@ -87,6 +89,10 @@ class Eraser:
         if stored.keyring != keyring:
             return Wait()
         try:
+            if not erasure.is_done:
+                # The last step may be long ago, and the keyring may have been recovered since.
+                check_held(erasure, stored.read_at)
+                self._check(stored, origin)
             judged = judge_erasure(keyring, states, stored.read_at)
             if judged is None:
                 return Wait(_ASK_AGAIN_S)
@@ -98,23 +104,33 @@ class Eraser:
         return CleanEnd(envelope.decode(), State.of(keyring), (origin.name,), record.written)
 
     async def _begin(self, stored: StoredKeyring, origin: Origin) -> Wait | Refused:
-        keyring, now = stored.keyring, stored.read_at
-        try:
-            check_erasure_order(keyring, origin.requested_at, now - self._context.keep_for)
-            check_erasable(keyring)
-        except GenerationMismatchError as exc:
-            return await self._refuse(stored, origin, exc)
+        """Let the project wait, if its stores say now that the keys are gone."""
+        keyring = stored.keyring
         erasure = Erasure(
             origin.id,
             origin.publisher,
             origin.digests[0],
             origin.requested_at,
-            format_time(now),
+            format_time(origin.added_at),
             origin.reason,
             proven_by=keyring.evidence,
         )
+        try:
+            self._check(stored, origin)
+            states = await self._customer_keys.ask(keyring)
+            judged = judge_erasure(begin_erasure(keyring, erasure), states, stored.read_at)
+        except GenerationMismatchError as exc:
+            return await self._refuse(stored, origin, exc)
+        if judged is None:
+            return Wait(_ASK_AGAIN_S)
+        erasure = replace(erasure, began_at=format_time(stored.read_at))
         await self._change(stored, begin_erasure(keyring, erasure))
         return Wait()
+
+    def _check(self, stored: StoredKeyring, origin: Origin) -> None:
+        not_before = stored.read_at - self._context.keep_for
+        check_erasure_order(stored.keyring, origin.requested_at, not_before)
+        check_erasable(stored.keyring)
 
     async def _refuse(
         self, stored: StoredKeyring, origin: Origin, error: GenerationMismatchError

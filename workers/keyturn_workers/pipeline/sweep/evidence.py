@@ -27,6 +27,7 @@ from keyturn.errors import (
     EvidenceError,
     GenerationMismatchError,
     StorageUnavailableError,
+    UnknownEventKeyError,
 )
 from keyturn.evidence.chain import keys_before
 from keyturn.evidence.envelope import MAX_EVIDENCE_BYTES, Evidence, digest, parse, sign
@@ -244,7 +245,7 @@ class EvidenceLog:
         """The evidence of an erasure, with the stores' answers; else as `build`.
 
         Raises:
-            GenerationMismatchError: evidence with the id of this request exists.
+            GenerationMismatchError: genuine evidence with the id of this request exists.
         """
         previous = await self._find_newest(keyring, record.evidence)
         key = self._signing_key(previous)
@@ -262,7 +263,7 @@ class EvidenceLog:
             previous=keyring.evidence,
         )
         envelope = sign(Statement(self._deployment, keyring.project, predicate), key)
-        if await self._read(_s3_key(parse(envelope))) is not None:
+        if await self._may_be_genuine(_s3_key(parse(envelope)), keyring):
             raise GenerationMismatchError(
                 "the request's id names a file of evidence: ask again by a new request"
             )
@@ -346,6 +347,27 @@ class EvidenceLog:
 
     def _is_at_its_place(self, evidence: Evidence, s3_key: str) -> bool:
         return evidence.statement.deployment == self._deployment and _s3_key(evidence) == s3_key
+
+    async def _may_be_genuine(self, s3_key: str, keyring: Keyring) -> bool:
+        """Return False if the file is missing, or is not evidence that a worker put there."""
+        try:
+            evidence = parse(await self._read(s3_key) or b"")
+            if not self._is_at_its_place(evidence, s3_key):
+                return False
+            evidence.verify(key.verify_key() for key in self._event_keys)
+        except UnknownEventKeyError:
+            # By a key that this worker does not hold: only the chain shows whether it is genuine.
+            pass
+        except EvidenceError:
+            return False
+        else:
+            return True
+        previous = {each.digest: each.predicate.previous async for each in self._files(keyring)}
+        wanted = keyring.evidence
+        while wanted in previous and wanted != evidence.digest:
+            wanted = previous[wanted]
+        # Behind a gap in the chain it may be genuine.
+        return wanted is not None
 
     async def _read(self, s3_key: str) -> bytes | None:
         """The file at an S3 key, cut just above the size limit of evidence; None if missing."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from keyturn.errors import KmsUnavailableError
+from keyturn.errors import CustomerKeyRefusedError, KmsUnavailableError
 from keyturn_workers.core.customer_keys import KeyName
 from keyturn_workers.core.erasure import KeyState
+from keyturn_workers.keys.customer_keys.secrets import IN_GATEWAYS
 from keyturn_workers.keys.master_keys.port import KmsRefusedError
 from tests.unit.keyturn_workers.factories import keyring
 from tests.unit.keyturn_workers.keys.customer_keys.fakes import Bench
@@ -80,3 +82,36 @@ async def test_a_store_that_the_settings_lack_decides_nothing() -> None:
     for name in (KeyName("elsewhere", "a"), KeyName("bao", "not-given")):
         other = replace(ring.current, customer_key=replace(key, name=name))
         assert await _state(on, replace(ring, current=other)) is KeyState.UNDECIDED
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+async def test_a_refusal_ends_a_secret_that_is_in_memory(*, is_wrong: bool) -> None:
+    on = Bench()
+    ring = await _locked(on)
+    await on.keys.unlock(ring)
+    if is_wrong:
+        on.store.wrong.add("a")
+    else:
+        on.store.failures["a"] = KmsRefusedError("gone", key_state=KeyState.DISABLED)
+    await _state(on, ring)
+    with pytest.raises(CustomerKeyRefusedError):
+        await on.keys.unlock(ring)
+
+
+async def test_a_refusal_ends_a_secret_that_was_asked_for_before() -> None:
+    """The store gave it, and its response comes later."""
+    on = Bench(IN_GATEWAYS)
+    ring = await _locked(on)
+    given = on.store.held["a"] = asyncio.Event()
+    on.store.came.clear()
+    asking = asyncio.create_task(on.keys.unlock(ring))
+    await on.store.came.wait()
+    await asyncio.sleep(0.01)  # it is held
+    del on.store.held["a"]
+    on.clock.now_s += 1
+    on.store.failures["a"] = KmsRefusedError("gone", key_state=KeyState.DISABLED)
+    await _state(on, ring)
+    on.store.failures.clear()
+    given.set()
+    with pytest.raises(CustomerKeyRefusedError):
+        await asking

@@ -558,6 +558,14 @@ async def test_a_new_secret_is_decrypted_before_it_is_returned() -> None:
     assert await _opens(bench, ring) == ["ok"]
 
 
+async def test_requests_at_the_same_time_get_a_new_secret_each() -> None:
+    """Two generations with one secret would be one rotation to a customer key too few."""
+    bench = Bench()
+    name = KeyName("bao", "a")
+    made = await asyncio.gather(*(bench.keys.create("acme", name) for _ in range(3)))
+    assert len({each.secret_id for each in made}) == 3
+
+
 async def test_a_new_secret_does_not_wait_for_another_customers_slow_key() -> None:
     """In a Region of AWS KMS, all customers' keys have one address."""
     bench = Bench()

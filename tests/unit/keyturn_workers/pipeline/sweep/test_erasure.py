@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 
+from keyturn.crypto import SigningKey
 from keyturn.errors import CustomerKeyUnavailableError, ProjectErasedError
-from keyturn.evidence import ErasurePredicate, parse, verify_chain
+from keyturn.evidence import (
+    MAX_EVIDENCE_BYTES,
+    ErasedKey,
+    ErasurePredicate,
+    Statement,
+    digest,
+    parse,
+    sign,
+    verify_chain,
+)
 from keyturn.identifiers import evidence_s3_key, format_time, parse_time
 from keyturn_workers.core.customer_keys import KeyName
 from keyturn_workers.core.erasure import HOLDS_FOR, KeyState
 from keyturn_workers.core.keyring import forbid_plaintext, rotate, with_evidence
+from keyturn_workers.core.keyring_record import customer_key_to_json
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_options import SweepOptions
 from tests.unit.keyturn_workers.factories import keyring
@@ -29,6 +40,7 @@ FIRST: Final = KeyName("kms", "first")
 SECOND: Final = KeyName("kms", "second")
 ERASE_ID: Final = "e7a5e000-0000-4000-8000-000000000001"
 AGAIN_ID: Final = "e7a5e000-0000-4000-8000-000000000002"
+OTHER_KEY: Final = SigningKey.from_seed(bytes(32))
 GONE: Final = (KeyState.DISABLED, KeyState.PENDING_DELETION, KeyState.MISSING)
 
 
@@ -76,6 +88,17 @@ class Erasing(Sweeping):
     async def record_of_keyring(self) -> StoredKeyring:
         return await self.keyrings.read_record("acme")
 
+    async def begun(self) -> Origin:
+        """An erasure for which the project waits; then its store is away."""
+        self.say(FIRST, KeyState.DISABLED)
+        erasure = self.erasure()
+        await self.start(erasure)
+        await self.deliver()
+        self.customer_keys.states.clear()
+        self.customer_keys.away.add(str(FIRST))
+        assert (await self.record_of_keyring()).keyring.erasure is not None
+        return erasure
+
     def events(self) -> list[Any]:
         return [cast("Any", event) for event in self.messages.published]
 
@@ -111,7 +134,7 @@ async def test_a_project_whose_key_is_gone_is_erased_with_evidence(
     assert (predicate.proven_by, predicate.reason) == (None, "the end")
 
 
-async def test_a_secret_that_is_given_takes_the_erasure_back(on: Erasing) -> None:
+async def test_a_secret_that_is_given_refuses_the_erasure(on: Erasing) -> None:
     before = (await on.keyring()).current
     ended = await on.erase()
     (event,) = on.events()
@@ -184,10 +207,21 @@ async def test_an_erasure_that_would_prove_too_little_is_refused(on: Erasing, ma
     assert not (await on.keyring()).is_erased
 
 
+@pytest.mark.parametrize("how", ["given", "refused", "away"])
+async def test_no_project_waits_for_an_erasure_while_its_keys_are_not_gone(
+    on: Erasing, how: str
+) -> None:
+    getattr(on.customer_keys, how, set[str]()).add(str(FIRST))
+    erasure = on.erasure()
+    await on.start(erasure)
+    while not on.events():
+        await on.deliver()
+        assert (await on.keyring()).erasure is None  # read as uploads and gateways do
+    assert on.events()[-1].type == "erase.rejected"
+
+
 async def test_everything_waits_while_stores_are_asked_but_not_for_ever(on: Erasing) -> None:
-    on.customer_keys.away.add(str(FIRST))
-    await on.start(on.erasure())
-    await on.deliver()
+    await on.begun()
     with pytest.raises(CustomerKeyUnavailableError, match="whether the project is erased"):
         await on.keyrings.read_fresh("acme")
     on.storage.advance(HOLDS_FOR.total_seconds() + 1)
@@ -252,6 +286,44 @@ async def test_a_key_that_is_enabled_before_the_end_is_asked_for_again(
     assert not (await on.keyring()).is_erased
 
 
+async def _nobody_continues_it(on: Erasing, ring: Keyring) -> str:
+    del ring
+    on.storage.advance(HOLDS_FOR.total_seconds())
+    return "the project was in use again"
+
+
+async def _it_is_recovered(on: Erasing, ring: Keyring) -> str:
+    on.write_keyring(replace(ring, unproven=True))
+    return "its keyring was recovered"
+
+
+async def _a_later_one_was_refused(on: Erasing, ring: Keyring) -> str:
+    on.write_keyring(replace(ring, erasure_refused_at=format_time(on.clock_now())))
+    return "or one requested later, was refused"
+
+
+@pytest.mark.parametrize(
+    "change", [_nobody_continues_it, _it_is_recovered, _a_later_one_was_refused]
+)
+async def test_an_erasure_that_resumes_is_checked_again(on: Erasing, change: Any) -> None:
+    erasure = await on.begun()
+    detail = await change(on, (await on.record_of_keyring()).keyring)
+    on.say(FIRST, KeyState.DISABLED)
+    await on.finish(erasure)
+    (event,) = on.events()
+    assert (event.type, event.code) == ("erase.rejected", "generation_mismatch")
+    assert detail in event.detail
+    assert (await on.keyring()).erasure is None
+
+
+async def test_an_erasure_ends_for_as_long_as_the_project_waits(on: Erasing) -> None:
+    erasure = await on.begun()
+    on.storage.advance(HOLDS_FOR.total_seconds() - 120)
+    on.say(FIRST, KeyState.DISABLED)
+    await on.finish(erasure)
+    assert on.events()[-1].type == "project.erased"
+
+
 async def test_a_new_request_asks_again_and_adds_evidence_of_new_answers(on: Erasing) -> None:
     on.write_keyring(with_evidence(on.ring, "b" * 64))
     on.say(FIRST, KeyState.DISABLED)
@@ -273,14 +345,86 @@ async def test_a_new_request_asks_again_and_adds_evidence_of_new_answers(on: Era
     assert [key.answer for key in predicate.keys] == ["missing"]
 
 
-async def test_an_id_that_names_evidence_does_not_replace_it(on: Erasing) -> None:
+def _statement(on: Erasing, **changes: Any) -> Statement:
+    """Of an erasure by the request; a sweep with that id would do as well."""
+    predicate = ErasurePredicate(
+        request_id=ERASE_ID,
+        publisher="ops",
+        request="a" * 64,
+        reason="the end",
+        generation=1,
+        keys=[
+            ErasedKey(
+                **customer_key_to_json(on.ring.customer_keys[1]),
+                generations=[1],
+                answer="missing",
+                answered_at=format_time(on.clock_now()),
+            )
+        ],
+        proven_by=None,
+        not_shown=[],
+        version="1",
+        event_keys=[],
+        previous=None,
+    )
+    fields = {"deployment": "test", "project": "acme", "predicate": predicate}
+    return Statement(**{**fields, **changes})
+
+
+def _forged(on: Erasing) -> bytes:
+    """A bucket writer knows the id of a key, and does not have it."""
+    envelope = sign(_statement(on), OTHER_KEY)
+    return envelope.replace(OTHER_KEY.id.encode(), EVENT_KEY.id.encode())
+
+
+@pytest.mark.parametrize(
+    ("make", "is_genuine"),
+    [
+        (lambda _: b"junk", False),
+        (lambda _: b"a" * (MAX_EVIDENCE_BYTES + 1), False),
+        (_forged, False),
+        (lambda on: sign(_statement(on), OTHER_KEY), False),
+        (lambda on: sign(_statement(on, project="beta"), EVENT_KEY), False),
+        (lambda on: sign(_statement(on, deployment="prod"), EVENT_KEY), False),
+        (lambda on: sign(_statement(on), EVENT_KEY), True),
+    ],
+    ids=["junk", "large", "forged", "other key", "other project", "other deployment", "genuine"],
+)
+async def test_only_genuine_evidence_with_its_id_refuses_an_erasure(
+    on: Erasing, make: Any, *, is_genuine: bool
+) -> None:
     on.say(FIRST, KeyState.DISABLED)
-    on.storage.plant(evidence_s3_key("acme", 1, ERASE_ID), b"a proof", Headers({}))
+    path, planted = evidence_s3_key("acme", 1, ERASE_ID), make(on)
+    on.storage.plant(path, planted, Headers({}))
     await on.erase()
     (event,) = on.events()
-    assert (event.type, event.code) == ("erase.rejected", "generation_mismatch")
+    _, body = await on.storage.read(path)
+    if is_genuine:
+        assert (event.type, event.code) == ("erase.rejected", "generation_mismatch")
+        assert body == planted
+    else:
+        assert event.type == "project.erased"
+        assert event.evidence == digest(body)
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["in the chain", "perhaps in its gap"])
+async def test_evidence_of_a_key_that_is_not_held_any_more_is_not_replaced(
+    on: Erasing, *, is_lost: bool
+) -> None:
+    """Which evidence is genuine is shown by the chain; where that has a gap, none is replaced."""
+    retired = sign(_statement(on), OTHER_KEY)
+    predicate = _statement(on).predicate.model_copy(
+        update={"request_id": AGAIN_ID, "previous": "c" * 64 if is_lost else digest(retired)}
+    )
+    newest = sign(_statement(on, predicate=predicate), EVENT_KEY)
+    for evidence_id, envelope in ((ERASE_ID, retired), (AGAIN_ID, newest)):
+        on.storage.plant(evidence_s3_key("acme", 1, evidence_id), envelope, Headers({}))
+    on.write_keyring(with_evidence(on.ring, digest(newest)))
+    on.say(FIRST, KeyState.DISABLED)
+    await on.erase()
+    assert on.events()[-1].type == "erase.rejected"
     _, body = await on.storage.read(evidence_s3_key("acme", 1, ERASE_ID))
-    assert body == b"a proof"
+    assert body == retired
 
 
 async def test_what_is_open_when_a_project_is_erased_ends(on: Erasing) -> None:
@@ -311,9 +455,7 @@ async def test_an_erased_project_is_only_sealed_anew(on: Erasing) -> None:
 
 
 async def test_the_record_of_a_lost_request_holds_nothing_up(on: Erasing) -> None:
-    on.customer_keys.away.add(str(FIRST))
-    await on.start(on.erasure())
-    await on.deliver()
+    await on.begun()
     ring = (await on.record_of_keyring()).keyring
     assert ring.erasure is not None
     stored = await on.stored()
