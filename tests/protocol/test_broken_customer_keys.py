@@ -19,10 +19,11 @@ from keyturn_workers.pipeline.upload.uploader import Uploader
 from tests.protocol.customer_keys import CACHE_S, GIVEN, named
 from tests.protocol.process import CACHE_S as KEYRING_CACHE_S
 from tests.protocol.process import Parts
-from tests.protocol.stories import begin, violations
+from tests.protocol.stories import begin, stop_at, violations, without
+from tests.protocol.wire import BEGUN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from keyturn_workers.core.keyring import Keyring
     from tests.protocol.customer_keys import Mood
@@ -34,10 +35,10 @@ OTHER_KEY: Final = GIVEN["acme"][1]
 _WAIT_S: Final = 20
 
 
-def lock(world: World, key: str = KEY, **more: Any) -> None:
-    """Give acme a customer key, and let the rotation end."""
+def lock(world: World, key: str = KEY, *held: Call, **more: Any) -> None:
+    """Give acme a customer key, and let the rotation end, without these requests."""
     rotation = world.rotate("acme", new_kek=False, customer_key=named(key), **more)
-    world.run()
+    without(world, *held)
     ends: list[Any] = world.ended(rotation)
     if not any(end.type == "rotation.completed" and end.clean for end in ends):
         world.oracle.violated(f"the rotation to {key} did not end clean: {ends}")
@@ -156,6 +157,55 @@ def test_a_project_gets_no_key_of_another() -> None:
     broken = Parts(customer_keys=_AsksForAnything)
     found = violations(a_request_that_names_the_key_of_another_project, broken, settle=False)
     assert "the keyring of beta has a key that is not for it" in found
+
+
+def _upload_while_the_customer_key_changes(world: World) -> None:
+    """Its put begins within the lease; the storage takes the body after the clean end."""
+    upload = world.upload("acme", "late", b"x" * 300, staged=True)
+    put = stop_at(world, "put_stream", "acme/late", state=BEGUN)
+    lock(world, OTHER_KEY, put)
+    world.stores.moods[OTHER_KEY] = "disabled"
+    world.advance(CACHE_S)
+    world.run(seconds=_WAIT_S)
+    if "acme/late" in world.server.current_objects():
+        world.oracle.violated("an object was stored under keys whose end was proven before")
+    world.stores.mend()
+    world.run()
+    if [event.type for event in world.ended(upload)] != ["upload.stored"]:
+        world.oracle.violated("the upload was not stored")
+
+
+def a_put_that_outlasts_the_rotation_to_a_customer_key(world: World) -> None:
+    """The object would open with the master key alone."""
+    begin(world, "a")
+    _upload_while_the_customer_key_changes(world)
+
+
+def a_put_that_outlasts_the_end_of_its_customer_secret(world: World) -> None:
+    """The object would open with a secret alone that the keyring does not have any more."""
+    begin(world, "a")
+    lock(world)
+    _upload_while_the_customer_key_changes(world)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        a_put_that_outlasts_the_rotation_to_a_customer_key,
+        a_put_that_outlasts_the_end_of_its_customer_secret,
+    ],
+)
+def test_a_streamed_body_ends_only_under_the_keys_of_its_time(
+    monkeypatch: pytest.MonkeyPatch, story: Any
+) -> None:
+    async def unchecked(pieces: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            yield piece
+
+    assert violations(story) == []
+    monkeypatch.setattr("keyturn_workers.pipeline.upload.put.check_before_last_piece", unchecked)
+    found = violations(story, settle=False)
+    assert "an object was stored under keys whose end was proven before" in found
 
 
 class _KeepsForever(CachedCustomerKeys):

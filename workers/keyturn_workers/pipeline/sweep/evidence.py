@@ -58,6 +58,7 @@ from keyturn_workers.keys.keyring import sealed_records
 _MAX_ATTEMPTS: Final = 8
 NOT_SHOWN: Final = (
     "That no copy of the bucket has wraps from before the proof, with a keyring that opens them.",
+    "That no upload ended after the proof: a storage can take long for the last bytes of one.",
     "That nobody kept a customer secret, a data key or plaintext while the keys could be used.",
     "That a store has no backup or replica of a key.",
     "That the settings named the server that has the key: another one says that it is missing.",
