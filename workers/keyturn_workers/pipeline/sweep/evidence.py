@@ -140,7 +140,7 @@ def statement_of(
 
 
 def _former_customer_keys(keyring: Keyring) -> list[CustomerKey]:
-    """The customer keys that a clean end clears, each once."""
+    """The customer keys that a clean end clears if no late write may need them, each once."""
     current = keyring.current.secret_id
     former = {key.secret_id: key for key in keyring.customer_keys.values()}
     return [key for secret_id, key in former.items() if secret_id != current]
@@ -226,7 +226,7 @@ class EvidenceLog:
             origins,
             self._deployment,
             customer_key=keyring.current.customer_key,
-            former_customer_keys=_former_customer_keys(keyring),
+            former_customer_keys=_former_customer_keys(keyring) if late_writes_refused else (),
             previous=keyring.evidence,
             previous_evidence=previous,
             key_id=key.id,
