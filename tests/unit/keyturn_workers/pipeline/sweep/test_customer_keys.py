@@ -25,6 +25,7 @@ from keyturn.metadata import COBBLESTONE, Wraps, parse
 from keyturn.progress import Progress, describe
 from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.keyring import retire_old_keys
+from keyturn_workers.core.lost_keyring import lost_generations
 from keyturn_workers.core.storage_values import Capabilities, Headers
 from keyturn_workers.core.sweep_progress import progress_of
 from keyturn_workers.core.sweep_record import Failure
@@ -422,6 +423,14 @@ _ADMIN: Final = desired_state(WITH_B, MASTER_KEYS).admin_kek
 _OTHER_ADMIN: Final = desired_state(replace(WITH_B, master_key="m2"), MASTER_KEYS).admin_kek
 _USER: Final = desired_state(WITH_B, MASTER_KEYS).user_kek
 _CLEARED: Final = turned_to(retire_old_keys(WITH_A), B, "b")
+# The keyring of generations 1 and 2 was removed, and only its customer key is known.
+_THIRD: Final = replace(WITH_A.current, generation=3)
+_ADOPTED: Final = replace(
+    WITH_A,
+    current=_THIRD,
+    history=lost_generations(WITH_A.customer_keys, _THIRD, None),
+    unproven=True,
+)
 
 
 @pytest.mark.parametrize(
@@ -440,6 +449,10 @@ _CLEARED: Final = turned_to(retire_old_keys(WITH_A), B, "b")
         (_CLEARED, _wrap("admin", 1, _ADMIN, None), True),
         (retire_old_keys(WITH_A), _wrap("admin", 1, _ADMIN, None), False),  # put there afterwards
         (rotated(FIRST), _wrap("admin", 1, _ADMIN, None), False),  # it needs no customer key
+        (_ADOPTED, _wrap("admin", 1, _ADMIN, None), True),
+        (_ADOPTED, _wrap("user", 1, _USER, None), True),
+        (_ADOPTED, _wrap("admin", 2, _ADMIN, A), False),
+        (retire_old_keys(_ADOPTED), _wrap("admin", 1, _ADMIN, None), False),
     ],
 )
 async def test_a_hidden_wrap_without_the_secret_that_all_must_need_has_failed(
