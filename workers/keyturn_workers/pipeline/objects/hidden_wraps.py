@@ -21,6 +21,7 @@ from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.kek_deriver import KekDeriver
 from keyturn_workers.core.keyring import DesiredState, Keyring
+from keyturn_workers.core.lost_keyring import UNKNOWN_KEK_ID
 from keyturn_workers.core.storage_values import ObjectHead
 from keyturn_workers.core.wraps import past_generations
 
@@ -66,7 +67,8 @@ def retired_keys(keyring: Keyring, desired: DesiredState, admin_keks: AdminKeks)
             plain += [("admin", generation, kek) for generation in generations]
     for generation, kek_id in _without_secret(keyring).items():
         plain.append(("admin", generation, desired.admin_kek))
-        if generation not in keyring.user_keks and kek_id in (None, desired.kek_id):
+        # A lost generation may have had the same API key.
+        if generation not in keyring.user_keks and kek_id in (UNKNOWN_KEK_ID, desired.kek_id):
             plain.append(("user", generation, desired.user_kek))
     return [
         (role, generation, there)
@@ -91,18 +93,18 @@ def _has_old_keys(keyring: Keyring) -> bool:
     return keyring.has_old_keks or bool(others - {keyring.current.secret_id}) or is_unproven
 
 
-def _without_secret(keyring: Keyring) -> Mapping[int, str | None]:
+def _without_secret(keyring: Keyring) -> Mapping[int, str]:
     """The generations whose wraps lack the secret that the next clean end says every wrap needs.
 
-    Each with its KEK id; None where the keyring does not know the generation. Whoever removes the
-    keyring in the middle of the first rotation to a customer key must not end the search.
+    Each with its KEK id. Whoever removes the keyring in the middle of the first rotation to a
+    customer key must not end the search.
     """
     if not _has_old_keys(keyring):
         return {}
-    current, kek_ids = keyring.current, dict[int, str | None]()
+    current, kek_ids = keyring.current, dict[int, str]()
     if keyring.unproven and current.customer_key is not None:
         first = max(1, current.generation - _MAX_UNKNOWN_GENERATIONS)
-        kek_ids = dict.fromkeys(range(first, current.generation))
+        kek_ids = dict.fromkeys(range(first, current.generation), UNKNOWN_KEK_ID)
     kek_ids |= {entry.generation: entry.kek_id for entry in keyring.history}
     with_secret = {e.generation for e in keyring.history if e.secret_id == current.secret_id}
     return {number: kek_id for number, kek_id in kek_ids.items() if number not in with_secret}

@@ -431,6 +431,9 @@ _ADOPTED: Final = replace(
     history=lost_generations(WITH_A.customer_keys, _THIRD, None),
     unproven=True,
 )
+_ADOPTED_TO_B: Final = replace(
+    _ADOPTED, current=replace(_THIRD, customer_key=WITH_B.current.customer_key)
+)
 
 
 @pytest.mark.parametrize(
@@ -452,6 +455,8 @@ _ADOPTED: Final = replace(
         (_ADOPTED, _wrap("admin", 1, _ADMIN, None), True),
         (_ADOPTED, _wrap("user", 1, _USER, None), True),
         (_ADOPTED, _wrap("admin", 2, _ADMIN, A), False),
+        (_ADOPTED_TO_B, _wrap("user", 2, _USER, A), True),
+        (_ADOPTED_TO_B, _wrap("admin", 2, _ADMIN, A), True),
         (retire_old_keys(_ADOPTED), _wrap("admin", 1, _ADMIN, None), False),
     ],
 )
