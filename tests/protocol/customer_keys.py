@@ -64,14 +64,19 @@ class CustomerKeyLaws:
         self.wrapped: dict[str, tuple[str, str]] = {}
         # By project and generation: the id of the secret that its wraps need.
         self.ids: dict[str, dict[int, str]] = defaultdict(dict)
+        # By project: the generations whose secret the keyring last had.
+        self._kept: dict[str, set[int]] = defaultdict(set)
         # By process and secret: when calls that gave it were sent, and when it was refused.
         self._given_s: dict[tuple[Process, str], list[float]] = defaultdict(list)
         self._refused_s: dict[tuple[Process, str], list[float]] = defaultdict(list)
 
     # Keyrings.
 
-    def counts(self, name: str, version: int, rest: dict[str, Any]) -> None:
-        """A state of a keyring counts: it has every customer key that it had."""
+    def counts(self, name: str, version: int, rest: dict[str, Any], *, keeps_secrets: bool) -> None:
+        """A state of a keyring counts: it has every customer key that it had.
+
+        With `keeps_secrets`, the last clean end says that late writes are accepted.
+        """
         entries = [*rest["history"], rest]
         ids = self.ids[name]
         for entry in entries:
@@ -85,18 +90,31 @@ class CustomerKeyLaws:
             if ids.setdefault(generation, found["secret_id"]) != found["secret_id"]:
                 self._violated(f"the keyring of {name} has another secret at {generation}")
             wrapped = found.get("wrapped")
-            # A clean end clears both, and an erasure the KEK; of a keyring that was lost, only the
-            # secret is known.
-            is_like_its_kek = "erased" in rest or (wrapped is None) == (entry["kek"] is None)
-            if not is_like_its_kek and entry["kek_id"] != UNKNOWN_KEK_ID:
-                self._violated(f"the keyring of {name} keeps or lost a secret of {generation}")
+            if "erased" not in rest:
+                self._check_kept(name, entry, wrapped, keeps_secrets=keeps_secrets)
             if wrapped is not None and self.wrapped.get(wrapped) != (name, found["secret_id"]):
                 self._violated(f"no store gives back the secret of {name} at {generation}")
+        self._kept[name] = {
+            entry["generation"] for entry in entries if "wrapped" in entry.get("customer_key", {})
+        }
         has_any = any("customer_key" in entry for entry in entries)
         if version != (2 if has_any else 1):
             self._violated(f"the keyring of {name} is of version {version}")
         if "customer_key" in rest and rest["plaintext"] == "allowed":
             self._violated(f"{name} has a customer key, and plaintext is allowed")
+
+    def _check_kept(
+        self, name: str, entry: dict[str, Any], wrapped: str | None, *, keeps_secrets: bool
+    ) -> None:
+        """A clean end clears KEK and secret, or the KEK alone."""
+        generation, kek = entry["generation"], entry["kek"]
+        if keeps_secrets and wrapped is None and generation in self._kept[name]:
+            self._violated(f"the keyring of {name} lost a secret that a late write may need")
+        is_kept = wrapped is not None and (kek is not None or keeps_secrets)
+        is_cleared = wrapped is None and kek is None
+        # Of a keyring that was lost, only the secret is known.
+        if not (is_kept or is_cleared) and entry["kek_id"] != UNKNOWN_KEK_ID:
+            self._violated(f"the keyring of {name} keeps or lost a secret of {generation}")
 
     def rotated(self, name: str, rest: dict[str, Any], request: SentRequest | None) -> None:
         """A keyring has a new generation: it has what its request names, or keeps the rest."""

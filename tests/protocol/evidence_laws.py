@@ -97,6 +97,11 @@ class EvidenceLaws:
         if "erased" in rest and not self._is_erasure(self._newest(name)):
             self._violated(f"the keyring of {name} is erased, and names no evidence of that")
 
+    def accepts_late_writes(self, name: str) -> bool:
+        """Whether the newest proof of a project says that a write may arrive after it."""
+        proofs = [self._kept[each][0] for each in self.chains[name] if not self._is_erasure(each)]
+        return bool(proofs) and not parse(proofs[-1]).proof.late_writes_refused
+
     def _newest(self, name: str) -> str | None:
         return self.chains[name][-1] if self.chains[name] else None
 

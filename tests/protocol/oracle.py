@@ -235,7 +235,9 @@ class Oracle:
         self.evidence.rotated(name, rest, master_key)
         is_erased_now = "erased" in rest and name not in self.erasures.erased
         self.erasures.counts(name, rest, mark)
-        self.customer_keys.counts(name, json.loads(stored.body)["v"], rest)
+        keeps_secrets = self.evidence.accepts_late_writes(name)
+        version = json.loads(stored.body)["v"]
+        self.customer_keys.counts(name, version, rest, keeps_secrets=keeps_secrets)
         self.customer_keys.marked(name, mark, rest)
         project = self.projects.setdefault(name, Project())
         ids = [entry["rotation_id"] for entry in (*known, rest)]

@@ -12,17 +12,19 @@ import pytest
 
 from keyturn.crypto import composite_kek
 from keyturn_workers.core.customer_keys import CustomerKey
-from keyturn_workers.core.keyring import rotate
+from keyturn_workers.core.keyring import retire_old_keys, rotate
+from keyturn_workers.core.storage_values import Capabilities
 from keyturn_workers.keys.customer_keys.secrets import IN_WORKERS, CachedCustomerKeys
 from keyturn_workers.pipeline.control.enrollment import Enroller
 from keyturn_workers.pipeline.upload.uploader import Uploader
 from tests.protocol.customer_keys import CACHE_S, GIVEN, named
 from tests.protocol.process import CACHE_S as KEYRING_CACHE_S
-from tests.protocol.process import Parts
-from tests.protocol.stories import begin, violations
+from tests.protocol.process import Options, Parts
+from tests.protocol.stories import begin, stop_at, violations, without
+from tests.protocol.wire import BEGUN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from keyturn_workers.core.keyring import Keyring
     from tests.protocol.customer_keys import Mood
@@ -32,12 +34,13 @@ if TYPE_CHECKING:
 KEY: Final = GIVEN["acme"][0]
 OTHER_KEY: Final = GIVEN["acme"][1]
 _WAIT_S: Final = 20
+REFUSES_LATE: Final = Options(capabilities=Capabilities(late_writes_refused=True))
 
 
-def lock(world: World, key: str = KEY, **more: Any) -> None:
-    """Give acme a customer key, and let the rotation end."""
+def lock(world: World, key: str = KEY, *held: Call, **more: Any) -> None:
+    """Give acme a customer key, and let the rotation end, without these requests."""
     rotation = world.rotate("acme", new_kek=False, customer_key=named(key), **more)
-    world.run()
+    without(world, *held)
     ends: list[Any] = world.ended(rotation)
     if not any(end.type == "rotation.completed" and end.clean for end in ends):
         world.oracle.violated(f"the rotation to {key} did not end clean: {ends}")
@@ -98,15 +101,47 @@ def test_a_keyring_with_a_customer_key_is_one_that_others_do_not_know(
 def test_a_clean_end_clears_the_secrets_that_no_wrap_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def of_keks_alone(keyring: Keyring) -> Keyring:
-        return replace(
-            keyring, history=tuple(replace(entry, kek=None) for entry in keyring.history)
-        )
+    story = a_project_whose_keys_change
+    assert violations(story, options=REFUSES_LATE) == []
+
+    def of_keks_alone(keyring: Keyring, **_: Any) -> Keyring:
+        return retire_old_keys(keyring, keeps_secrets=True)
 
     module = import_module("keyturn_workers.pipeline.sweep.reconciler")
     monkeypatch.setattr(module, "retire_old_keys", of_keks_alone)
-    found = violations(a_project_whose_keys_change, settle=False)
+    found = violations(story, options=REFUSES_LATE, settle=False)
     assert any(what.startswith("the keyring of acme keeps or lost a secret") for what in found)
+
+
+def a_copy_that_arrives_after_the_end_of_its_secret(world: World) -> None:
+    """The storage accepts it, although its lease has ended: its ETag is that of the object."""
+    begin(world, "a")
+    world.rotate("acme", new_kek=False, customer_key=named(KEY))
+    copy = stop_at(world, "copy_onto_itself", "acme/a")
+    copy.sender.stalled = True
+    world.server.front_end(-1000, lambda call: call is copy)
+    lock(world, OTHER_KEY, copy)
+    world.crash(copy.sender)
+    while copy in world.calls:
+        world.step(copy)
+    sweep = world.sweep("acme")
+    world.run()
+    (end,) = world.ended(sweep)
+    if not end.clean:  # type: ignore[union-attr]
+        world.oracle.violated("an object that was stored opens nowhere any more")
+
+
+def test_a_clean_end_keeps_the_secrets_that_a_late_write_may_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    story = a_copy_that_arrives_after_the_end_of_its_secret
+    (set_back,) = violations(story)
+    assert set_back.startswith("acme/a is wrapped under (2,")
+    module = import_module("keyturn_workers.pipeline.sweep.reconciler")
+    monkeypatch.setattr(module, "retire_old_keys", lambda keyring, **_: retire_old_keys(keyring))
+    found = violations(story, settle=False)
+    assert "an object that was stored opens nowhere any more" in found
+    assert "the keyring of acme lost a secret that a late write may need" in found
 
 
 def a_store_that_lies_and_is_put_right(world: World) -> None:
@@ -156,6 +191,55 @@ def test_a_project_gets_no_key_of_another() -> None:
     broken = Parts(customer_keys=_AsksForAnything)
     found = violations(a_request_that_names_the_key_of_another_project, broken, settle=False)
     assert "the keyring of beta has a key that is not for it" in found
+
+
+def _upload_while_the_customer_key_changes(world: World) -> None:
+    """Its put begins within the lease; the storage takes the body after the clean end."""
+    upload = world.upload("acme", "late", b"x" * 300, staged=True)
+    put = stop_at(world, "put_stream", "acme/late", state=BEGUN)
+    lock(world, OTHER_KEY, put)
+    world.stores.moods[OTHER_KEY] = "disabled"
+    world.advance(CACHE_S)
+    world.run(seconds=_WAIT_S)
+    if "acme/late" in world.server.current_objects():
+        world.oracle.violated("an object was stored under keys whose end was proven before")
+    world.stores.mend()
+    world.run()
+    if [event.type for event in world.ended(upload)] != ["upload.stored"]:
+        world.oracle.violated("the upload was not stored")
+
+
+def a_put_that_outlasts_the_rotation_to_a_customer_key(world: World) -> None:
+    """The object would open with the master key alone."""
+    begin(world, "a")
+    _upload_while_the_customer_key_changes(world)
+
+
+def a_put_that_outlasts_the_end_of_its_customer_secret(world: World) -> None:
+    """The object would open with a secret alone that the keyring does not have any more."""
+    begin(world, "a")
+    lock(world)
+    _upload_while_the_customer_key_changes(world)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        a_put_that_outlasts_the_rotation_to_a_customer_key,
+        a_put_that_outlasts_the_end_of_its_customer_secret,
+    ],
+)
+def test_a_streamed_body_ends_only_under_the_keys_of_its_time(
+    monkeypatch: pytest.MonkeyPatch, story: Any
+) -> None:
+    async def unchecked(pieces: AsyncIterator[bytes], _: Any) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            yield piece
+
+    assert violations(story) == []
+    monkeypatch.setattr("keyturn_workers.pipeline.upload.put.check_before_last_piece", unchecked)
+    found = violations(story, settle=False)
+    assert "an object was stored under keys whose end was proven before" in found
 
 
 class _KeepsForever(CachedCustomerKeys):

@@ -29,7 +29,7 @@ from tests.protocol.customer_keys import GIVEN, named
 from tests.protocol.erasure_laws import GONE, HOLDS_FOR_S
 from tests.protocol.process import Options, Parts
 from tests.protocol.stories import begin, hint, stop_at, violations, without
-from tests.protocol.test_broken_customer_keys import lock
+from tests.protocol.test_broken_customer_keys import REFUSES_LATE, lock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,13 +99,13 @@ def an_erasure_after_a_proof(world: World) -> None:
 
 
 def test_evidence_of_an_erasure_names_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert violations(an_erasure_after_a_proof) == []
+    assert violations(an_erasure_after_a_proof, options=REFUSES_LATE) == []
 
     def proven_by_nothing(keyring: Keyring, erasure: Erasure) -> Keyring:
         return replace(keyring, erasure=replace(erasure, proven_by=None))
 
     monkeypatch.setattr(eraser, "begin_erasure", proven_by_nothing)
-    found = violations(an_erasure_after_a_proof, settle=False)
+    found = violations(an_erasure_after_a_proof, options=REFUSES_LATE, settle=False)
     assert "the evidence of the erasure of acme does not name the proof" in found
 
 

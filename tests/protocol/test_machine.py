@@ -133,6 +133,7 @@ class Protocol(RuleBasedStateMachine):
         source_honors_conditions=st.booleans(),
         completion=st.booleans(),
         tags=st.booleans(),
+        late_refused=st.booleans(),
         in_parts=st.booleans(),
         unencrypted=st.frozensets(WORKERS, max_size=2),
         plaintext=st.booleans(),
@@ -147,13 +148,18 @@ class Protocol(RuleBasedStateMachine):
         source_honors_conditions: bool,
         completion: bool,
         tags: bool,
+        late_refused: bool,
         in_parts: bool,
         unencrypted: frozenset[int],
         plaintext: bool,
         longer_lease: int | None,
         hold_s: float,
     ) -> None:
-        capabilities = Capabilities(conditional_completion=completion, copy_keeps_tags=tags)
+        capabilities = Capabilities(
+            conditional_completion=completion,
+            copy_keeps_tags=tags,
+            late_writes_refused=late_refused,
+        )
         self.world = World(
             options=Options(
                 versioned=versioned,

@@ -1,6 +1,6 @@
 """Sealing and reading an object's body as a stream (SPEC 3, 4.2). No I/O; bounded memory."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from keyturn.crypto.cobblestone import HEADER_BYTES, Sealer
 from keyturn.crypto.wraps import BODY_CONTEXT
@@ -14,6 +14,24 @@ async def seal_stream(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncItera
         if sealed := sealer.update(piece):
             yield sealed
     yield sealer.finish()
+
+
+async def check_before_last_piece(
+    pieces: AsyncIterator[bytes], check: Callable[[], Awaitable[object]]
+) -> AsyncIterator[bytes]:
+    """Pass the pieces on; the last one only after the check, whose error ends the body.
+
+    The lease limits when a put begins, not when it ends. Without a check, a large body could be
+    stored under outdated wraps long after a sweep has proven that there are none.
+    """
+    pending: bytes | None = None
+    async for piece in pieces:
+        if pending is not None:
+            yield pending
+        pending = piece
+    await check()
+    if pending is not None:
+        yield pending
 
 
 async def read_first_bytes(pieces: AsyncIterator[bytes]) -> bytes:

@@ -264,19 +264,21 @@ def forbid_plaintext(keyring: Keyring) -> Keyring:
     return replace(keyring, plaintext_allowed=False)
 
 
-def retire_old_keys(keyring: Keyring) -> Keyring:
+def retire_old_keys(keyring: Keyring, *, keeps_secrets: bool = False) -> Keyring:
     """Clear earlier KEKs and customer secrets after a clean sweep: no wrap needs them.
 
-    A secret that the current generation kept from an earlier one stays there.
+    A secret that the current generation kept from an earlier one stays there. With `keeps_secrets`
+    all stay: the storage may accept a stalled worker's copy after the proof, whose wraps need
+    an earlier secret. Without a customer key, the admin KEK opens such wraps.
     """
-    history = tuple(
-        replace(
-            entry,
-            kek=None,
-            customer_key=None if entry.customer_key is None else entry.customer_key.cleared(),
+
+    def retired(entry: Generation) -> Generation:
+        key = entry.customer_key
+        return replace(
+            entry, kek=None, customer_key=key if keeps_secrets or key is None else key.cleared()
         )
-        for entry in keyring.history
-    )
+
+    history = tuple(map(retired, keyring.history))
     return replace(keyring, history=history, unproven=False)
 
 

@@ -46,9 +46,10 @@ def take_over(
 ) -> Keyring:
     """A restored keyring, with the customer keys of a later one that it lacks (SPEC 5.5).
 
-    The later one's generations join its history, and its own current generation is repeated above
-    them, and above the number `above`. Otherwise the objects at these generations would be refused
-    for ever, or the next rotation would give the same number to another secret. The repeated
+    `above` is the later one's current generation. The later one's generations with a customer key
+    join the history, and the keyring's own current generation is repeated above all of them.
+    Otherwise the objects at lost generations would be refused for ever, or a later rotation would
+    give the number of one to another secret, by which no plain wrap there opens. The repeated
     generation has the newest customer key: no wrap may need less than before.
 
     `recovery` is the id of the request that accepts the keyring.
@@ -57,14 +58,15 @@ def take_over(
         GenerationMismatchError: a generation of both has different customer keys.
     """
     known = {entry.generation: entry for entry in (*keyring.history, keyring.current)}
-    for generation in known.keys() & customer_keys.keys():
-        if known[generation].secret_id != customer_keys[generation].secret_id:
+    for generation in known.keys() & {above, *customer_keys}:
+        marked = customer_keys.get(generation)
+        if known[generation].secret_id != (marked and marked.secret_id):
             raise GenerationMismatchError(
                 f"the record and the mark have different customer keys at generation {generation}: "
                 "restore the newest record, or remove this one and enroll with adopt"
             )
     lost = {number: key for number, key in customer_keys.items() if number not in known}
-    if not lost:
+    if not lost and above <= keyring.current.generation:
         return keyring
     every = {**customer_keys, **keyring.customer_keys}
     repeated = replace(
@@ -72,7 +74,7 @@ def take_over(
         generation=max(above, keyring.current.generation) + 1,
         rotation_id=recovery,
         at=at,
-        customer_key=every[max(every)],
+        customer_key=every[max(every)] if every else None,
     )
     before = replace(keyring.current, origin=keyring.origin)
     # Without an origin: these generations are no rotations, whose ends would be published.
@@ -81,6 +83,6 @@ def take_over(
         keyring,
         current=repeated,
         origin=None,
-        plaintext_allowed=False,
+        plaintext_allowed=keyring.plaintext_allowed and not every,
         history=tuple(sorted(entries, key=lambda entry: entry.generation)),
     )

@@ -89,6 +89,7 @@ PLAIN: Final = keyring()
 WITH_A: Final = turned(PLAIN, 2, customer_key=KEY_A)
 WITH_B: Final = turned(WITH_A, 3, customer_key=KEY_B)
 NEW_API_KEY: Final = turned(WITH_A, 3, kek=Secret(os.urandom(32)))
+RETIRED: Final = (retire_old_keys(WITH_B), retire_old_keys(WITH_B, keeps_secrets=True))
 
 
 def secrets(ring: Keyring, *held: Secret) -> CustomerSecrets:
@@ -270,7 +271,7 @@ def test_the_secrets_of_another_keyring_judge_nothing() -> None:
 # The keyring.
 
 
-@pytest.mark.parametrize("ring", [PLAIN, WITH_A, WITH_B, NEW_API_KEY, retire_old_keys(WITH_B)])
+@pytest.mark.parametrize("ring", [PLAIN, WITH_A, WITH_B, NEW_API_KEY, *RETIRED])
 def test_a_keyring_reads_back(ring: Keyring) -> None:
     assert keyring_from_json("acme", "m1", keyring_to_json(ring)) == ring
 
@@ -285,6 +286,8 @@ def test_a_clean_end_clears_former_secrets_alone() -> None:
     assert cleared.customer_keys == {3: KEY_B}
     assert [entry.secret_id for entry in cleared.history] == [None, KEY_A.secret_id]
     assert retire_old_keys(NEW_API_KEY).customer_keys == {3: KEY_A}
+    kept = retire_old_keys(WITH_B, keeps_secrets=True)
+    assert (kept.customer_keys, kept.has_old_keks) == (WITH_B.customer_keys, False)
 
 
 def test_a_project_that_allows_plaintext_gets_no_customer_key() -> None:

@@ -101,13 +101,13 @@ async def _generation(
     try:
         return await customer_keys.open_with(keyring, open_admin_wrap)
     except NoUsableWrapError:
-        _check_secret_known(head.metadata, keyring)
+        _check_secret_known(object_key, head.metadata, keyring)
         return 0
     except PermanentError:
         return 0
 
 
-def _check_secret_known(metadata: Mapping[str, str], keyring: Keyring) -> None:
+def _check_secret_known(object_key: str, metadata: Mapping[str, str], keyring: Keyring) -> None:
     """Check that an object that does not open does not need a secret of which nothing is known.
 
     Raises:
@@ -119,7 +119,7 @@ def _check_secret_known(metadata: Mapping[str, str], keyring: Keyring) -> None:
     known = {key.secret_id for key in keyring.customer_keys.values()}
     if secret_id is not None and secret_id not in known:
         raise CustomerKeyUnavailableError(
-            f"an object to adopt needs the customer secret {secret_id}, which no mark has: "
+            f"the object {object_key!a} needs the customer secret {secret_id}, which no mark has: "
             "restore the newest keyring, or remove the objects that need it"
         )
 

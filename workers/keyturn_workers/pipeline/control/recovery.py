@@ -1,9 +1,10 @@
 """Recovery: an operator accepts a keyring that a mark contradicts, or that has none (SPEC 5.5).
 
 Its serial goes above every mark, so that the keyring is the newest state again, and it takes over
-the customer keys of the mark that it lacks: else what was wrapped by them would be lost. Nothing
-else changes. The request names the record and the mark that the operator was shown. If either has
-changed, the request has no effect: if an attacker replays it, it finds the mark of its own effect.
+the customer keys of the mark that it lacks: else what was wrapped by them would be lost. If it
+lacks generations, its own is repeated above them. Nothing else changes. The request names the
+record and the mark that the operator was shown. If either has changed, the request has no effect:
+if an attacker replays it, it finds the mark of its own effect.
 """
 
 import hashlib

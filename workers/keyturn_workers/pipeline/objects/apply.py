@@ -39,7 +39,7 @@ from keyturn.metadata import (
 )
 from keyturn.parts import part_size, send_parts
 from keyturn_workers.core.admin_keks import AdminKeks
-from keyturn_workers.core.body_stream import seal_stream
+from keyturn_workers.core.body_stream import check_before_last_piece, seal_stream
 from keyturn_workers.core.customer_keys import NO_SECRETS, CustomerSecrets
 from keyturn_workers.core.errors import ArchivedError, MissingError, PreconditionError, RefusedError
 from keyturn_workers.core.kek_deriver import KekDeriver
@@ -230,32 +230,15 @@ async def encrypt_plaintext(
     async with storage.stream(s3_key, if_match=head.etag) as source:
         await storage.put_stream(
             s3_key,
-            _recheck_before_last_piece(
-                seal_stream(source.chunks(_PIECE_BYTES), dek), keyrings, snapshot
+            check_before_last_piece(
+                seal_stream(source.chunks(_PIECE_BYTES), dek),
+                partial(recheck_state, keyrings, snapshot),
             ),
             size_bytes,
             headers,
             condition=IfMatch(head.etag),
             lease=snapshot.lease,
         )
-
-
-async def _recheck_before_last_piece(
-    pieces: AsyncIterator[bytes], keyrings: KeyringReader, snapshot: KeyringSnapshot
-) -> AsyncIterator[bytes]:
-    """Pass the pieces on; the last one only if the desired state is unchanged.
-
-    The lease limits when a put begins, not when it ends. Without this check a large body could be
-    stored under outdated wraps long after a sweep has proven that there are none.
-    """
-    pending: bytes | None = None
-    async for piece in pieces:
-        if pending is not None:
-            yield pending
-        pending = piece
-    await recheck_state(keyrings, snapshot)
-    if pending is not None:
-        yield pending
 
 
 def tags_at_risk(

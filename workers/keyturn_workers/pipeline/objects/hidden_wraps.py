@@ -20,7 +20,8 @@ from keyturn.metadata import ALGO, COBBLESTONE, OWN_NAMES, unknown_names
 from keyturn_workers.core.admin_keks import AdminKeks
 from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.kek_deriver import KekDeriver
-from keyturn_workers.core.keyring import DesiredState, Generation, Keyring
+from keyturn_workers.core.keyring import DesiredState, Keyring
+from keyturn_workers.core.lost_keyring import UNKNOWN_KEK_ID
 from keyturn_workers.core.storage_values import ObjectHead
 from keyturn_workers.core.wraps import past_generations
 
@@ -31,6 +32,7 @@ _WRAP_LETTERS: Final = 139
 _MIN_DISTINCT: Final = 40
 _MAX_ATTEMPTS: Final = 2**16
 """The attempts at one object's values: half a second of CPU."""
+_MAX_UNKNOWN_GENERATIONS: Final = 1024
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9+/]")
 
@@ -63,10 +65,11 @@ def retired_keys(keyring: Keyring, desired: DesiredState, admin_keks: AdminKeks)
         if master_key != desired.master_key:
             generations = (desired.generation, *past_generations(keyring))
             plain += [("admin", generation, kek) for generation in generations]
-    for entry in _without_secret(keyring):
-        plain.append(("admin", entry.generation, desired.admin_kek))
-        if entry.kek is None and entry.kek_id == desired.kek_id:
-            plain.append(("user", entry.generation, desired.user_kek))
+    for generation, kek_id in _without_secret(keyring).items():
+        plain.append(("admin", generation, desired.admin_kek))
+        # A lost generation may have had the same API key.
+        if generation not in keyring.user_keks and kek_id in (UNKNOWN_KEK_ID, desired.kek_id):
+            plain.append(("user", generation, desired.user_kek))
     return [
         (role, generation, there)
         for role, generation, kek in plain
@@ -81,16 +84,30 @@ def may_retire(keyring: Keyring, desired: DesiredState, keys: KekDeriver) -> boo
 
 
 def _has_old_keys(keyring: Keyring) -> bool:
-    """Return whether the next clean end clears a KEK, or a secret that wraps may need."""
+    """Return whether the next clean end clears a KEK, or a secret that wraps may need.
+
+    Or whether it is the first to show that all wraps of an unproven project need a secret.
+    """
     others = {key.secret_id for key in keyring.customer_keys.values()}
-    return keyring.has_old_keks or bool(others - {keyring.current.secret_id})
+    is_unproven = keyring.unproven and keyring.current.customer_key is not None
+    return keyring.has_old_keks or bool(others - {keyring.current.secret_id}) or is_unproven
 
 
-def _without_secret(keyring: Keyring) -> Sequence[Generation]:
-    """The generations whose wraps lack the secret that the next clean end says every wrap needs."""
+def _without_secret(keyring: Keyring) -> Mapping[int, str]:
+    """The generations whose wraps lack the secret that the next clean end says every wrap needs.
+
+    Each with its KEK id. Whoever removes the keyring in the middle of the first rotation to a
+    customer key must not end the search.
+    """
     if not _has_old_keys(keyring):
-        return ()
-    return [each for each in keyring.history if each.secret_id != keyring.current.secret_id]
+        return {}
+    current, kek_ids = keyring.current, dict[int, str]()
+    if keyring.unproven and current.customer_key is not None:
+        first = max(1, current.generation - _MAX_UNKNOWN_GENERATIONS)
+        kek_ids = dict.fromkeys(range(first, current.generation), UNKNOWN_KEK_ID)
+    kek_ids |= {entry.generation: entry.kek_id for entry in keyring.history}
+    with_secret = {e.generation for e in keyring.history if e.secret_id == current.secret_id}
+    return {number: kek_id for number, kek_id in kek_ids.items() if number not in with_secret}
 
 
 def long_values(head: ObjectHead, tags: Mapping[str, str]) -> list[tuple[str, str]]:

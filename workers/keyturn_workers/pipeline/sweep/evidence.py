@@ -59,6 +59,7 @@ from keyturn_workers.keys.keyring import sealed_records
 _MAX_ATTEMPTS: Final = 8
 NOT_SHOWN: Final = (
     "That no copy of the bucket has wraps from before the proof, with a keyring that opens them.",
+    "That no upload ended after the proof: a storage can take long for the last bytes of one.",
     "That nobody kept a customer secret, a data key or plaintext while the keys could be used.",
     "That a store has no backup or replica of a key.",
     "That the settings named the server that has the key: another one says that it is missing.",
@@ -140,7 +141,7 @@ def statement_of(
 
 
 def _former_customer_keys(keyring: Keyring) -> list[CustomerKey]:
-    """The customer keys that a clean end clears, each once."""
+    """The customer keys that a clean end clears if no late write may need them, each once."""
     current = keyring.current.secret_id
     former = {key.secret_id: key for key in keyring.customer_keys.values()}
     return [key for secret_id, key in former.items() if secret_id != current]
@@ -226,7 +227,7 @@ class EvidenceLog:
             origins,
             self._deployment,
             customer_key=keyring.current.customer_key,
-            former_customer_keys=_former_customer_keys(keyring),
+            former_customer_keys=_former_customer_keys(keyring) if late_writes_refused else (),
             previous=keyring.evidence,
             previous_evidence=previous,
             key_id=key.id,

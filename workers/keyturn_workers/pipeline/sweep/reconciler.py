@@ -496,7 +496,7 @@ def _is_fresh(evidence: Evidence, now: datetime) -> bool:
 def _ended_keyring(keyring: Keyring, predicate: Predicate | ErasurePredicate) -> Keyring:
     """The keyring after a clean end with this evidence."""
     if not isinstance(predicate, ErasurePredicate):
-        return retire_old_keys(keyring)
+        return retire_old_keys(keyring, keeps_secrets=not predicate.late_writes_refused)
     if keyring.erasure is None:
         raise ValueError("the project is not being erased")
     answers = {

@@ -5,7 +5,8 @@ the delivery that stores the object aborts it (`abort_leftovers`), or else the c
 
 An object that exists within a lease of the rotation that it missed is covered by that rotation's
 sweep: every proof comes later than two leases. So an encrypted object whose one put was
-acknowledged within a lease of the keyring read that it rests on needs no second read.
+acknowledged within a lease of the keyring read that it rests on needs no second read. A streamed
+body, which may take longer, reads the keyring before its last piece.
 """
 
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ from keyturn.crypto.wraps import BODY_CONTEXT, transport_context
 from keyturn.errors import BodyTooLargeError, StorageUnavailableError
 from keyturn.messages.requests import InlineBody, StagedBody
 from keyturn.parts import part_size, send_parts, split_into_parts
-from keyturn_workers.core.body_stream import seal_stream
+from keyturn_workers.core.body_stream import check_before_last_piece, seal_stream
 from keyturn_workers.core.errors import StorageResponseError
 from keyturn_workers.core.keyring_snapshot import KeyringSnapshot
 from keyturn_workers.core.storage_port import Storage
@@ -58,7 +59,7 @@ class PutResult:
 
 
 class StateMovedError(Exception):
-    """The desired state moved before a multipart upload was completed."""
+    """The desired state moved before the end of a body that took long."""
 
 
 async def put_object(context: UploadContext, attempt: Attempt) -> PutResult:
@@ -145,9 +146,13 @@ async def _put_pieces(
         return await _put_in_parts(context, attempt, pieces, size_bytes, body_bytes)
     headers = attempt.headers(size_bytes)
     sent_s = context.keyrings.clock.local_s()
+
+    async def check() -> None:
+        _check_state(await context.keyrings.read_leased(attempt.upload.request.project), attempt)
+
     written = await context.storage.put_stream(
         attempt.upload.s3_key,
-        pieces,
+        check_before_last_piece(pieces, check),
         body_bytes,
         headers,
         condition=attempt.condition,
@@ -183,13 +188,17 @@ async def _put_in_parts(
         parts = await send_parts(bodies, put, at_once=_PARTS_IN_FLIGHT)
         # The wraps were fixed when the upload began: they must still be the desired ones.
         snapshot = await context.keyrings.read_fresh(attempt.upload.request.project)
-        if not snapshot.desired.same_state(attempt.snapshot.desired):
-            raise StateMovedError
+        _check_state(snapshot, attempt)
         written = await storage.complete_multipart(
             s3_key, upload_id, parts, condition=attempt.condition, lease=snapshot.lease
         )
     # Never within the lease: some parts came before this keyring read, and a completion is no put.
     return PutResult(size_bytes, written.etag, snapshot, attempt.is_encrypted, within_lease=False)
+
+
+def _check_state(now: KeyringSnapshot, attempt: Attempt) -> None:
+    if not now.desired.same_state(attempt.snapshot.desired):
+        raise StateMovedError
 
 
 async def abort_leftovers(storage: Storage, s3_key: str) -> None:

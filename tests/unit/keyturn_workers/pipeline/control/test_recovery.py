@@ -46,6 +46,7 @@ from tests.unit.keyturn_workers.factories import (
     keyring,
     object_view,
     rotated,
+    turned_to,
 )
 from tests.unit.keyturn_workers.witness import FakeWitness, mark_of
 from tools.harness.local_keys import build_keyring, desired_state, operator_keys
@@ -115,7 +116,9 @@ async def test_a_restored_keyring_is_in_use_again_above_its_mark() -> None:
     with pytest.raises(KeyringContradictedError):
         await on.read()
     recovered = await on.recoverer.recover(on.request(on.bodies[0]))
-    assert (recovered.serial, recovered.current.generation) == (4, 1)
+    # Above the lost generations, under the same API key.
+    assert (recovered.serial, recovered.current.generation) == (4, 4)
+    assert recovered.current.kek == recovered.history[0].kek
     assert await on.read() == recovered
     assert on.witness.published == [("acme", mark_of(await on.body()))]
 
@@ -394,11 +397,29 @@ async def test_a_recovery_that_is_sent_again_takes_nothing_over_again() -> None:
     assert mark.customer_keys == first.customer_keys
 
 
-async def test_a_record_with_another_customer_key_than_its_mark_is_not_recovered() -> None:
+@pytest.mark.parametrize("plaintext", [False, True], ids=["forbidden", "allowed"])
+async def test_no_lost_generation_without_a_customer_key_gets_one(*, plaintext: bool) -> None:
+    """The wraps there are plain, and no composite KEK would open one."""
+    on = _WithCustomerKeys(plaintext=plaintext)
+    on.witness.receive("acme", Mark(9, bytes(32), 2))
+    ring = await on.recover(on.bodies[0])
+    assert ring.plaintext_allowed == plaintext
+    secret = new_customer_secret()
+    on.secrets[customer_secret_id(secret)] = secret
+    for each in (ring, turned_to(replace(ring, plaintext_allowed=False), secret)):
+        assert isinstance(on.plan(each, on.rings[1]), Rewrap)
+
+
+@pytest.mark.parametrize("has_one", [True, False], ids=["another", "none"])
+async def test_a_record_with_another_customer_key_than_its_mark_is_not_recovered(
+    *, has_one: bool
+) -> None:
     """One generation has one secret: to choose would lose the objects of the other."""
     on = _WithCustomerKeys()
     current = replace(on.rings[2].current, customer_key=on._customer_key("c"))
     body = build_keyring(replace(on.rings[2], current=current), MASTER_KEYS)
+    if not has_one:
+        on.witness.receive("acme", Mark(9, bytes(32), 3))
     with pytest.raises(GenerationMismatchError, match="customer keys at generation 3"):
         await on.recover(body)
     assert await on.body() == body

@@ -19,12 +19,14 @@ from keyturn.crypto import (
     wrap_dek,
 )
 from keyturn.errors import CustomerKeyRefusedError, CustomerKeyUnavailableError
-from keyturn.identifiers import object_s3_key
+from keyturn.evidence import parse as parse_evidence
+from keyturn.identifiers import evidence_prefix, object_s3_key
 from keyturn.metadata import COBBLESTONE, Wraps, parse
 from keyturn.progress import Progress, describe
 from keyturn_workers.core.customer_keys import NO_SECRETS
 from keyturn_workers.core.keyring import retire_old_keys
-from keyturn_workers.core.storage_values import Headers
+from keyturn_workers.core.lost_keyring import lost_generations
+from keyturn_workers.core.storage_values import Capabilities, Headers
 from keyturn_workers.core.sweep_progress import progress_of
 from keyturn_workers.core.sweep_record import Failure
 from keyturn_workers.core.sweep_transitions import (
@@ -104,22 +106,36 @@ async def wraps_of(on: Sweeping | Page, key: str) -> Wraps:
 # From a request to its end.
 
 
+def _refusing() -> MemoryStorage:
+    return MemoryStorage(capabilities=Capabilities(late_writes_refused=True))
+
+
 @pytest.mark.parametrize(
-    ("on", "asked", "secret_id"),
-    [(to_a(), {A_ID}, A_ID), (to_b(), {A_ID, B_ID}, B_ID)],
-    ids=["to a first key", "to another key"],
+    ("on", "asked", "secret_id", "kept", "former"),
+    [
+        (to_a(storage=_refusing()), {A_ID}, A_ID, {A_ID}, []),
+        (to_b(storage=_refusing()), {A_ID, B_ID}, B_ID, {B_ID}, [A_ID]),
+        (to_b(), {A_ID, B_ID}, B_ID, {A_ID, B_ID}, []),
+    ],
+    ids=["to a first key", "to another key", "and the storage accepts late writes"],
 )
 async def test_a_clean_end_shows_that_every_wrap_needs_the_new_secret(
-    on: Sweeping, asked: set[str], secret_id: str
+    on: Sweeping, asked: set[str], secret_id: str, kept: set[str], former: list[str]
 ) -> None:
-    """A former secret is asked for only where objects need it, and cleared with the former keys."""
+    """A former secret is asked for only where objects need it, and cleared with the former keys.
+
+    Not where a late copy may still arrive, whose wraps need that secret.
+    """
     ended = await _finished(on)
     assert ended.end is not None
     assert (ended.end.clean, ended.end.counts.rewrapped) == (True, 3)
     assert set(on.customer_keys.asked) == asked
     ring = await on.keyring()
     assert not ring.has_old_keks
-    assert list(ring.customer_keys) == [ring.current.generation]
+    assert {key.secret_id for key in ring.customer_keys.values()} == kept
+    (listed,) = [row.key async for row in on.storage.list(evidence_prefix("acme"))]
+    proof = parse_evidence((await on.storage.read(listed))[1]).proof
+    assert [key.secret_id for key in proof.former_customer_keys] == former
     desired = desired_state(ring, MASTER_KEYS)
     held_only = replace(ring.secrets, held=on.customer_keys.secrets)
     for key in on.keys:
@@ -407,6 +423,17 @@ _ADMIN: Final = desired_state(WITH_B, MASTER_KEYS).admin_kek
 _OTHER_ADMIN: Final = desired_state(replace(WITH_B, master_key="m2"), MASTER_KEYS).admin_kek
 _USER: Final = desired_state(WITH_B, MASTER_KEYS).user_kek
 _CLEARED: Final = turned_to(retire_old_keys(WITH_A), B, "b")
+# The keyring of generations 1 and 2 was removed, and only its customer key is known.
+_THIRD: Final = replace(WITH_A.current, generation=3)
+_ADOPTED: Final = replace(
+    WITH_A,
+    current=_THIRD,
+    history=lost_generations(WITH_A.customer_keys, _THIRD, None),
+    unproven=True,
+)
+_ADOPTED_TO_B: Final = replace(
+    _ADOPTED, current=replace(_THIRD, customer_key=WITH_B.current.customer_key)
+)
 
 
 @pytest.mark.parametrize(
@@ -425,6 +452,12 @@ _CLEARED: Final = turned_to(retire_old_keys(WITH_A), B, "b")
         (_CLEARED, _wrap("admin", 1, _ADMIN, None), True),
         (retire_old_keys(WITH_A), _wrap("admin", 1, _ADMIN, None), False),  # put there afterwards
         (rotated(FIRST), _wrap("admin", 1, _ADMIN, None), False),  # it needs no customer key
+        (_ADOPTED, _wrap("admin", 1, _ADMIN, None), True),
+        (_ADOPTED, _wrap("user", 1, _USER, None), True),
+        (_ADOPTED, _wrap("admin", 2, _ADMIN, A), False),
+        (_ADOPTED_TO_B, _wrap("user", 2, _USER, A), True),
+        (_ADOPTED_TO_B, _wrap("admin", 2, _ADMIN, A), True),
+        (retire_old_keys(_ADOPTED), _wrap("admin", 1, _ADMIN, None), False),
     ],
 )
 async def test_a_hidden_wrap_without_the_secret_that_all_must_need_has_failed(

@@ -134,6 +134,25 @@ async def test_a_put_is_fenced_by_the_lease_of_its_attempt(way: str) -> None:
     assert not await on.exists(TARGET)
 
 
+@pytest.mark.parametrize("is_encrypted", [True, False], ids=["sealed", "plaintext"])
+async def test_no_body_lands_under_a_state_that_ended_while_it_was_sent(
+    *, is_encrypted: bool
+) -> None:
+    """The lease limits when a put begins; the rotation comes while the body is sent."""
+    ring = replace(keyring(plaintext=True), lease_s=LEASE_S)
+    on = bench("put_stream", ring=ring, encryption_enabled=is_encrypted)
+    attempt = await _attempt(on, "put_stream")
+
+    async def rotate() -> None:
+        on.storage.advance(LEASE_S - 1)
+        await on.rotate()
+
+    on.storage.before_next("put_stream", rotate)
+    with pytest.raises(StateMovedError):
+        await put_object(on.context, attempt)
+    assert not await on.exists(TARGET)
+
+
 async def test_a_completion_is_fenced_by_a_keyring_read_after_its_parts() -> None:
     """So the parts may take longer than a lease; the completion may not."""
     on = bench("complete_multipart")
