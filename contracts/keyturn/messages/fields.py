@@ -97,7 +97,7 @@ StoreKey = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,2048}$")]
 # The id of a customer secret, and the secret as AWS or Vault encrypted it.
 SecretId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 WrappedSecret = Annotated[
-    str, Field(max_length=8192, pattern=r"^(vault:v[0-9]+:)?[A-Za-z0-9+/]+={0,2}$")
+    str, Field(max_length=1024, pattern=r"^(vault:v[0-9]+:)?[A-Za-z0-9+/]+={0,2}$")
 ]
 CODE_PATTERN = r"^[a-z0-9_]{1,64}$"
 Code = Annotated[str, Field(pattern=CODE_PATTERN)]

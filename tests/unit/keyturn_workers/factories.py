@@ -76,11 +76,11 @@ def rotated(before: Keyring) -> Keyring:
     return replace(before, current=generation(number), history=(*before.history, earlier))
 
 
-def turned_to(before: Keyring, secret: Secret, key: str = "acme") -> Keyring:
+def turned_to(before: Keyring, secret: Secret, key: str = "acme", wrapped: str = "YQ==") -> Keyring:
     """The same keyring after a rotation to a customer key of the store `kms` with this secret."""
     return rotate(
         before,
-        customer_key=CustomerKey.of(KeyName("kms", key), secret, "YQ=="),
+        customer_key=CustomerKey.of(KeyName("kms", key), secret, wrapped),
         rotation_id=str(uuid.uuid4()),
         requested_at=AT,
         at=AT,

@@ -24,8 +24,8 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_REASON: Final = 500
 _MAX_STORE_KEY: Final = 2048
 """The longest name of a key in a store: AWS allows ARNs of 2,048 characters."""
-_MAX_WRAPPED: Final = 8192
-"""AWS's ciphertext of 32 bytes has about 200 bytes, Vault's text about 90 characters."""
+_MAX_WRAPPED: Final = 1024
+"""AWS's ciphertext of 32 bytes has about 250 characters, Vault's text about 90."""
 _MAX_LEASE_S: Final = 10**6
 _MAX_GENERATION: Final = 10**18 - 1
 _MAX_SERIAL: Final = 2**63 - 1

@@ -314,7 +314,7 @@ def test_a_project_that_allows_plaintext_gets_no_customer_key() -> None:
         {"wrapped": ""},
         {"wrapped": "vault:v1:"},
         {"wrapped": "other:v1:Yg=="},
-        {"wrapped": "A" * 8196},
+        {"wrapped": "A" * 1028},
     ],
 )
 def test_a_malformed_customer_key_is_no_keyring(changed: dict[str, object]) -> None:

@@ -304,6 +304,8 @@ class AwsKmsClient:
             read_timeout=self._timeout_s,
             max_pool_connections=self._max_connections,
             tcp_keepalive=True,
+            # AWS_ENDPOINT_URL is often that of an S3 server, and no KEK or secret may go there.
+            ignore_configured_endpoint_urls=True,
             **({} if is_plain else {"http_session_cls": verified_sessions()}),
         )
         session = VerifyingSession()

@@ -40,6 +40,8 @@ _LOGIN_REFUSED: Final = frozenset({400, 401, 403})
 _LOST: Final = "the connection to Vault was lost"
 # The part of a token's life after which it is renewed.
 _RENEWED_AFTER: Final = 2 / 3
+# A refused token that is still valid is not replaced more often.
+_LOGIN_PAUSE_S: Final = 300.0
 
 _REFUSED: Final = frozenset({400, 401, 403, 404, 405})
 _STATUS: Final = {
@@ -238,6 +240,7 @@ class LoginAuth:
         self._login = login
         self._clock_s = clock_s
         self._lease: _Lease | None = None
+        self._login_s = -math.inf
         self._refusal: KmsRefusedError | None = None
         self._lock = asyncio.Lock()
 
@@ -263,12 +266,24 @@ class LoginAuth:
             return lease.token
 
     async def replace(self, refused: Secret) -> Secret | None:
-        """Log in again, unless another call has done so."""
+        """Log in again, unless another call has done so; None if the refused token stays.
+
+        A valid token may not use this path, but keys of other paths need it. A login may give one
+        with more policies, so one is tried at times. The token stays if that fails.
+        """
         async with self._lock:
             lease = self._current()
-            if lease is None or lease.token == refused:
-                self._lease = None
+            if lease is not None and lease.token != refused:
+                return lease.token
+            is_valid = lease is not None and await self._is_valid(lease)
+            if is_valid and self._clock_s() - self._login_s < _LOGIN_PAUSE_S:
+                return None
+            try:
                 lease = self._lease = await self._log_in()
+            except KmsUnavailableError:
+                if is_valid:
+                    return None
+                raise
             return lease.token
 
     def refusal(self, reason: str) -> KmsRefusedError:
@@ -278,6 +293,10 @@ class LoginAuth:
     def _current(self) -> _Lease | None:
         lease = self._lease
         return lease if lease is not None and self._clock_s() < lease.ends_at_s else None
+
+    async def _is_valid(self, lease: _Lease) -> bool:
+        response = await self._http.call("GET", "auth/token/lookup-self", token=lease.token)
+        return response.status == _OK
 
     async def _extend(self, lease: _Lease) -> _Lease:
         """Renew a token before it expires, or log in; ignore failures until it expires."""
@@ -299,6 +318,7 @@ class LoginAuth:
 
     async def _log_in(self) -> _Lease:
         login, began_s = self._login, self._clock_s()
+        self._login_s = began_s
         credential = login.read().reveal().decode("ascii")
         body = {**login.fields, login.credential_field: credential}
         response = await self._http.call("POST", login.path, body=body)

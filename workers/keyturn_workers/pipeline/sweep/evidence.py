@@ -95,7 +95,7 @@ def statement_of(
         origins: The origins that it ends, the oldest first.
         deployment: The name of the installation.
         customer_key: That of the record's generation.
-        former_customer_keys: Those that the end clears, the oldest first.
+        former_customer_keys: Those that the end clears, the oldest first; at most `MAX_ORIGINS`.
         previous: The digest of the project's newest evidence, by its keyring.
         previous_evidence: That evidence; None for the first, or if its file is lost.
         key_id: The id of the event key that signs.
@@ -125,7 +125,7 @@ def statement_of(
         kek_id=record.state.kek_id,
         master_key=record.state.master_key,
         customer_key=None if customer_key is None else _customer_key(customer_key),
-        former_customer_keys=[_customer_key(each) for each in former_customer_keys[-MAX_ORIGINS:]],
+        former_customer_keys=[_customer_key(each) for each in former_customer_keys],
         turned_at=format_time(record.changed_at),
         proven_from=format_time(of.proven_from or record.changed_at),
         proven_to=format_time(of.proven_to or record.changed_at),
@@ -221,24 +221,31 @@ class EvidenceLog:
         """
         previous = await self._find_newest(keyring, record.evidence)
         key = self._signing_key(previous)
-        statement = statement_of(
-            record,
-            of,
-            origins,
-            self._deployment,
-            customer_key=keyring.current.customer_key,
-            former_customer_keys=_former_customer_keys(keyring) if late_writes_refused else (),
-            previous=keyring.evidence,
-            previous_evidence=previous,
-            key_id=key.id,
-            # Whatever this worker holds, the keys before this one are retired. While the event
-            # key is replaced, one worker's first key may be unknown to another: if both could
-            # continue, each would retire the other's, and no key would be left.
-            held=frozenset({key.id}),
-            late_writes_refused=late_writes_refused,
-            version=self._version,
-        )
-        return sign(statement, key)
+        former = _former_customer_keys(keyring)[-MAX_ORIGINS:] if late_writes_refused else []
+        while True:
+            statement = statement_of(
+                record,
+                of,
+                origins,
+                self._deployment,
+                customer_key=keyring.current.customer_key,
+                former_customer_keys=former,
+                previous=keyring.evidence,
+                previous_evidence=previous,
+                key_id=key.id,
+                # Whatever this worker holds, the keys before this one are retired. While the event
+                # key is replaced, one worker's first key may be unknown to another: if both could
+                # continue, each would retire the other's, and no key would be left.
+                held=frozenset({key.id}),
+                late_writes_refused=late_writes_refused,
+                version=self._version,
+            )
+            envelope = sign(statement, key)
+            # A store chooses the length of what it encrypts: no length may keep a round from its
+            # end. Everything else is bounded far below the limit.
+            if len(envelope) <= MAX_EVIDENCE_BYTES or not former:
+                return envelope
+            former = former[1:]
 
     async def build_erasure(
         self, record: ProjectRecord, origin: Origin, keyring: Keyring, erasure: Erasure

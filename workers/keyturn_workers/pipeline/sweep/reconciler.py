@@ -24,6 +24,7 @@ from keyturn.errors import (
     CodedError,
     CustomerKeyRefusedError,
     CustomerKeyUnavailableError,
+    EvidenceError,
     StorageUnavailableError,
 )
 from keyturn.evidence.envelope import Evidence, parse
@@ -381,9 +382,15 @@ class Reconciler(StepRunner[ProjectRecord]):
         """Make the end whose evidence is kept in the record; False as `_step`.
 
         None if that is no longer possible: another keyring first replaced the one that the evidence
-        rests on. No other evidence is made before this is known.
+        rests on. No other evidence is made before this is known. Evidence that cannot be read is in
+        no chain: nothing names it before it is read here.
         """
-        record, evidence = stored.record, parse(clean_end.envelope.encode())
+        record = stored.record
+        try:
+            evidence = parse(clean_end.envelope.encode())
+        except EvidenceError as exc:
+            _log.error("evidence cannot be read", project=record.project, problem=str(exc))
+            return None
         kept = await self._keyrings.read_record(record.project)
         # Not `kept.read_at`: this worker may have stalled since, or one front end's clock is off.
         now = self._keyrings.clock.now()

@@ -164,6 +164,8 @@ class FakeVault:
         token = request.headers.get("X-Vault-Token", "")
         if token not in self.tokens:
             return denied()
+        if path == "auth/token/lookup-self":
+            return web.json_response({"data": {}})
         if path == "auth/token/renew-self":
             return self._auth(token, self.renewed_lease_s or self.lease_s)
         return self._transit(request.method, path, body)

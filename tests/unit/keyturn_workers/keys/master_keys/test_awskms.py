@@ -489,6 +489,36 @@ async def test_a_request_id_is_a_short_line_or_nothing(
     assert (await key.derive(INFO)).request_id is None
 
 
+@pytest.mark.parametrize("where", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_KMS", "profile"])
+async def test_only_our_own_setting_names_another_server_than_the_regions(
+    stub: KmsStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """AWS_ENDPOINT_URL is often that of an S3 server."""
+    if where == "profile":
+        file = tmp_path / "config"
+        file.write_text(f"[default]\nendpoint_url = {stub.url}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    else:
+        monkeypatch.setenv(where, stub.url)
+    _answer(stub)
+    asked_for: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked_for.append(await reader.readline())
+        writer.close()
+
+    async with loopback_server(serve) as proxy_url:
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, proxy_url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        key = AwsKmsMasterKey(URI, KmsSettings(kms_timeout_s=2))
+        assert "cannot be reached" in await _call(key)
+        await key.aclose()
+    assert stub.requests == []
+    assert asked_for[0] == b"CONNECT kms.eu-central-1.amazonaws.com:443 HTTP/1.1\r\n"
+
+
 async def test_credentials_of_a_server_of_another_name_are_not_asked_for(
     key: AwsKmsMasterKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

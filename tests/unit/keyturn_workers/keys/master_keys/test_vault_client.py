@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RENEW = "auth/token/renew-self"
+LOOKUP = "auth/token/lookup-self"
 LOGIN = "auth/approle/login"
 APPROLE = {"vault_role_id": "role", "vault_secret_id": "credential"}
 
@@ -367,6 +368,7 @@ async def test_a_token_without_an_end_is_kept() -> None:
 async def test_many_calls_whose_token_is_refused_share_one_login() -> None:
     async with fake_vault() as vault, _login_auth(vault, Clock()) as auth:
         refused = await auth.token()
+        vault.tokens.clear()
         found = await asyncio.gather(*(auth.replace(refused) for _ in range(16)))
     assert found == [Secret(b"s.login-2")] * 16
     assert vault.logins == 2
@@ -391,9 +393,50 @@ async def test_calls_that_wait_for_a_login_that_is_refused_do_not_repeat_it() ->
 async def test_a_late_refusal_of_an_earlier_token_does_not_end_the_present_one() -> None:
     async with fake_vault() as vault, _login_auth(vault, Clock()) as auth:
         first = await auth.token()
+        vault.tokens.clear()
         second = await auth.replace(first)
         assert await auth.replace(first) == second == await auth.token()
     assert vault.logins == 2
+
+
+@pytest.mark.parametrize(
+    ("valid", "login", "after"),
+    [
+        (True, "works", "s.login-2"),  # with a policy that the role has got meanwhile
+        (True, "refused", "s.login-1"),
+        (True, "fails", "s.login-1"),
+        (False, "works", "s.login-2"),
+        (False, "refused", None),
+        (False, "fails", None),
+    ],
+)
+async def test_a_login_that_fails_does_not_end_a_token_that_is_valid(
+    *, valid: bool, login: str, after: str | None
+) -> None:
+    """A token may not use one path; the keys of all others need it."""
+    clock = Clock()
+    async with fake_vault() as vault, _login_auth(vault, clock) as auth:
+        first = await auth.token()
+        assert await auth.replace(first) is None
+        clock.now_s += 301
+        if not valid:
+            vault.tokens.clear()
+        if login == "refused":
+            vault.credential = "used up"
+
+        async def respond(request: web.Request) -> web.StreamResponse:
+            is_failure = login == "fails" and request.path.endswith("/login")
+            return await _sealed(request) if is_failure else vault.answer(request)
+
+        vault.respond = respond
+        if after is None:
+            with pytest.raises(KmsUnavailableError):
+                await auth.replace(first)
+            return
+        assert await auth.replace(first) == (None if after == "s.login-1" else Secret(b"s.login-2"))
+        assert await auth.token() == Secret(after.encode())
+        assert await auth.replace(await auth.token()) is None
+    assert vault.paths().count(LOGIN) == 2, "not once for each refusal"
 
 
 async def test_a_server_that_fails_is_no_refusal_of_the_login() -> None:
@@ -458,7 +501,7 @@ async def test_after_a_refusal_a_call_logs_in_and_is_sent_again() -> None:
         await client.call("GET", KEY_PATH)
         vault.tokens.clear()
         assert (await client.call("GET", KEY_PATH)).status == 200
-    assert vault.paths() == [LOGIN, KEY_PATH, KEY_PATH, LOGIN, KEY_PATH]
+    assert vault.paths() == [LOGIN, KEY_PATH, KEY_PATH, LOOKUP, LOGIN, KEY_PATH]
 
 
 async def test_after_a_refusal_a_token_file_is_read_again(tmp_path: Path) -> None:
@@ -477,12 +520,12 @@ async def test_after_a_refusal_a_token_file_is_read_again(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("values", "paths"),
-    [({}, [KEY_PATH]), (APPROLE, [LOGIN, KEY_PATH, LOGIN, KEY_PATH])],
+    [({}, [KEY_PATH]), (APPROLE, [LOGIN, KEY_PATH, LOOKUP])],
 )
 async def test_a_refused_token_is_not_sent_again_at_once(
     values: dict[str, str], paths: list[str]
 ) -> None:
-    """A login that succeeds, with a policy that is missing, costs one more login."""
+    """A login that succeeds, with a policy that is missing, costs one look at the token."""
     breaker = CircuitBreaker(CallLimits())
     async with fake_vault() as vault, _client(vault, **values) as client:
         vault.may_read = False

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from keyturn.counts import Counts
-from keyturn.crypto import Secret, SigningKey
+from keyturn.crypto import Secret, SigningKey, customer_secret_id
 from keyturn.errors import StorageUnavailableError
 from keyturn.evidence import (
     MAX_EVIDENCE_BYTES,
@@ -25,6 +25,7 @@ from keyturn_workers.core.customer_keys import CustomerKey, KeyName
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.core.sweep_record import State
 from keyturn_workers.pipeline.sweep.evidence import EvidenceLog, counts_of, statement_of
+from tests.unit.keyturn_workers.factories import turned_to
 from tests.unit.keyturn_workers.pipeline.sweep.records import (
     LATER_ID,
     LEASE_S,
@@ -113,17 +114,6 @@ def test_evidence_names_the_customer_key_and_keeps_what_its_store_encrypted() ->
         "secret_id": key.secret_id,
         "wrapped": "vault:v1:AQIDBA==",
     }
-
-
-def test_evidence_keeps_the_customer_keys_that_the_end_clears() -> None:
-    keys = [
-        CustomerKey.of(KeyName("acme-kms", "k1"), Secret(bytes([n]) * 32), "vault:v1:AQIDBA==")
-        for n in range(70)
-    ]
-    former = statement(customer_key=keys[0], former_customer_keys=keys[1:]).proof
-    named = [key.secret_id for key in former.former_customer_keys]
-    assert named == [key.secret_id for key in keys[-64:]]
-    assert "former_customer_keys" not in statement().proof.model_dump()
 
 
 def test_of_many_requests_the_oldest_are_named_and_all_counted() -> None:
@@ -268,6 +258,29 @@ async def test_a_worker_with_the_old_key_alone_signs_nothing_and_retires_no_new_
     assert (await on.end(LATER_ID, keys=(OLD_KEY, NEW_KEY))).key_id == NEW_KEY.id
     assert (await on.end(ROUND_ID, 4, keys=(NEW_KEY,))).key_id == NEW_KEY.id
     on.verify(OLD_KEY, NEW_KEY)
+
+
+@pytest.mark.parametrize(
+    ("former", "key", "wrapped", "named"),
+    [
+        (0, "k1", "vault:v1:AQIDBA==", 0),
+        (63, "k1", "A" * 1024, 63),
+        (70, "k1", "vault:v1:AQIDBA==", 64),
+        (70, "k" * 2048, "A" * 1024, 29),
+    ],
+)
+async def test_evidence_names_as_many_of_the_cleared_customer_keys_as_one_file_can(
+    former: int, key: str, wrapped: str, named: int
+) -> None:
+    """A store chooses the length of what it encrypts."""
+    on = Chain()
+    secrets = [Secret(bytes([number]) * 32) for number in range(former + 1)]
+    for secret in secrets:
+        on.ring = turned_to(on.ring, secret, key, wrapped)
+    proof = (await on.build()).proof
+    ids = [each.secret_id for each in proof.former_customer_keys]
+    assert ids == [customer_secret_id(each) for each in secrets[former - named : former]]
+    assert ("former_customer_keys" in proof.model_dump()) is bool(former)
 
 
 # The file of the one before.

@@ -13,7 +13,13 @@ from keyturn.errors import (
     StorageUnavailableError,
     UnknownProjectError,
 )
-from keyturn.evidence import Evidence, in_chain_order, parse, verify_chain
+from keyturn.evidence import (
+    MAX_EVIDENCE_BYTES,
+    Evidence,
+    in_chain_order,
+    parse,
+    verify_chain,
+)
 from keyturn.identifiers import (
     SWEEPS_PREFIX,
     evidence_prefix,
@@ -639,6 +645,18 @@ async def test_an_end_whose_record_is_resumed_meanwhile_is_left_to_that_step() -
     before = await on.deliver_until(lambda record: record.clean_end is not None)
     assert (await on.keyring()).evidence is None
     assert on.messages.steps() == [before.step]
+    assert (await _end(on)).clean
+    assert len(await _chain(on)) == 1
+
+
+async def test_an_end_whose_evidence_cannot_be_read_is_made_again() -> None:
+    on = await _crashed(0, after_effect=True)
+    stored = await on.stored()
+    assert stored.record.clean_end is not None
+    too_large = replace(stored.record.clean_end, envelope=" " * (MAX_EVIDENCE_BYTES + 1))
+    changed = replace(stored.record, clean_end=too_large)
+    assert await on.store.change(changed, stored.etag, stored.master_key)
+    await _deliver_again(on)
     assert (await _end(on)).clean
     assert len(await _chain(on)) == 1
 
