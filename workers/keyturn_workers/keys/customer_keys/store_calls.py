@@ -1,12 +1,14 @@
 """When a store of customer keys is called, and how often at once (SPEC 2.6).
 
 One customer's key must not cost another's. So each key has its own bounds and its own circuit
-breaker, and an address's breaker counts only while none of the keys that are in use there answers.
+breaker, and an address's breaker counts only while none of the keys that are in use there answers;
+even then each key has a call in each of its pauses.
 A slow call gives its place at the address back, so that slow keys do not take all of them.
 A refusal is an answer about one secret: it pauses neither its key nor its address.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +50,7 @@ _log = structlog.get_logger()
 class _Key:
     breaker: CircuitBreaker
     asked_s: float
+    sent_s: float = -math.inf
 
 
 @dataclass(slots=True)
@@ -66,13 +69,13 @@ class _Address:
             clock_s=self.clock_s,
         )
 
-    def key(self, name: KeyName) -> CircuitBreaker:
+    def key(self, name: KeyName) -> _Key:
         key = self.keys.get(name)
         if key is None:
             breaker = CircuitBreaker(_PER_KEY, opens=is_absence, clock_s=self.clock_s)
             key = self.keys[name] = _Key(breaker, self.clock_s())
         key.asked_s = self.clock_s()
-        return key.breaker
+        return key
 
 
 class StoreCalls:
@@ -125,11 +128,18 @@ class StoreCalls:
         if address is None:
             address = self._addresses[where] = _Address(self._clock_s)
         key = address.key(name)
+
+        async def send_now() -> _T:
+            key.sent_s = self._clock_s()
+            return await self._send(name, store, address, send)
+
+        if address.breaker.is_open and key.sent_s < address.breaker.paused_at_s:
+            # Each key has a call in each pause of its address: otherwise the probes of keys that
+            # stay silent would hide that this one answers.
+            return await key.breaker.call(send_now)
         # Before the key's breaker: otherwise the pause of the address would lengthen its own.
         address.breaker.check()
-        return await key.call(
-            lambda: address.breaker.call(lambda: self._send(name, store, address, send))
-        )
+        return await key.breaker.call(lambda: address.breaker.call(send_now))
 
     def purge(self) -> None:
         """Forget the keys that are not in use: their silence would not count as an address's."""

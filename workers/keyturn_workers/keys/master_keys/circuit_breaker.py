@@ -85,6 +85,8 @@ class CircuitBreaker:
         self._failure: KmsUnavailableError | None = None
         self._pause_s = 0.0
         self._probe_at_s = 0.0
+        self.paused_at_s = 0.0
+        """When the newest pause began."""
         # Set when the probe ends.
         self._probe: asyncio.Event | None = None
 
@@ -92,6 +94,11 @@ class CircuitBreaker:
     def is_away(self) -> bool:
         """True if the provider did not respond to the last call. One that refuses is not away."""
         return self._failure is not None and is_absence(self._failure)
+
+    @property
+    def is_open(self) -> bool:
+        """True if an earlier failure pauses calls, except for a probe after each pause."""
+        return self._current() is not None
 
     def check(self) -> None:
         """Check that a call would not fail at once, because of an earlier failure.
@@ -184,6 +191,7 @@ class CircuitBreaker:
             self._pause_s = min(max(2 * self._pause_s, first_s), longest_s)
             jitter = random.uniform(0.75, 1.25)  # noqa: S311  # no secret
             self._probe_at_s = now_s + self._pause_s * jitter
+            self.paused_at_s = now_s
         self._failure = failure
         self._report(succeeded=False, seconds=0.0)
 

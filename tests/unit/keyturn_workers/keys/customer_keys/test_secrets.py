@@ -326,18 +326,31 @@ async def test_a_key_that_is_away_is_asked_by_one_of_its_secrets_at_a_time() -> 
     assert bench.store.calls == {"a": 1}
 
 
-async def test_an_address_where_no_key_answers_is_asked_by_one_key_at_a_time() -> None:
+async def test_an_address_where_no_key_answers_is_asked_once_for_each_key_in_a_pause() -> None:
     bench = Bench()
     rings = [bench.keyring(f"k-{n}", project="globex") for n in range(10)]
     bench.store.failures = {f"k-{n}": DOWN for n in range(10)}
     await _opens(bench, *rings)
     assert bench.store.calls.total() == 10  # each key once: the others might answer
     bench.clock.now_s += 1
-    await _opens(bench, *rings)
-    assert bench.store.calls.total() == 11
+    for _ in range(3):
+        await _opens(bench, *rings)
+    assert bench.store.calls.total() == 20
     bench.store.failures = {}
     bench.clock.now_s += 20
     assert await _opens(bench, *rings) == ["ok"] * 10
+
+
+async def test_keys_that_stay_silent_do_not_hide_that_another_one_answers_again() -> None:
+    """All of them were away for a moment. Their probes come before its own, each time."""
+    bench = Bench()
+    silent = [bench.keyring(f"k-{n}", project="globex") for n in range(20)]
+    well = bench.keyring("a")
+    bench.store.failures = dict.fromkeys(["a", *(f"k-{n}" for n in range(20))], DOWN)
+    assert "ok" not in await _opens(bench, *silent, well)
+    del bench.store.failures["a"]
+    bench.clock.now_s += 1
+    assert await _opens(bench, *silent, well) == ["customer_key_unavailable"] * 20 + ["ok"]
 
 
 async def test_a_new_key_is_tried_at_an_address_where_the_others_are_silent() -> None:
