@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from keyturn.crypto.cobblestone import HEADER_BYTES, Sealer
+from keyturn.crypto.cobblestone import HEADER_BYTES, SALT_BYTES, Sealer
 from keyturn.crypto.wraps import BODY_CONTEXT
 
 
@@ -14,6 +14,11 @@ async def seal_stream(plaintext: AsyncIterator[bytes], dek: bytes) -> AsyncItera
         if sealed := sealer.update(piece):
             yield sealed
     yield sealer.finish()
+
+
+def commitment_etag(start: bytes) -> str:
+    """Return the ETag of an encrypted object, quoted: its header's commitment (SPEC 9.2)."""
+    return f'"{start[SALT_BYTES:HEADER_BYTES].hex()}"'
 
 
 async def read_first_bytes(pieces: AsyncIterator[bytes]) -> bytes:
