@@ -158,7 +158,7 @@ def source_upload_id(deployment: str, source: str, key: str, etag: str, version:
 
 
 def copy_upload_id(deployment: str, project: str, to_project: str, key: str, etag: str) -> str:
-    """Return the id of the upload of an object's copy: a UUID of version 8 (SPEC 17.7).
+    """Return the id of the upload of an object's copy: a UUID of version 8 (SPEC 18).
 
     The same object always gives the same id, so it is copied once.
 

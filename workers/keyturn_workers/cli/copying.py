@@ -1,4 +1,4 @@
-"""`keyturn copy`: every object of a project, under a data key of its own in another (SPEC 17.7).
+"""`keyturn copy`: every object of a project, under a data key of its own in another (SPEC 18).
 
 The project is read as `keyturn export` reads it, and the copies are uploads like any other. The
 settings are those of the target: its publisher, and its bucket.
@@ -27,7 +27,7 @@ from keyturn_workers.cli.arguments import (
     validate_project,
 )
 from keyturn_workers.cli.bucket import open_bucket
-from keyturn_workers.cli.download import AsOperator, check_access_options
+from keyturn_workers.cli.download import AsOperator
 from keyturn_workers.cli.export_source import (
     Reading,
     check_complete,
@@ -35,7 +35,6 @@ from keyturn_workers.cli.export_source import (
     print_failures,
     transfer,
 )
-from keyturn_workers.cli.gateway_access import gateway_access
 from keyturn_workers.cli.objects import require_enrolled
 from keyturn_workers.cli.output import print_json, print_line, print_rows
 from keyturn_workers.cli.publishing import Outcomes
@@ -87,12 +86,17 @@ def copy(
     """
     if project == to_project:
         raise typer.BadParameter("a project cannot be copied to itself")
-    secrets = check_access_options(
-        reason, gateway, api_key_file, customer_secret_file, as_operator=as_operator
-    )
     publisher, bucket = PublisherSettings.read(), S3Settings.read()
-    access = None if as_operator else gateway_access(project, gateway, api_key_file)
-    reading = Reading("copy", project, concurrency, access, reason, secrets)
+    reading = Reading.of(
+        "copy",
+        project,
+        concurrency,
+        as_operator=as_operator,
+        reason=reason,
+        customer_secret_file=customer_secret_file,
+        gateway=gateway,
+        api_key_file=api_key_file,
+    )
     of = Copy(project, to_project, publisher.deployment, timeout_s)
     command = _Copying(publisher, bucket, reading, of, compares=compare, as_json=as_json)
     if dry_run:

@@ -30,7 +30,6 @@ from keyturn_workers.cli.arguments import (
 from keyturn_workers.cli.bucket import open_bucket
 from keyturn_workers.cli.download import (
     AsOperator,
-    check_access_options,
 )
 from keyturn_workers.cli.export_source import (
     Reading,
@@ -39,7 +38,6 @@ from keyturn_workers.cli.export_source import (
     print_failures,
     transfer,
 )
-from keyturn_workers.cli.gateway_access import gateway_access
 from keyturn_workers.cli.output import (
     print_json,
     print_line,
@@ -103,12 +101,17 @@ def export(
     lines) has each object's key, path, size, SHA-256, content type and metadata. Exits with 0 only
     if every object was opened to its end and has the expected size.
     """
-    secrets = check_access_options(
-        reason, gateway, api_key_file, customer_secret_file, as_operator=as_operator
-    )
     target = _parse_target(destination, endpoint_url)
-    access = None if as_operator else gateway_access(project, gateway, api_key_file)
-    reading = Reading("export", project, concurrency, access, reason, secrets)
+    reading = Reading.of(
+        "export",
+        project,
+        concurrency,
+        as_operator=as_operator,
+        reason=reason,
+        customer_secret_file=customer_secret_file,
+        gateway=gateway,
+        api_key_file=api_key_file,
+    )
     report = asyncio.run(_export(_Run(reading, target)))
     _print(report, project, destination, as_json=as_json)
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from functools import partial
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple, Self
 
 from keyturn.errors import CodedError, GatewayError, TransientError
 from keyturn.gateway.listing import ListedObject
@@ -15,9 +16,9 @@ from keyturn.identifiers import object_s3_key
 from keyturn.settings import S3Settings
 from keyturn_workers.cli.audit import command_audit
 from keyturn_workers.cli.bucket import open_bucket, optional_task
-from keyturn_workers.cli.download import operator_access
+from keyturn_workers.cli.download import check_access_options, operator_access
 from keyturn_workers.cli.errors import CommandError, note
-from keyturn_workers.cli.gateway_access import GatewayAccess, gateway_client
+from keyturn_workers.cli.gateway_access import GatewayAccess, gateway_access, gateway_client
 from keyturn_workers.cli.objects import plaintext_bytes, require_enrolled
 from keyturn_workers.cli.output import (
     TransferProgress,
@@ -44,6 +45,7 @@ class Reading(NamedTuple):
         project: The project.
         concurrency: How many objects it reads at once.
         gateway: The gateway and the API key; None for the operator, who reads the bucket.
+        operator: The operator's settings; None for a reader through a gateway.
         reason: The operator's reason.
         secrets: The customer secrets that were given to the operator.
     """
@@ -52,8 +54,38 @@ class Reading(NamedTuple):
     project: str
     concurrency: int
     gateway: GatewayAccess | None
+    operator: tuple[OperatorSettings, AuditSettings] | None
     reason: str | None
     secrets: GivenSecrets
+
+    @classmethod
+    def of(
+        cls,
+        command: str,
+        project: str,
+        concurrency: int,
+        *,
+        as_operator: bool,
+        reason: str | None,
+        customer_secret_file: Path | None,
+        gateway: str | None,
+        api_key_file: Path | None,
+    ) -> Self:
+        """Return what the options of a command ask for.
+
+        Raises:
+            typer.BadParameter: options contradict each other, or a file is malformed.
+            SettingsError: the settings for it are missing.
+        """
+        secrets = check_access_options(
+            reason, gateway, api_key_file, customer_secret_file, as_operator=as_operator
+        )
+        access, operator = None, None
+        if as_operator:
+            operator = OperatorSettings.read(), AuditSettings.read()
+        else:
+            access = gateway_access(project, gateway, api_key_file)
+        return cls(command, project, concurrency, access, operator, reason, secrets)
 
 
 @asynccontextmanager
@@ -61,21 +93,27 @@ async def open_source(reading: Reading) -> AsyncIterator[Source]:
     """Yield the project's objects.
 
     Raises:
-        SettingsError: the operator's settings are missing.
         CommandError: the audit trail cannot be written.
         UnknownProjectError: the project is not enrolled, and has no object.
         UnauthorizedError: the gateway refuses the API key.
     """
-    opening = _bucket_source if reading.gateway is None else _gateway_source
-    async with opening(reading) as source:
+    if reading.operator is not None:
+        opening = _bucket_source(reading, *reading.operator)
+    elif reading.gateway is not None:
+        opening = _gateway_source(reading.project, reading.gateway)
+    else:
+        raise TypeError("nothing to read with")
+    async with opening as source:
         yield source
 
 
 @asynccontextmanager
-async def _bucket_source(reading: Reading) -> AsyncIterator[Source]:
-    settings, project = OperatorSettings.read(), reading.project
+async def _bucket_source(
+    reading: Reading, settings: OperatorSettings, audit_settings: AuditSettings
+) -> AsyncIterator[Source]:
+    project = reading.project
     async with (
-        command_audit(AuditSettings.read(), reading.command, reading.reason) as audit,
+        command_audit(audit_settings, reading.command, reading.reason) as audit,
         _source_bucket(settings, reading) as storage,
         operator_access(settings, storage, audit, project, reading.secrets) as access,
         # One record for all objects of the project.
@@ -85,20 +123,18 @@ async def _bucket_source(reading: Reading) -> AsyncIterator[Source]:
 
 
 @asynccontextmanager
-async def _gateway_source(reading: Reading) -> AsyncIterator[Source]:
-    if reading.gateway is None:
-        raise TypeError("a gateway is needed")
-    async with gateway_client(reading.gateway) as client:
+async def _gateway_source(project: str, access: GatewayAccess) -> AsyncIterator[Source]:
+    async with gateway_client(access) as client:
 
         def listing(after: str) -> AsyncGenerator[ListedObject, None]:
-            return client.list(reading.project, after=after)
+            return client.list(project, after=after)
 
         # A refusal ends the command before it creates anything. The run itself retries transient
         # errors.
         with suppress(TransientError, GatewayError):
             async with aclosing(listing("")) as first:
                 await anext(first, None)
-        yield Source(listing, partial(client.open, reading.project))
+        yield Source(listing, partial(client.open, project))
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Another project as the destination: each object becomes an upload of its own (SPEC 17.7).
+"""Another project as the destination: each object becomes an upload of its own (SPEC 18).
 
 The id of an upload is derived from the object that is copied. So a copy that is interrupted, or run
 again, stores each object once, and continues where it was: an object that the target has under that
