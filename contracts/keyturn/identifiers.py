@@ -154,28 +154,11 @@ def source_upload_id(deployment: str, source: str, key: str, etag: str, version:
     Raises:
         ValueError: one of them has a zero byte, or is not UTF-8.
     """
-    return _derived_id("keyturn/v1/source", deployment, source, key, etag, version)
+    return derived_id("keyturn/v1/source", deployment, source, key, etag, version)
 
 
-def copy_upload_id(deployment: str, project: str, to_project: str, key: str, etag: str) -> str:
-    """Return the id of the upload of an object's copy: a UUID of version 8 (SPEC 18).
-
-    The same object always gives the same id, so it is copied once.
-
-    Args:
-        deployment: The name of the deployment of the copy.
-        project: The project that is copied.
-        to_project: The project of the copy.
-        key: The object's key in both.
-        etag: As the gateway gives it, with its quotes: no rotation changes it.
-
-    Raises:
-        ValueError: one of them has a zero byte, or is not UTF-8.
-    """
-    return _derived_id("keyturn/v1/copy", deployment, project, to_project, key, etag)
-
-
-def _derived_id(purpose: str, *parts: str) -> str:
+def derived_id(purpose: str, *parts: str) -> str:
+    """Return a UUID of version 8 that names these parts (RFC 9562); errors as above."""
     named = label(purpose, *parts)
     first = bytearray(hashlib.sha256(named).digest()[:16])
     first[6] = first[6] & 0x0F | 0x80  # RFC 9562: the version, and the variant
