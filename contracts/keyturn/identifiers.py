@@ -154,7 +154,12 @@ def source_upload_id(deployment: str, source: str, key: str, etag: str, version:
     Raises:
         ValueError: one of them has a zero byte, or is not UTF-8.
     """
-    named = label("keyturn/v1/source", deployment, source, key, etag, version)
+    return derived_id("keyturn/v1/source", deployment, source, key, etag, version)
+
+
+def derived_id(purpose: str, *parts: str) -> str:
+    """Return a UUID of version 8 that names these parts (RFC 9562); errors as above."""
+    named = label(purpose, *parts)
     first = bytearray(hashlib.sha256(named).digest()[:16])
     first[6] = first[6] & 0x0F | 0x80  # RFC 9562: the version, and the variant
     first[8] = first[8] & 0x3F | 0x80

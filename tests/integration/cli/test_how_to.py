@@ -1,4 +1,4 @@
-"""Commands of docs/howto, run as they are written: a key is gone, and leaving Keyturn (SPEC 15)."""
+"""Commands of docs/howto, run as they are written: a key is gone, a leak, leaving (SPEC 15, 18)."""
 
 from __future__ import annotations
 
@@ -80,6 +80,29 @@ async def test_the_page_shows_that_a_key_is_gone(
     evidence.write_bytes(evidence.read_bytes().replace(b'"sig":"', b'"sig":"AAAA', 1))
     refused = await cli.arun("evidence", "verify", "evidence")
     assert (refused.exit_code, "evidence refused" in refused.output) == (1, True), refused.output
+
+
+async def test_the_page_copies_a_project_and_deletes_the_old_one(cli: Cli, tmp_path: Path) -> None:
+    commands = _blocks("after-a-leak.md", "sh")
+    assert commands.count("keyturn ") == 5
+    made, bucket = cli.deployment, Bucket(cli.deployment)
+    (tmp_path / "acme.key").write_text(made.api_key)
+    async with worker(made.worker_env(**_FAST)), gateway(made.gateway_env(**_FAST)) as served:
+        enrolled = await cli.arun("enroll", "acme", NEW_API_KEY="", API_KEY=made.api_key)
+        assert enrolled.exit_code == 0, enrolled.stderr
+        for key, body in OBJECTS.items():
+            bucket.put_made("acme", bucket.made("acme", key, body))
+        env = {**cli.env, "KEYTURN_GATEWAY_URL": served.url}
+        status, output = await run_shell(commands, tmp_path, env)
+        assert status == 0, output
+        for line in (
+            "3 objects with 200.0 kB would be copied; the target has 0 of their keys already",
+            "3 objects with 200.0 kB of acme are in acme2: 3 new, 0 already there",
+            "the key opens all of 3 wraps",
+        ):
+            assert line in output, output
+        listed = await cli.arun("ls", "acme", "--as-operator", "--json")
+        assert listed.stdout.strip() == "[]"
 
 
 @pytest.mark.usefixtures("curl")

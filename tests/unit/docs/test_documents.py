@@ -117,6 +117,7 @@ _ATTACKERS = {
     "the exchange of notifications, to write",
     "a source's bucket, to write",
     "an old API key",
+    "DEKs, or an old key and the wraps of its time",
     "the logs, metrics, traces",
     "the master key",
     "the master key and the API key of a project with a customer key, without that key",

@@ -32,6 +32,7 @@ GROUPS: Final = {
         "delete": "Delete objects permanently.",
         "import": "Import all objects of a source.",
         "export": "Decrypt all objects of a project into a folder or another bucket.",
+        "copy": "Copy all objects of a project to another one, under new data keys.",
     },
     "Projects": {
         "enroll": "Enroll a project: create its keyring.",
@@ -67,6 +68,7 @@ _TARGETS: Final = {
     "inspect": "objects:inspect",
     "link": "download:link",
     "import": "sources:import_source",
+    "copy": "copying:copy",
     "enroll": "projects:enroll",
     "rotate": "projects:rotate",
     "evidence": "evidence:app",
@@ -86,7 +88,7 @@ _MEANT: Final = {
     "get": ["download"],
     "put": ["upload"],
     "rm": ["delete"],
-    "cp": ["upload", "download"],
+    "cp": ["upload", "download", "copy"],
 }
 
 

@@ -201,7 +201,7 @@ class Outcomes:
     """Counts requests and their outcomes, to say what a command waits for.
 
     Attributes:
-        total: The number of items, such as files.
+        total: The number of items, such as files; 0 if it is not known.
         sent: How many are published.
         answered: How many have their outcome.
     """
@@ -233,9 +233,10 @@ class Outcomes:
         wait = f"waiting for a worker ({self.waited_s} s)"
         if self.total == 1:
             return f"sent; {wait}"
+        of = f" of {self.total:,}" if self.total else ""
         if not self.answered:
-            return f"{self.sent:,} of {self.total:,} sent; {wait}"
-        done = f"{self.answered:,} of {self.total:,} answered"
+            return f"{self.sent:,}{of} sent; {wait}"
+        done = f"{self.answered:,}{of} answered"
         return f"{done}; {wait}" if self.waited_s >= _NOTICEABLE_S else done
 
 

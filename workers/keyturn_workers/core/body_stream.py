@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from keyturn.crypto.cobblestone import HEADER_BYTES, Sealer
+from keyturn.crypto.cobblestone import HEADER_BYTES, SALT_BYTES, Sealer
 from keyturn.crypto.wraps import BODY_CONTEXT
 
 
@@ -32,6 +32,11 @@ async def check_before_last_piece(
     await check()
     if pending is not None:
         yield pending
+
+
+def commitment_etag(start: bytes) -> str:
+    """Return the ETag of an encrypted object, quoted: its header's commitment (SPEC 9.2)."""
+    return f'"{start[SALT_BYTES:HEADER_BYTES].hex()}"'
 
 
 async def read_first_bytes(pieces: AsyncIterator[bytes]) -> bytes:

@@ -27,7 +27,6 @@ from keyturn import metadata as object_metadata
 from keyturn.crypto.cobblestone import (
     CHUNK_BYTES,
     HEADER_BYTES,
-    SALT_BYTES,
     SEALED_CHUNK_BYTES,
     ChunkReader,
     plaintext_size,
@@ -46,7 +45,7 @@ from keyturn.identifiers import object_s3_key
 from keyturn.metadata import COBBLESTONE, Wraps, stored_at
 from keyturn.tasks import gather_all
 from keyturn_workers.core.admin_keks import AdminKeks
-from keyturn_workers.core.body_stream import read_first_bytes
+from keyturn_workers.core.body_stream import commitment_etag, read_first_bytes
 from keyturn_workers.core.customer_key_port import CustomerKeys
 from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.errors import (
@@ -112,11 +111,6 @@ class ObjectReader(Protocol):
 def content_modified_at(head: ObjectHead) -> datetime:
     """Return when the object's content was stored, which no rotation changes (SPEC 4.3, 9.2)."""
     return stored_at(head.metadata, head.last_modified) or head.last_modified
-
-
-def commitment_etag(start: bytes) -> str:
-    """Return the ETag of an encrypted object, quoted: its header's commitment (SPEC 9.2)."""
-    return f'"{start[SALT_BYTES:HEADER_BYTES].hex()}"'
 
 
 class seal_errors_as_corrupt:  # noqa: N801  # a context manager, cheaper than a generator on the hot path

@@ -24,7 +24,7 @@ from keyturn.gateway.responses import ObjectInfo
 from keyturn.identifiers import keyring_s3_key, object_s3_key
 from keyturn.metadata import Envelope
 from keyturn_workers.core.admin_keks import AdminKeks
-from keyturn_workers.core.body_stream import read_first_bytes
+from keyturn_workers.core.body_stream import commitment_etag, read_first_bytes
 from keyturn_workers.core.customer_keys import CustomerSecrets
 from keyturn_workers.core.errors import ArchivedError, MissingError
 from keyturn_workers.core.given_secrets import GivenSecrets
@@ -71,11 +71,14 @@ class OpenObject:
     def info(self) -> ObjectInfo:
         """The stated size, type and metadata of the object; only the size is proven, at the end.
 
+        The ETag is the one that a gateway gives.
+
         Raises:
             CorruptObjectError: no body can have its length.
         """
-        size_bytes = self.head.size_bytes
+        size_bytes, etag = self.head.size_bytes, f'"{self.head.etag}"'
         if self.opened is not None:
+            etag = commitment_etag(self._start)
             try:
                 size_bytes = plaintext_size(size_bytes)
             except ChunkError as exc:
@@ -85,7 +88,7 @@ class OpenObject:
             size_bytes,
             self.head.headers.content_type,
             object_metadata.decode_caller_metadata(self.head.metadata),
-            etag=None,
+            etag=etag,
             last_modified=object_metadata.stored_at(self.head.metadata, modified) or modified,
         )
 

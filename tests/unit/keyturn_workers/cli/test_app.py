@@ -140,7 +140,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
         ("get", "'download'"),
         ("put", "'upload'"),
         ("rm", "'delete'"),
-        ("cp", "'upload' or 'download'"),
+        ("cp", "'upload' or 'download' or 'copy'"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(name: str, meant: str) -> None:

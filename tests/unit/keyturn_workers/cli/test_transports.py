@@ -63,6 +63,8 @@ _CASES: Final = (
     _Case("import drop", "bucket", (*_PUBLISHER, *_BUCKET), ("SOURCES",)),
     _Case("export acme out", "gateway", _GATEWAY),
     _Case(f"export acme out {_AS_OPERATOR}", "broker", (*_OPERATOR, *_AUDITED)),
+    _Case("copy acme other", "bucket", (*_PUBLISHER, *_BUCKET, *_GATEWAY)),
+    _Case(f"copy acme other {_AS_OPERATOR}", "bucket", (*_PUBLISHER, *_OPERATOR, "EVENT_KEY")),
     _Case("enroll acme", "broker", (*_PUBLISHER, "API_KEY")),
     _Case("rotate acme", "broker", (*_PUBLISHER, "NEW_API_KEY")),
     _Case("verify acme", "bucket", (*_BUCKET, "API_KEY")),

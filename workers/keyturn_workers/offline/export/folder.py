@@ -96,7 +96,7 @@ class Folder:
             os.unlink(name, dir_fd=folder)
         return None
 
-    async def store(self, incoming: Incoming) -> None:
+    async def store(self, incoming: Incoming) -> bool:
         """Write an object's file; it has its name once all of it is authenticated and on disk."""
         temporary = str(next(self._numbers))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -107,6 +107,7 @@ class Folder:
                     await asyncio.to_thread(file.write, block)
                 await asyncio.to_thread(_sync, file, incoming.info.last_modified)
             self._publish(temporary, incoming)
+            return True
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=self._partial)

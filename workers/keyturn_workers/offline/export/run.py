@@ -124,13 +124,13 @@ def _valid(text: str) -> str:
 
 
 class Destination(Protocol):
-    """The place where files are written: a folder, or a prefix of a bucket."""
+    """The place where objects are written: a folder, a prefix of a bucket, or another project."""
 
     async def size_of(self, key: str) -> int | None:
         """Return the size of an exported object's file, in bytes; None if it is not exported."""
 
-    async def store(self, incoming: Incoming) -> None:
-        """Store one object, and record it in the manifest."""
+    async def store(self, incoming: Incoming) -> bool:
+        """Store one object, and record it; return False, without reading it, if it is there."""
 
 
 @dataclass(slots=True)
@@ -219,11 +219,12 @@ class Export:
                 raise ForeignObjectError("no object can have this key")
             size_bytes = await self._destination.size_of(key)
             if size_bytes is None:
-                size_bytes = await self._fetch(key)
-                report.exported += 1
+                is_new, size_bytes = await self._fetch(key)
             else:
+                is_new = False
                 self._on_progress(0, size_bytes)
-                report.already_there += 1
+            report.exported += is_new
+            report.already_there += not is_new
             report.size_bytes += size_bytes
         except NotFoundError:  # since it was listed, or it is a tombstone
             report.deleted += 1
@@ -235,17 +236,20 @@ class Export:
         else:
             self._outages = 0
 
-    async def _fetch(self, key: str) -> int:
+    async def _fetch(self, key: str) -> tuple[bool, int]:
+        """Return whether the object is new, and its size."""
         async for attempt in _retrying():
             with attempt:
                 async with self._source.open(key) as opened:
                     incoming = Incoming(key, opened, lambda count: self._on_progress(0, count))
                     try:
-                        await self._destination.store(incoming)
+                        is_new = await self._destination.store(incoming)
                     except BaseException:
                         self._on_progress(0, -incoming.read_bytes)
                         raise
-        return incoming.info.size_bytes
+                    if not is_new:
+                        self._on_progress(0, incoming.info.size_bytes)
+        return is_new, incoming.info.size_bytes
 
 
 def _retrying() -> AsyncIterator[stamina.Attempt]:

@@ -93,7 +93,7 @@ class S3Prefix:
         """Return the size of an object that was there, as exported, when this run began."""
         return self._index.find_stored(key)
 
-    async def store(self, incoming: Incoming) -> None:
+    async def store(self, incoming: Incoming) -> bool:
         """Store an object, with its content type and metadata."""
         record_path = _path(incoming.key)
         s3_key = f"{self._prefix}{record_path}"
@@ -111,6 +111,7 @@ class S3Prefix:
         self._lines[record.key] = record.line()
         if len(self._lines) >= _LINES_MAX or time.monotonic() - self._flushed_at_s >= _FLUSH_S:
             await self._flush()
+        return True
 
     async def _store_in_parts(
         self, s3_key: str, incoming: Incoming, headers: Headers

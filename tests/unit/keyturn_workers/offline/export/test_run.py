@@ -39,8 +39,9 @@ class Memory:
     async def size_of(self, key: str) -> int | None:
         return len(self.files[key]) if key in self.files else None
 
-    async def store(self, incoming: Incoming) -> None:
+    async def store(self, incoming: Incoming) -> bool:
         self.files[incoming.key] = b"".join([block async for block in incoming.blocks()])
+        return True
 
 
 @pytest.fixture(autouse=True)
@@ -146,12 +147,13 @@ async def test_no_more_is_read_at_once_than_asked_for() -> None:
     reading, most = 0, 0
 
     class Counting(Memory):
-        async def store(self, incoming: Incoming) -> None:
+        async def store(self, incoming: Incoming) -> bool:
             nonlocal reading, most
             reading += 1
             most = max(most, reading)
-            await super().store(incoming)
+            is_new = await super().store(incoming)
             reading -= 1
+            return is_new
 
     await project.export(Counting(), concurrency=3)
     assert 1 <= most <= 3
