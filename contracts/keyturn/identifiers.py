@@ -4,14 +4,10 @@ Every check is exact: a valid name is safe in an S3 key, in the context of a sea
 An object key is relative to its project; an S3 key is relative to the bucket.
 """
 
-import hashlib
 import re
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
-
-from keyturn.crypto.labels import label
 
 PROJECT_PATTERN: Final = r"^[a-z0-9][a-z0-9-]{0,62}$"
 SHORT_NAME_PATTERN: Final = r"^[a-z0-9-]{1,32}$"  # master keys, publishers, deployments
@@ -137,33 +133,6 @@ def key_check_s3_key(master_key: str) -> str:
 def staging_s3_key(publisher: str, upload_id: str) -> str:
     """Return the S3 key of a staged body: one above the inline limit (SPEC 6.4)."""
     return f"{STAGING_PREFIX}{publisher}/{upload_id}"
-
-
-def source_upload_id(deployment: str, source: str, key: str, etag: str, version: str = "") -> str:
-    """Return the id of the upload of a source's object: a UUID of version 8 (SPEC 17.2).
-
-    The same object always gives the same id, so it is stored once, whoever requests it.
-
-    Args:
-        deployment: The name of the deployment.
-        source: The name of the source.
-        key: The S3 key in the source's bucket.
-        etag: As in a HEAD, without quotes.
-        version: As in a HEAD; empty if the bucket keeps no versions.
-
-    Raises:
-        ValueError: one of them has a zero byte, or is not UTF-8.
-    """
-    return derived_id("keyturn/v1/source", deployment, source, key, etag, version)
-
-
-def derived_id(purpose: str, *parts: str) -> str:
-    """Return a UUID of version 8 that names these parts (RFC 9562); errors as above."""
-    named = label(purpose, *parts)
-    first = bytearray(hashlib.sha256(named).digest()[:16])
-    first[6] = first[6] & 0x0F | 0x80  # RFC 9562: the version, and the variant
-    first[8] = first[8] & 0x3F | 0x80
-    return str(uuid.UUID(bytes=bytes(first)))
 
 
 def source_s3_key(name: str) -> str:

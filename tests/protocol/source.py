@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from keyturn.identifiers import source_upload_id
+from keyturn.upload_ids import source_upload_id
 from keyturn_workers.core.source_mapping import Source
 from keyturn_workers.core.storage_values import Capabilities, Headers
 from tests.protocol.wire import _SERVING, Server

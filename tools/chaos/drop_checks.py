@@ -20,8 +20,8 @@ from keyturn.identifiers import (
     OWN_PREFIX,
     object_s3_key,
     source_s3_key,
-    source_upload_id,
 )
+from keyturn.upload_ids import source_upload_id
 from tools.chaos.drops import DROP, INGEST, KEPT
 from tools.chaos.plan import CUSTOMER_KEYS, LATE_PROJECT, PROJECTS, RIVAL, SOURCED_PROJECT
 from tools.harness.bucket import Bucket

@@ -21,8 +21,8 @@ import stamina
 from botocore.exceptions import ClientError
 
 from keyturn.crypto import SigningKey, to_base64
-from keyturn.identifiers import source_upload_id
 from keyturn.topology import NOTIFICATIONS
+from keyturn.upload_ids import source_upload_id
 from tools.chaos.attackers import Message, publish
 from tools.chaos.plan import (
     PROJECTS,

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from keyturn.identifiers import ALL_PROJECTS, parse_time, source_upload_id
+from keyturn.identifiers import ALL_PROJECTS, parse_time
 from keyturn.messages.fields import (
     Actor,
     Base64,
@@ -38,6 +38,7 @@ from keyturn.messages.status import (
     StatusFilter,
     StatusView,
 )
+from keyturn.upload_ids import source_upload_id
 
 INLINE_MAX_BYTES: Final = 256 * 1024
 """Plaintext bytes above which a body is staged in the bucket."""

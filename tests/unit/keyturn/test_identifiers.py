@@ -28,9 +28,9 @@ from keyturn.identifiers import (
     object_s3_key,
     parse_evidence_name,
     parse_time,
-    source_upload_id,
     staging_s3_key,
 )
+from keyturn.upload_ids import source_upload_id
 
 _key_text = st.text(st.sampled_from("a/.ü\u0000\x7f\u2028 -") | st.characters(), max_size=40)
 

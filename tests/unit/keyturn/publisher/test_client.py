@@ -18,7 +18,7 @@ from keyturn.errors import (
     SettingsError,
     StorageUnavailableError,
 )
-from keyturn.identifiers import source_upload_id, staging_s3_key
+from keyturn.identifiers import staging_s3_key
 from keyturn.messages import (
     INLINE_MAX_BYTES,
     InlineBody,
@@ -34,6 +34,7 @@ from keyturn.messages import (
 from keyturn.publisher import Publisher
 from keyturn.publisher.client import publisher_tracing
 from keyturn.tracing import PublisherTracing
+from keyturn.upload_ids import source_upload_id
 from keyturn_workers.pipeline.upload.sessions import OpenedSessions
 from tests.unit.keyturn.publisher.test_requests import API_KEY, INTAKE, SETTINGS
 

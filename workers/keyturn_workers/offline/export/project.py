@@ -23,11 +23,12 @@ from keyturn.errors import (
     WaitTimeoutError,
     all_errors,
 )
-from keyturn.identifiers import derived_id, object_s3_key
+from keyturn.identifiers import object_s3_key
 from keyturn.messages.events import Event, Rejected
 from keyturn.messages.requests import INLINE_MAX_BYTES
 from keyturn.metadata import UPLOAD
 from keyturn.publisher.client import Publisher
+from keyturn.upload_ids import copy_upload_id
 from keyturn_workers.core.errors import ExportError, MissingError
 from keyturn_workers.core.storage_port import Storage
 from keyturn_workers.offline.export.run import Incoming
@@ -48,12 +49,6 @@ class Copy:
     to_project: str
     deployment: str
     timeout_s: float
-
-    def upload_id(self, key: str, etag: str) -> str:
-        """Return the id of an object's copy, which it always has: no rotation changes the ETag."""
-        return derived_id(
-            "keyturn/v1/copy", self.deployment, self.project, self.to_project, key, etag
-        )
 
 
 class Waits(Protocol):
@@ -106,7 +101,9 @@ class TargetProject:
             NotDeliveredError: no worker serves uploads.
         """
         copy, info = self._copy, incoming.info
-        upload_id = copy.upload_id(incoming.key, info.etag or "")
+        upload_id = copy_upload_id(
+            copy.deployment, copy.project, copy.to_project, incoming.key, info.etag or ""
+        )
         if self._keys.has(incoming.key) and await self._is_copy(incoming.key, upload_id):
             return False
         is_small = info.size_bytes <= INLINE_MAX_BYTES
