@@ -30,7 +30,7 @@ from keyturn.identifiers import (
     parse_time,
     staging_s3_key,
 )
-from keyturn.upload_ids import source_upload_id
+from keyturn.upload_ids import copy_upload_id, source_upload_id
 
 _key_text = st.text(st.sampled_from("a/.ü\u0000\x7f\u2028 -") | st.characters(), max_size=40)
 
@@ -164,6 +164,18 @@ def test_the_id_of_a_sources_object_is_that_of_the_specification() -> None:
     assert uuid.UUID(found).variant == uuid.RFC_4122
     unversioned = source_upload_id("prod", "drop", "in/ü.txt", "abc-2")
     assert unversioned == source_upload_id("prod", "drop", "in/ü.txt", "abc-2", "") != found
+
+
+def test_the_id_of_a_copy_is_that_of_the_specification() -> None:
+    """By SPEC 18, from the bytes alone."""
+    named = b'keyturn/v1/copy\0prod\0acme\0acme2\0a/\xc3\xbc.txt\0"abc"'
+    digits = hashlib.sha256(named).hexdigest()[:32]
+    found = copy_upload_id("prod", "acme", "acme2", "a/ü.txt", '"abc"')
+    assert is_uuid(found)
+    assert (uuid.UUID(found).version, uuid.UUID(found).variant) == (8, uuid.RFC_4122)
+    plain = found.replace("-", "")
+    assert (plain[:12], plain[13:16], plain[17:]) == (digits[:12], digits[13:16], digits[17:])
+    assert found != copy_upload_id("prod", "acme2", "acme", "a/ü.txt", '"abc"')
 
 
 @given(st.tuples(*(st.text(st.sampled_from("ab/\0"), max_size=3) for _ in range(5))))
