@@ -366,7 +366,7 @@ class CachedCustomerKeys:
             if _is_refusal(exc):
                 entry.secret = None
             raise _failure(key.name, exc) from exc
-        if sent_s < entry.refused_s:
+        if sent_s < entry.refused_s:  # the response came late
             raise CustomerKeyRefusedError(f"{key.name}: it was refused meanwhile")
         entry.secret, entry.sent_s = secret, sent_s
         self._entries[name] = entry

@@ -106,6 +106,7 @@ class Eraser:
     async def _begin(self, stored: StoredKeyring, origin: Origin) -> Wait | Refused:
         """Let the project wait, if its stores say now that the keys are gone."""
         keyring = stored.keyring
+        # As if it had begun when it was added: for as long, stores are asked while nothing waits.
         erasure = Erasure(
             origin.id,
             origin.publisher,

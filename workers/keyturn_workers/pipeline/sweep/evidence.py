@@ -358,21 +358,24 @@ class EvidenceLog:
 
     async def _may_be_genuine(self, s3_key: str, keyring: Keyring) -> bool:
         """Return False if the file is missing, or is not evidence that a worker put there."""
+        found = ""
         try:
-            evidence = parse(await self._read(s3_key) or b"")
+            _, body = await self._storage.read(s3_key, max_bytes=MAX_EVIDENCE_BYTES + 1)
+            evidence = parse(body)
             if not self._is_at_its_place(evidence, s3_key):
                 return False
+            found = evidence.digest
             evidence.verify(key.verify_key() for key in self._event_keys)
-        except UnknownEventKeyError:
-            # By a key that this worker does not hold: only the chain shows whether it is genuine.
+        except (ArchivedError, UnknownEventKeyError):
+            # Not readable, or by a key that this worker does not hold: only the chain shows it.
             pass
-        except EvidenceError:
+        except (MissingError, EvidenceError):
             return False
         else:
             return True
         previous = {each.digest: each.predicate.previous async for each in self._files(keyring)}
         wanted = keyring.evidence
-        while wanted in previous and wanted != evidence.digest:
+        while wanted in previous and wanted != found:
             wanted = previous[wanted]
         # Behind a gap in the chain it may be genuine.
         return wanted is not None

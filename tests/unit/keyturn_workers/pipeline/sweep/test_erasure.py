@@ -407,24 +407,31 @@ async def test_only_genuine_evidence_with_its_id_refuses_an_erasure(
         assert event.evidence == digest(body)
 
 
-@pytest.mark.parametrize("is_lost", [False, True], ids=["in the chain", "perhaps in its gap"])
-async def test_evidence_of_a_key_that_is_not_held_any_more_is_not_replaced(
-    on: Erasing, *, is_lost: bool
-) -> None:
-    """Which evidence is genuine is shown by the chain; where that has a gap, none is replaced."""
+@pytest.mark.parametrize("how", ["in the chain", "perhaps in its gap", "archived"])
+async def test_evidence_that_cannot_be_verified_is_not_replaced(on: Erasing, how: str) -> None:
+    """The chain shows what is genuine; where it has a gap, nothing that may be is replaced."""
     retired = sign(_statement(on), OTHER_KEY)
+    before = "c" * 64 if how == "perhaps in its gap" else digest(retired)
     predicate = _statement(on).predicate.model_copy(
-        update={"request_id": AGAIN_ID, "previous": "c" * 64 if is_lost else digest(retired)}
+        update={"request_id": AGAIN_ID, "previous": before}
     )
     newest = sign(_statement(on, predicate=predicate), EVENT_KEY)
-    for evidence_id, envelope in ((ERASE_ID, retired), (AGAIN_ID, newest)):
-        on.storage.plant(evidence_s3_key("acme", 1, evidence_id), envelope, Headers({}))
+    path = evidence_s3_key("acme", 1, ERASE_ID)
+    on.storage.plant(path, retired, Headers({}), archived=how == "archived")
+    on.storage.plant(evidence_s3_key("acme", 1, AGAIN_ID), newest, Headers({}))
     on.write_keyring(with_evidence(on.ring, digest(newest)))
+    etag = (await on.storage.head(path)).etag
     on.say(FIRST, KeyState.DISABLED)
     await on.erase()
     assert on.events()[-1].type == "erase.rejected"
-    _, body = await on.storage.read(evidence_s3_key("acme", 1, ERASE_ID))
-    assert body == retired
+    assert (await on.storage.head(path)).etag == etag
+
+
+async def test_archived_junk_refuses_no_erasure(on: Erasing) -> None:
+    on.say(FIRST, KeyState.DISABLED)
+    on.storage.plant(evidence_s3_key("acme", 1, ERASE_ID), b"junk", Headers({}), archived=True)
+    await on.erase()
+    assert on.events()[-1].type == "project.erased"
 
 
 async def test_what_is_open_when_a_project_is_erased_ends(on: Erasing) -> None:
