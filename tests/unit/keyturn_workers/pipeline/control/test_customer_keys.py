@@ -396,7 +396,7 @@ async def test_an_object_whose_secret_no_mark_has_makes_an_adoption_wait() -> No
     """A backup of the keyring may have it: a new keyring would use its generations again."""
     on = await _lost()
     on.witness.table._marks.clear()
-    with pytest.raises(CustomerKeyUnavailableError, match="'new' needs .* restore the newest"):
+    with pytest.raises(CustomerKeyUnavailableError, match=r"'new' needs .* restore the newest"):
         await on.enroll(enrollment(adopt=True))
 
 
