@@ -72,6 +72,8 @@ from keyturn_workers.pipeline.sweep.page_object_keys import Row, list_batches
 
 NULL_VERSION: Final = "null"
 _BATCH_KEYS: Final = 500
+# Secrets are in use for so long, and then the process says again which it still has.
+_SECRETS_FOR_S: Final = 2.0
 # Each repetition means that the desired state changed, another program wrote, or a lease ended.
 _MAX_ATTEMPTS: Final = 8
 
@@ -203,6 +205,7 @@ class PageAttempt:
         self._null_is_current = False
         # Before any object is inspected; former ones join as objects need them (SPEC 2.6).
         self._secrets = NO_SECRETS
+        self._unlocked_s = 0.0
         self._asking = asyncio.Lock()
 
     async def run(self) -> Result:
@@ -251,8 +254,8 @@ class PageAttempt:
             raise CannotProveYetError(first.lease_s)
 
     async def _process_batch(self, batch: Sequence[Row]) -> None:
-        # Anew for each batch: a page may take longer than a secret may be kept.
-        self._secrets = await self._worker.customer_keys.unlock(self._keyring)
+        self._secrets = NO_SECRETS
+        await self._unlock()
         rows = [row for row in batch if is_object_key(row.key)]
         await gather_all(self._count_foreign(row) for row in batch if not is_object_key(row.key))
         inspected = await self._for_each(
@@ -355,6 +358,18 @@ class PageAttempt:
 
     # Customer secrets.
 
+    async def _unlock(self) -> None:
+        """Use the secrets that this process has now: it may have had to forget one.
+
+        This costs no call while the current secret is young. Raises as `CustomerKeys.unlock`.
+        """
+        unlocked = await self._worker.customer_keys.unlock(self._keyring)
+        self._secrets = replace(unlocked, failed=self._secrets.failed)
+        self._unlocked_s = self._worker.keyrings.clock.local_s()
+
+    def _is_unlocked(self) -> bool:
+        return self._worker.keyrings.clock.local_s() - self._unlocked_s < _SECRETS_FOR_S
+
     async def _in_slot(self, work: Callable[[], Awaitable[_T]]) -> _T:
         """Do some work in a slot, and again with each customer secret that it turns out to need.
 
@@ -363,9 +378,14 @@ class PageAttempt:
         while True:
             try:
                 async with self._worker.slots:
-                    return await work()
+                    if self._is_unlocked():
+                        return await work()
             except SecretNeededError as exc:
                 await self._ask(exc)
+                continue
+            async with self._asking:
+                if not self._is_unlocked():
+                    await self._unlock()
 
     async def _ask(self, needed: SecretNeededError) -> None:
         """Ask for a customer secret; where it is a former one, note the reason if it is not given.

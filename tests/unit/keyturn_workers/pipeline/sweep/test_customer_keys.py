@@ -37,6 +37,7 @@ from keyturn_workers.core.sweep_transitions import (
     with_key_wait,
 )
 from keyturn_workers.core.wraps import try_wrap
+from keyturn_workers.pipeline.sweep.page import _SECRETS_FOR_S
 from tests.unit.keyturn_workers.factories import (
     MASTER_KEYS,
     keyring,
@@ -320,6 +321,27 @@ async def test_a_page_keeps_each_former_secret_that_its_objects_needed() -> None
     assert (result.counts.rewrapped, result.failures) == (4, ())
     asked = page.customer_keys.asked
     assert [asked.count(each) for each in (A_ID, B_ID)] == [1, 1]
+
+
+@pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "given again"])
+async def test_a_page_uses_no_secret_that_the_process_had_to_forget(*, is_refused: bool) -> None:
+    page = Page(ring=WITH_A, customer_keys=held(), concurrency=1)
+    page.plant("a", "b")
+    page.write_keyring(WITH_B)
+
+    async def wait() -> None:
+        page.storage.advance(_SECRETS_FOR_S)
+        page.customer_keys.refused |= {"kms/b"} if is_refused else set()
+        page.customer_keys.asked.clear()
+
+    page.storage.before_next("copy_onto_itself", wait)
+    if is_refused:
+        with pytest.raises(CustomerKeyRefusedError):
+            await page.process()
+        assert page.storage.calls["copy_onto_itself"] == 1
+    else:
+        assert (await page.process()).counts.rewrapped == 2
+    assert set(page.customer_keys.asked) == {B_ID}
 
 
 @dataclass
