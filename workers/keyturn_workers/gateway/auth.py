@@ -258,6 +258,9 @@ class Authenticator:
             self._remember_failure(project, exc)
             raise
         except KeyringErasingError as exc:
+            kek = exc.stored.keyring.current.kek
+            if kek is None or not matches(kek):
+                return None  # that a project is being erased is no news for strangers
             raise CustomerKeyUnavailableError(exc.detail) from exc
         except KeyringContradictedError as exc:
             failure = KeyringRolledBackError(exc.detail)

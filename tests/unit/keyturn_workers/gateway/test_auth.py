@@ -7,20 +7,24 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 
 from keyturn.crypto import LinkClaims, Secret, link_token
 from keyturn.errors import (
     CorruptObjectError,
+    CustomerKeyUnavailableError,
     KeyringRolledBackError,
     MarksUnavailableError,
     StorageUnavailableError,
     UnauthorizedError,
     UnknownMasterKeyError,
 )
-from keyturn.identifiers import keyring_s3_key
+from keyturn.identifiers import format_time, keyring_s3_key
+from keyturn_workers.core.erasure import Erasure
 from keyturn_workers.core.errors import RefusedError as StorageRefusedError
+from keyturn_workers.core.keyring_erasure import begin_erasure
 from keyturn_workers.core.storage_values import Headers
 from keyturn_workers.gateway import auth as auth_module
 from keyturn_workers.gateway import keyring_lookups as lookups_module
@@ -456,6 +460,23 @@ async def test_a_keyring_that_cannot_be_opened_is_no_detail_for_strangers(ask: _
     with pytest.raises(CorruptObjectError) as refused:
         await ask(bench)
     assert refused.value.detail == ""
+
+
+@_either
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_only_who_has_the_key_of_a_project_learns_that_it_is_being_erased(
+    ask: _Ask, *, is_known: bool
+) -> None:
+    bench = Bench(cache_s=0)
+    if is_known:
+        await ask(bench)
+    now = format_time(bench.storage.now)
+    erasure = Erasure(str(uuid4()), "ops", "ab" * 32, now, now, "the end", None)
+    bench.write_keyring(begin_erasure(bench.ring, erasure))
+    with pytest.raises(CustomerKeyUnavailableError):
+        await ask(bench)
+    with pytest.raises(AuthenticationError):
+        await ask(bench, WRONG_KEY)
 
 
 @_either

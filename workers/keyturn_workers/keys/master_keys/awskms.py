@@ -374,7 +374,10 @@ def _describe_error(exc: ClientError, operation: str) -> KmsUnavailableError:
         return KmsRefusedError(f"the key in AWS KMS is not of {usage}")
     if code == _INVALID_STATE:
         text = next(text for word, text in _STATES.items() if word in message)
-        return KmsRefusedError(text, key_state=_KEY_STATES.get(text))
+        # The others are the key's own; this one is also a custom key store's that is disconnected.
+        is_refusal = text != _STATES[""]
+        state = _KEY_STATES.get(text)
+        return KmsRefusedError(text, key_state=state) if is_refusal else KmsUnavailableError(text)
     if code in _REFUSALS:
         text = _REFUSALS[code]
         return KmsRefusedError(text, key_state=_KEY_STATES.get(text))

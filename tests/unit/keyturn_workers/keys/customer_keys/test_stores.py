@@ -105,7 +105,7 @@ async def test_aws_gets_the_secret_with_its_context(stub: KmsStub) -> None:
     [
         ("AccessDeniedException", "not allowed kms:Decrypt on this key", True),
         ("DisabledException", "is disabled", True),
-        ("KMSInvalidStateException", "does not allow its use", True),
+        ("KMSInvalidStateException", "does not allow its use", False),
         ("NotFoundException", "does not exist", True),
         ("InvalidCiphertextException", "did not encrypt this for this place", True),
         ("IncorrectKeyException", "another key in AWS KMS", True),

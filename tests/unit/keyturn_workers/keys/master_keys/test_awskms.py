@@ -321,7 +321,7 @@ _ROLE = "AssumeRoleWithWebIdentity"
         (_error("UnrecognizedClientException"), "unknown access key", True),
         (_error("InvalidClientTokenId"), "unknown access key", True),
         (_error("InvalidSignatureException"), "wrong secret access key, or this machine's", True),
-        (_error(_STATE), "does not allow its use", True),
+        (_error(_STATE), "does not allow its use", False),
         (_error(_STATE, f"{SECRET} is pending deletion."), "scheduled for deletion", True),
         (_error(_STATE, f"{SECRET} is pending import."), "no key material", True),
         (_error(_STATE, f"{SECRET} is Disabled."), "is disabled", True),
