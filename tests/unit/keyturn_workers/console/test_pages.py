@@ -649,6 +649,35 @@ def test_the_theme_that_was_chosen_is_in_the_page(chosen: str, shown: str) -> No
     assert f'value="{shown}" selected' in page
 
 
+@pytest.mark.parametrize("name", ["production", ""])
+def test_every_page_and_every_confirmation_names_its_deployment(name: str) -> None:
+    """Production and staging must not look alike where something is deleted."""
+    scene = lived(deployment=name, color="red")
+    begin, sweep = (scene.get(path) for path in ("/projects/acme/rotate", "/sweeps/new"))
+    make, start = "/projects/acme/rotate/key", "/sweeps/new"
+    letters = "/dead/confirm?move=discard&queue=keyturn.upload.dead&code=bad_seal"
+    confirmations = [
+        begin,
+        sweep,
+        scene.get("/projects/acme/delete"),
+        scene.get(letters),
+        scene.post(make, 200, form=scene.token(begin, make)).text,
+        scene.post(start, 200, form=scene.token(sweep, start), scope="all").text,
+    ]
+    plate = f'<p class="deployment"><span class="vh">Deployment </span>{name}</p>'
+    for page in confirmations:
+        form = page.partition('class="confirm')[2].partition("</form>")[0]
+        assert form.count(plate) == bool(name)
+    pages = [*map(scene.get, _ALL), *confirmations]
+    scene.auth.person = None
+    pages.append(scene.get("/nowhere", 404))
+    for page in pages:
+        title = page.partition("<title>")[2].partition("</title>")[0]
+        assert title.endswith(" · production · Keyturn" if name else " · Keyturn")
+        assert 'data-color="red"' in page
+        assert (plate in page) is bool(name)
+
+
 def test_queues_and_workers_are_shown_with_what_differs() -> None:
     page = lived().words("/queues")
     assert "keyturn.notifications 0 0 —" in page  # no source is watched: nothing is wrong

@@ -191,7 +191,7 @@ def render(
             person uses it, such as a confirmation.
         headers: Further response headers.
         values: Values for the template besides `person`, `may_operate`, `csrf`, `nav`, `path`,
-            `now`, `own_publisher`, `header`, `refresh_s` and `theme`.
+            `now`, `own_publisher`, `header`, `refresh_s`, `theme`, `deployment` and `color`.
     """
     context = context_of(request)
     session = session_of(request) if SESSION_SCOPE in request.scope else None
@@ -206,6 +206,8 @@ def render(
         "own_publisher": context.publisher_name,
         "refresh_s": refresh_s,
         "theme": _theme(request),
+        "deployment": context.deployment,
+        "color": context.color,
     }
     page = environment().get_template(template).render(shown | values)
     return HTMLResponse(page, status_code=status_code, headers=headers)
