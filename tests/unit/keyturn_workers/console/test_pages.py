@@ -268,7 +268,7 @@ def test_now_shows_what_needs_attention_with_its_remedy_and_link() -> None:
     assert "341 requests waiting in the queues" in words
     # What runs comes before what was done.
     assert words.index("Sweeps and rotations under way") < words.index("Work done")
-    assert "Proving 46 of 91 objects, earliest end in" in words
+    assert "Proved 46 of 91 objects; waiting " in words
     assert "The last hour, as reported by workers at" in words
     # Each value has its time, also the totals.
     assert "dead letters to replay or discard as of" in words
@@ -477,7 +477,7 @@ def test_progress_and_the_moments_of_a_sweep_are_those_of_its_record() -> None:
     scene = lived()
     page = scene.words(_PROVING)
     for words in (
-        "Proving 46 of 91 objects, earliest end in",
+        "Proved 46 of 91 objects; waiting ",
         "two leases after the desired state changed",
         "Requested",
         "First rewrap",

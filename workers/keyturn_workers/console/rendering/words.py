@@ -16,7 +16,7 @@ from keyturn.errors import CustomerKeyRefusedError
 from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project
 from keyturn.messages.audit import DONE, STARTED
 from keyturn.messages.status import AttentionLink, AuditStatus, SweepStatus
-from keyturn.progress import Progress
+from keyturn.progress import WHY_WAIT, Progress
 from keyturn_workers.console.rendering.text import duration, moment, number
 from keyturn_workers.core.wording import plural
 
@@ -78,11 +78,10 @@ class Badge:
 
 @dataclass(frozen=True, slots=True)
 class SweepProgress:
-    """The progress of a sweep. `done` and `of` are for a bar; without them only text is shown."""
+    """The progress of a sweep. `fraction` is for a bar; without it only text is shown."""
 
     text: str
-    done: int | None = None
-    of: int | None = None
+    fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +217,14 @@ def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
     verb = "Proving" if known.phase == "proving" else "Rewrapping"
     if known.total is None:
         return SweepProgress(f"{verb}, {plural(known.done, unit)} so far{waits_for_key}")
-    text = f"{verb} {number(known.done)} of {plural(known.total, unit)}{waits_for_key}"
+    of_total = f"{number(known.done)} of {plural(known.total, unit)}"
+    text = f"{verb} {of_total}{waits_for_key}"
     # Before that phase, rewrapping takes longer than the leases.
     left_s = known.seconds_to_proof(now) if known.phase == "proving" else None
     if left_s is not None and not waits_for_key:
-        text += f", earliest end in {duration(left_s)}"
-    return SweepProgress(text, min(known.done, known.total), known.total)
+        state = f"Proved {of_total}" if known.done else "All rewrapped"
+        text = f"{state}; waiting {duration(left_s)}, {WHY_WAIT}"
+    return SweepProgress(text, known.fraction)
 
 
 def _counted(counts: Counts) -> str:
