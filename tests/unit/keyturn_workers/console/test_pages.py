@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -204,13 +204,16 @@ def test_a_page_without_an_answer_opens_and_says_since_when_and_why(path: str) -
 def test_with_the_broker_away_a_page_keeps_what_it_knows_with_its_age(path: str) -> None:
     now_s = 1000.0
     scene = lived(clock=lambda: now_s)
-    known = scene.words(path)
-    assert "Nothing newer" not in known
+    known = scene.get(path)
+    assert "No response" not in known
+    # One time for the whole page, and those of two items that are 40 seconds old.
+    assert known.count('class="as-of"') == (3 if path == "/" else 1)
     now_s += 10
     scene.publisher.error = WaitTimeoutError("none")
     page = scene.words(path)
-    assert "Nothing newer since" in page
-    assert "No control worker responds." in page
+    # Once for the whole page, not at each of its parts.
+    assert page.count("No response since") == page.count("No control worker responds.") == 1
+    assert "Nothing newer" not in page
     assert "not been read yet" not in page
 
 
@@ -266,12 +269,43 @@ def test_now_shows_what_needs_attention_with_its_remedy_and_link() -> None:
         assert shown in words
     assert "240 projects 44 sweeps and rotations running 4 workers reporting" in words
     assert "341 requests waiting in the queues" in words
-    # What runs comes before what was done.
-    assert words.index("Sweeps and rotations under way") < words.index("Work done")
+    # What runs comes first.
+    places = [words.index(each) for each in ("under way", "Needs attention", "Work done")]
+    assert places == sorted(places)
     assert "Proved 46 of 91 objects; waiting " in words
-    assert "The last hour, as reported by workers at" in words
-    # Each value has its time, also the totals.
-    assert "dead letters to replay or discard as of" in words
+    assert "The last hour, as reported by workers." in words
+
+
+def test_now_has_one_card_for_each_kind_of_problem() -> None:
+    publisher = console_data.deployment()
+    items = publisher.rows["attention"]
+    dead = next(each for each in items if each.rule == "dead_letters")
+    more = [
+        dead.model_copy(update={"title": "1 dead letter: unknown_project", "command": "keyturn x"}),
+        items[0].model_copy(update={"rule": "queue_unserved", "title": "Nothing consumes plan"}),
+        items[0].model_copy(update={"rule": "queue_unserved", "title": "Nothing consumes sweep"}),
+        items[0].model_copy(update={"rule": "of_tomorrow", "title": "One"}),
+        items[0].model_copy(update={"rule": "of_tomorrow", "title": "Two"}),
+    ]
+    publisher.rows["attention"] = [*items, *more]
+    page = Scene(publisher).get("/")
+    assert page.count("<article") == len({each.rule for each in publisher.rows["attention"]})
+    words = words_of(page)
+    for title in ("133 dead letters, 2 codes", "Queues without a worker: 2", "Of tomorrow: 2"):
+        assert title in words
+    for row in ("92 dead letters with bad_seal", "1 dead letter: unknown_project", "keyturn x"):
+        assert row in words
+    # The navigation counts cards.
+    assert "Now 4 need attention now" in words
+
+
+def test_only_what_is_stale_says_how_old_it_is() -> None:
+    """The page says it once for all that is as old as the page."""
+    publisher = console_data.deployment()
+    publisher.age = timedelta(minutes=5)
+    words = Scene(publisher).words("/queues")
+    assert words.index("as of") < words.index("5 min ago") < words.index("Workers differ")
+    assert words.count("as of") == 3  # the page, and both tables
 
 
 def test_now_shows_more_than_an_hour_only_from_prometheus() -> None:
@@ -635,9 +669,9 @@ def test_cards_turn_to_a_warning_while_their_source_is_away() -> None:
     scene.publisher.error = WaitTimeoutError("none")
     page = scene.get("/")
     assert page.count("tile away") == 5
-    assert "240 projects nothing newer since" in words_of(page)
+    assert "240 projects 44 sweeps" in words_of(page)
     never = Scene(MadeUp(error=BrokerUnavailableError("the broker cannot be reached")))
-    assert "— projects not read yet" in never.words("/")
+    assert "— projects —" in never.words("/")
 
 
 @pytest.mark.parametrize(("chosen", "shown"), [("dark", "dark"), ("light", "light"), ("x", "")])

@@ -18,6 +18,7 @@ _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
 _UNITS: Final = ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min"), (1, "s"))
 _SHOWN_CHARACTERS: Final = 4096
+_STALE_S: Final = 30
 _OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
@@ -101,6 +102,11 @@ def ago(at: datetime, now: datetime) -> str:
             count = f"{int(size // unit_s)} {unit}"
             return f"{count} ago" if seconds > 0 else f"in {count}"
     return "now"  # pragma: no cover
+
+
+def is_stale(at: datetime, now: datetime) -> bool:
+    """Return whether a part of a page is so old that it must say so itself."""
+    return (now - at).total_seconds() > _STALE_S
 
 
 def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
