@@ -442,6 +442,30 @@ def test_each_filter_of_projects_can_be_chosen() -> None:
         assert f'<option value="{state}"' in page
 
 
+def test_the_page_of_a_project_leads_with_what_people_ask_and_folds_the_rest() -> None:
+    page = lived().get("/projects/acme")
+    overview, _, rest = page.partition('<details id="keyring-details">')
+    names = ["State", "Objects", "API key since", "Last proof", "Customer key"]
+    assert re.findall(r"<dt>(.*?)</dt>", overview) == names
+    for name in ("Generation", "Master key", "Enrolled", "User KEK"):
+        assert f"<dt>{name}</dt>" in rest
+    buttons = re.findall(r'<a class="button(.*?)" href="[^"]+">(\w+)', page.partition("<dt>")[0])
+    assert buttons == [(" primary", "Rotate"), ("", "Sweep"), (" quiet", "Delete")]
+
+
+@pytest.mark.parametrize(
+    ("rotated_at", "words"), [(None, "Not rotated yet"), ("2026-11-01T00:00:00Z", "Never proven")]
+)
+def test_a_new_project_is_not_said_to_lack_a_proof(rotated_at: str | None, words: str) -> None:
+    change = {"rotated_at": rotated_at, "last_proof_at": None, "last_end_clean": None}
+    publisher = console_data.deployment()
+    publisher.rows["projects"] = [
+        row.model_copy(update=change) for row in publisher.rows["projects"] if row.project == "acme"
+    ]
+    scene = Scene(publisher)
+    assert all(words in scene.words(path) for path in ("/projects?text=acme", "/projects/acme"))
+
+
 def test_the_page_of_an_erasure_speaks_of_no_objects() -> None:
     scene = lived()
     page = scene.words(f"/sweeps/{ERASED}/{made_up_id('erasure')}")

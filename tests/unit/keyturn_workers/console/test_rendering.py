@@ -233,6 +233,8 @@ def test_ages(seconds: float, shown: str) -> None:
 def test_times_say_utc_with_seconds_today_and_the_date_of_another_day() -> None:
     assert text.clock_time(_NOW - timedelta(hours=1), _NOW) == "11:00:30 UTC"
     assert text.clock_time(_NOW - timedelta(days=1), _NOW) == "2026-11-25 12:00 UTC"
+    short = [text.short_time(_NOW - timedelta(hours=hours), _NOW) for hours in (1, 24)]
+    assert short == ["11:00 UTC", "2026-11-25"]
     exact = text.clock_time(_NOW - timedelta(days=1), _NOW, is_exact=True)
     assert exact == "2026-11-25 12:00:30 UTC"
     assert text.iso(_NOW) == "2026-11-26T12:00:30Z"

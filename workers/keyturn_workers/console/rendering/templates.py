@@ -142,6 +142,7 @@ def environment() -> Environment:
         text.ago,
         text.clock_time,
         text.is_stale,
+        text.short_time,
         text.iso,
         text.moment,
         text.evidence_date,

@@ -118,6 +118,12 @@ def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
     return at.strftime(shape)
 
 
+def short_time(at: datetime, now: datetime) -> str:
+    """Return a time in UTC that fits one line with its age: today the minute, otherwise the day."""
+    at = at.astimezone(UTC)
+    return at.strftime("%H:%M UTC" if at.date() == now.astimezone(UTC).date() else "%Y-%m-%d")
+
+
 def moment(at: datetime | str | None) -> datetime | None:
     """Return an instant from a message's text."""
     return parse_time(at) if isinstance(at, str) else at
