@@ -47,6 +47,8 @@ READ: Final = {
     "/projects/{project}/evidence/{digest}",
     "/projects/{project}/rotate",
     "/projects/{project}/rotate/key",
+    "/projects/{project}/enroll",
+    "/projects/{project}/enroll/key",
     "/projects/{project}/delete",
     "/sweeps",
     "/sweeps/new",
@@ -70,6 +72,8 @@ ACT: Final = {
     "/keys/count/cancel",
     "/projects/{project}/rotate/key",
     "/projects/{project}/rotate",
+    "/projects/{project}/enroll/key",
+    "/projects/{project}/enroll",
     "/projects/{project}/delete",
     "/actions/{request_id}/repeat",
     "/dead/confirm",
@@ -640,6 +644,8 @@ def test_a_letter_keeps_its_row_while_newer_ones_come_above_it() -> None:
 def test_one_dead_letter_is_shown_without_what_is_sealed_and_one_that_is_gone_is_said() -> None:
     scene = lived()
     page = scene.words(_LETTER)
+    assert page.startswith("reports/3.pdf · Keyturn")
+    assert "Dead letters / reports/3.pdf" in page
     assert "It goes back to keyturn.upload" in page
     assert "(4,096 bytes)" in page
     gone = scene.words(f"/dead/keyturn.upload.dead/{digest('none')}", 404)

@@ -14,6 +14,7 @@ from keyturn.identifiers import parse_time
 from keyturn.messages import AttentionLink, AuditStatus, Counts, Progress, SweepStatus
 from keyturn.messages.audit import AuditAction
 from keyturn.progress import WHY_WAIT, KeyProblem
+from keyturn.topology import REQUESTS
 from keyturn_workers.console.rendering import words
 from keyturn_workers.process.code_help import CODES, code_help
 
@@ -128,6 +129,71 @@ def test_no_record_shows_as_if_its_action_still_went_on(
     )
     assert words.audit_outcome(row).word == word
     assert words.audit_outcome(row).kind != "busy"
+
+
+_RECORD = AuditStatus(
+    audit_id=_ID,
+    at="2026-11-26T09:30:00Z",
+    process=_ID,
+    counter=1,
+    role="worker control",
+    host="worker-1",
+    action="request.served",
+    actor="kim",
+    project="bulk",
+    outcome="done",
+    offset=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"request_type": "rotation.requested", "generation": 4},
+            "kim rotated bulk to generation 4",
+        ),
+        (
+            {"request_type": "sweep.requested", "project": "*"},
+            "kim started a sweep of all projects",
+        ),
+        (
+            {"request_type": "delete.requested", "object_key": "q3 <b>"},
+            "kim deleted q3 &lt;b&gt; of bulk",
+        ),
+        ({"request_type": "delete.requested", "object_count": 3}, "kim deleted 3 objects of bulk"),
+        (
+            {
+                "action": "request.refused",
+                "request_type": "rotation.requested",
+                "outcome": "not_permitted",
+            },
+            "kim tried to rotate bulk",
+        ),
+        (
+            {"action": "request.refused", "outcome": "malformed_request"},
+            "kim tried to send a request",
+        ),
+        (
+            {"action": "dead_letter.replayed", "outcome": "started", "project": None},
+            "kim replayed a dead letter",
+        ),
+        (
+            {"action": "object.opened_as_operator", "outcome": "started"},
+            "kim opened objects of bulk with a master key",
+        ),
+        ({"request_type": "of_tomorrow.requested"}, "kim sent of_tomorrow.requested"),
+        ({"actor": "<script>", "action": "of.tomorrow"}, "&lt;script&gt; sent of.tomorrow"),
+    ],
+)
+def test_an_audit_record_is_a_sentence(change: dict[str, Any], sentence: str) -> None:
+    said = words.audit_sentence(_RECORD.model_copy(update=change))
+    assert re.sub(r"</?(a|bdi|strong)\b[^>]*>", "", said).strip() == sentence
+
+
+def test_each_recorded_request_and_action_has_its_words() -> None:
+    actions = set(get_args(AuditAction)) - {"request.served", "request.refused"}
+    assert words._ACTS.keys() == actions | set(REQUESTS)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from keyturn.identifiers import is_project
 from keyturn_workers.console.ask import Answer
 from keyturn_workers.console.auth.person import SESSION_SCOPE, session_of
 from keyturn_workers.console.context import ATTENTION, QUEUES, ConsoleContext, context_of
@@ -149,6 +150,7 @@ def environment() -> Environment:
         plural,
         words.audit_action,
         words.audit_outcome,
+        words.audit_sentence,
         words.project_path,
         words.project_words,
         words.key_wait_words,
@@ -165,6 +167,7 @@ def environment() -> Environment:
     made.filters["code_meaning"] = lambda code: code_help(code).meaning
     made.filters["code_remedy"] = lambda code: code_help(code).remedy
     made.tests["known_code"] = CODES.__contains__
+    made.tests["project_id"] = is_project
     made.globals["static"] = static_files().url
     made.globals["zip"] = zip
     return made

@@ -58,6 +58,10 @@
     });
   }
 
+  // On a phone the navigation is one row that scrolls.
+  const here = document.querySelector("nav [aria-current]");
+  if (here) here.closest("nav").scrollLeft = here.offsetLeft - here.closest("nav").offsetLeft;
+
   // An open page asks for itself again a second after it was opened, which did not wait long for
   // answers, and then every few seconds, while it is visible. What is typed, opened or ticked stays:
   // htmx changes only what differs.
