@@ -32,7 +32,7 @@ def _check_time(text: str) -> str:
     return text
 
 
-_LATE: Final = "so that no late write can slip past"
+WHY_WAIT: Final = "so that no late write can slip past"
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _Count = Annotated[int, Field(ge=0)]
 _Time = Annotated[str, Field(pattern=TIME_PATTERN), AfterValidator(_check_time)]
@@ -101,4 +101,4 @@ def describe(progress: Progress, now: datetime) -> str:
     if progress.phase != "proving" or seconds is None:
         return text
     state = f"proved {progress.done}{of_total}" if progress.done else "all rewrapped"
-    return f"{state}; waiting {math.ceil(seconds)} s, {_LATE}"
+    return f"{state}; waiting {math.ceil(seconds)} s, {WHY_WAIT}"

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from tools.servers import RabbitMQ
 
 PUBLISHER: Final = "console"
-REQUESTS: Final = tuple(each for each in CONTROL_REQUESTS if each != "enroll.requested")
-"""What the console may ask for: all that control workers serve, but to enroll projects."""
+REQUESTS: Final = tuple(
+    each for each in CONTROL_REQUESTS if each not in ("recover.requested", "erase.requested")
+)
+"""What the console may ask for: all that control workers serve, but what only commands ask for."""
 
 _DEPLOY: Final = Path(__file__).parents[2] / "docs" / "howto" / "deploy.md"
 _COMMAND: Final = r"^rabbitmqctl {} -p keyturn console {}$"

@@ -187,6 +187,10 @@ class MadeUp:
         """Note it."""
         return await self._publish("sweep", sweep_id, project=project, **more)
 
+    async def enroll(self, project: str, *, request_id: str | None = None, **more: Any) -> str:
+        """Note it."""
+        return await self._publish("enrollment", request_id, project=project, **more)
+
     async def rotate(self, project: str, *, rotation_id: str | None = None, **more: Any) -> str:
         """Note it."""
         return await self._publish("rotation", rotation_id, project=project, **more)
@@ -546,6 +550,7 @@ class _Maker:
             message_id=made_up_id(f"letter {number}") if number else f"<{HOSTILE_KEY}>",
             type="upload.requested",
             project=_NAMES[number % len(_NAMES)],
+            object_key=f"{HOSTILE_KEY}/{number}" if number < 2 else f"reports/{number}.pdf",
             code="request_expired" if is_expired else "bad_seal",
             detail=HOSTILE_KEY if number == 1 else "the body does not open",
             publisher="api",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from keyturn.publisher import Publisher
     from keyturn_workers.console.app import SignedIn
     from keyturn_workers.console.prometheus import Prometheus
+    from keyturn_workers.console.settings import Color
     from tools.harness.console_data import MadeUp
 
 CSRF: Final = "csrf-of-this-session"
@@ -72,13 +73,21 @@ def preview_app(
     name: str = "ada",
     auth: SignedIn | None = None,
     prometheus: Prometheus | None = None,
+    deployment: str = "",
+    color: Color = "teal",
     **options: Any,
 ) -> Starlette:
     """The application, for a person with this name and role; `options` are those of `Asker`."""
     real = cast("Publisher", publisher)
     asker = Asker(real, **options)
     context = ConsoleContext(
-        console_data.PUBLISHER, asker, Actions(real), CensusTaker(asker), prometheus
+        console_data.PUBLISHER,
+        asker,
+        Actions(real),
+        CensusTaker(asker),
+        prometheus,
+        deployment,
+        color,
     )
     return create_app(context, auth or PreviewAuth(Person(name, role, name)))
 

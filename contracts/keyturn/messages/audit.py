@@ -19,6 +19,7 @@ from keyturn.messages.fields import (
     Code,
     Count,
     EventModel,
+    Generation,
     Key,
     Project,
     QueueName,
@@ -91,6 +92,7 @@ class AuditRecorded(AuditLink):
         object_count: Of a request for several objects, how many.
         first_object: If several records name them: which of them, from 1, is this record's first.
         object_keys: Which; at most 16 KiB of UTF-8.
+        generation: Of a rotation that was served: the project's new one.
         queue: The dead-letter queue.
         master_key: The id of the master key that was used.
         kind: Which key was derived, such as `admin` or `record`.
@@ -112,6 +114,7 @@ class AuditRecorded(AuditLink):
     object_count: Count | None = None
     first_object: Annotated[int, Field(ge=1)] | None = None
     object_keys: Rows[Key] | None = None
+    generation: Generation | None = None
     queue: QueueName | None = None
     master_key: ShortName | None = None
     kind: ShortName | None = None

@@ -503,6 +503,7 @@ class AuditStatus(ExtensibleModel):
     object_key: str | None = None
     object_count: Count | None = None
     first_object: Count | None = None
+    generation: Count | None = None
     queue: str | None = None
     master_key: str | None = None
     kind: str | None = None
@@ -519,6 +520,7 @@ class DeadLetterStatus(ExtensibleModel):
 
     Attributes:
         letter: Hex SHA-256 of its body, by which `dead_letters.requested` names it.
+        object_key: The object that the request is about.
         obstacle: Why it cannot be replayed: its body was not kept, it names no type of request,
             or it is past its age.
         text: The letter for people, with all secrets left out.
@@ -529,6 +531,7 @@ class DeadLetterStatus(ExtensibleModel):
     message_id: str | None = None
     type: str | None = None
     project: str | None = None
+    object_key: str | None = None
     code: str | None = None
     detail: str | None = None
     publisher: str | None = None

@@ -133,6 +133,7 @@ async def test_a_rotation_to_a_key_that_is_shown_once(site: ConsoleSite) -> None
         assert await status(found[1]) == 200
         assert await status(old_key) == 401
         await _audited(client, rotation_id)
+        await client.until(f"/audit?text={rotation_id}", "to generation 2")
 
 
 async def test_a_rotation_from_a_page_that_is_too_old_is_refused(site: ConsoleSite) -> None:

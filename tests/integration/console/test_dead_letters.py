@@ -26,7 +26,6 @@ from tools.harness import requests as rq
 from tools.harness.console_client import console_client, forms_of
 from tools.harness.console_letters import CONTROL, UPLOADS, Letter
 from tools.harness.console_site import OPERATOR
-from tools.harness.wire import SignedPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -106,13 +105,17 @@ async def test_a_letter_is_replayed_after_its_cause_was_mended(
     project = "replayed"
     made = rq.upload(site.deployment, project, "k", b"a body")
     await _bury(site, [_letter(site, made.document, "unknown_project", own="kept")])
-    await SignedPublisher(site.deployment, site.wire).enroll(project)
     (path,) = await _listed(client, made.upload_id, 1)
     letter = await client.get(path)
     assert "as tested" in letter.text
     assert "goes back to <code>keyturn.upload</code>" in letter.text
     assert made.document["sealed_key"]["ciphertext"] not in letter.text
     assert made.document["body"]["inline"] not in letter.text
+    enroll = f"/projects/{project}/enroll"
+    assert f'href="{enroll}"' in letter.text
+    fresh_key = await client.submit(await client.get(enroll), f"{enroll}/key")
+    enrolled = await client.submit(fresh_key, enroll, saved="yes", typed=project)
+    await client.until(enrolled.path, "has a keyring")
     confirmation = await client.submit(letter, "/dead/confirm", move="replay")
     outcome = await _moved(client, confirmation, reason="Grüße \u202e x\u200cy")
     assert "<strong>1 replayed</strong>" in outcome.text

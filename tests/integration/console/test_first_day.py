@@ -98,7 +98,7 @@ async def test_the_page_leads_from_an_installed_console_to_production(
 
         await reader.until("/queues", "Control workers respond", "upload", "control", "sweep")
         await reader.run("enroll")
-        await reader.until(f"/projects/{PROJECT}", "Never proven")
+        await reader.until(f"/projects/{PROJECT}", "Not rotated yet")
 
         rotation = await reader.rotate()
         rotation_id = rotation.rpartition("/")[2]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import expect
 
 from tools.harness import hostile
 from tools.harness.console_browser import DESKTOP, NARROW, visiting
@@ -142,11 +143,13 @@ async def test_each_page_without_data_says_so(
 ) -> None:
     """A deployment that was just installed: no project, no sweep, no dead letter."""
     async with (
-        console_site(broker, ceph, tmp_path, lives=False) as site,
+        console_site(broker, ceph, tmp_path, lives=False, CONSOLE_COLOR="red") as site,
         visiting(browser, site.url) as visit,
     ):
+        await visit.goto("/sign-in")
+        await expect(visit.page.locator(".deployment")).to_contain_text(site.deployment.name)
+        found = {"/sign-in": await visit.findings()}
         await visit.sign_in(OPERATOR)
-        found = {}
         for path in NAV:
             assert await visit.goto(path) == 200
             found[path] = await visit.findings()

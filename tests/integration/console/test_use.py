@@ -12,7 +12,7 @@ from playwright.async_api import expect
 
 from tools.harness import console_letters
 from tools.harness import requests as rq
-from tools.harness.console_browser import visiting
+from tools.harness.console_browser import NARROW, visiting
 from tools.harness.console_site import VIEWER
 from tools.harness.wire import SignedPublisher
 
@@ -130,6 +130,19 @@ async def test_a_theme_is_chosen_for_all_pages_of_this_browser(operator: Console
     assert await operator.findings("color-contrast") == []
     await page.get_by_label("Theme").select_option("System")
     assert await page.evaluate(background) == dark
+
+
+async def test_on_a_phone_the_navigation_is_one_row_with_the_page_in_view(
+    operator: ConsoleVisit,
+) -> None:
+    page = operator.page
+    await page.set_viewport_size(NARROW)  # type: ignore[arg-type]
+    for path in ("/", "/audit"):
+        await operator.goto(path)
+        links = page.locator("#nav a")
+        tops = await links.evaluate_all("links => links.map(link => link.offsetTop)")
+        assert (len(tops), len(set(tops))) == (len(NAV), 1)
+        await expect(page.locator("#nav [aria-current]")).to_be_in_viewport(ratio=0.9)
 
 
 async def test_a_sweep_that_is_not_known_yet_appears_by_itself(

@@ -48,7 +48,8 @@ _GATEWAY: Final = "gateway"
 _CONSOLE: Final = "console"
 _KEY_ID: Final = "main"
 GATEWAY_MAY: Final = ["upload.requested", "rotation.requested", "delete.requested"]
-CONSOLE_MAY: Final = [request for request in CONTROL_REQUESTS if request != "enroll.requested"]
+_OF_COMMANDS: Final = ("recover.requested", "erase.requested")
+CONSOLE_MAY: Final = [request for request in CONTROL_REQUESTS if request not in _OF_COMMANDS]
 GATEWAY_READS_NOT: Final = ("KEYTURN_ACTIVE_MASTER_KEY",)
 _MASTER_KEYS: Final = "The master keys by id; they open everything"
 _Part = tuple[str, dict[str, str]]

@@ -40,8 +40,9 @@ from keyturn_workers.console.auth.person import Person
 from keyturn_workers.console.form_tokens import FORM_LIFE_S, KEY_LIFE_S, FormTokens, FreshKeys
 from keyturn_workers.core.sweep_options import SweepOptions
 
-ActionKind = Literal["sweep", "rotation", "delete", "dead_letters"]
+ActionKind = Literal["enrollment", "sweep", "rotation", "delete", "dead_letters"]
 REQUEST_TYPES: Final[dict[ActionKind, RequestType]] = {
+    "enrollment": "enroll.requested",
     "sweep": "sweep.requested",
     "rotation": "rotation.requested",
     "delete": "delete.requested",
@@ -258,7 +259,7 @@ class Actions:
     async def request(self, action: Action, *, api_key: SecretStr | None = None) -> Action:
         """Publish a request and return its state; with a known id nothing is published.
 
-        `api_key` is the new one of a rotation.
+        `api_key` is the new one of an enrollment or a rotation.
 
         Raises:
             TooManyActionsError: nothing was published.
@@ -352,6 +353,13 @@ class Actions:
                     repair=options.repair,
                     actor=action.person,
                     sweep_id=action.request_id,
+                )
+            case Action(kind="enrollment") if entry.api_key is not None:
+                await publisher.enroll(
+                    action.project,
+                    api_key=entry.api_key,
+                    actor=action.person,
+                    request_id=action.request_id,
                 )
             case Action(kind="rotation") if entry.api_key is not None:
                 await publisher.rotate(

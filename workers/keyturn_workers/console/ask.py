@@ -92,11 +92,13 @@ class Answer:
         report: The last report with rows; None before there is one.
         problem: Why there is no newer report, as a sentence; empty if nothing is wrong.
         since: When the problem began.
+        is_silent: True if no query is answered: the problem is that of every page.
     """
 
     report: StatusReported | None = None
     problem: str = ""
     since: datetime | None = None
+    is_silent: bool = False
 
     @property
     def at(self) -> datetime | None:
@@ -313,7 +315,7 @@ class Asker:
         """Return the answer; while no query is answered at all, with the reason."""
         if not self._silence.problem:
             return answer
-        return Answer(answer.report, self._silence.problem, self._silence.since)
+        return Answer(answer.report, self._silence.problem, self._silence.since, is_silent=True)
 
     def _note_silence(self, error: PublisherError) -> None:
         silence, problem = self._silence, _words(error)

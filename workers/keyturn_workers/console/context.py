@@ -12,6 +12,7 @@ from keyturn_workers.console.actions import Actions
 from keyturn_workers.console.ask import Answer, Asker, Query
 from keyturn_workers.console.key_usage import CensusTaker
 from keyturn_workers.console.prometheus import Prometheus
+from keyturn_workers.console.settings import Color
 
 ATTENTION = Query("attention")
 QUEUES = Query("queues")
@@ -22,7 +23,8 @@ QUEUES = Query("queues")
 class ConsoleContext:
     """The parts of the console that pages use.
 
-    `publisher_name` is the name under which the console publishes.
+    `publisher_name` is the name under which the console publishes. Pages show the name of the
+    `deployment`, if it has one of its own, and its `color`.
     """
 
     publisher_name: str
@@ -30,6 +32,8 @@ class ConsoleContext:
     actions: Actions
     census: CensusTaker
     prometheus: Prometheus | None = None
+    deployment: str = ""
+    color: Color = "teal"
 
 
 def context_of(request: Request) -> ConsoleContext:

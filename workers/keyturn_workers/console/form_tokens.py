@@ -85,16 +85,16 @@ MAX_HELD: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class FreshKey:
-    """A key made for a rotation that is not confirmed yet.
+    """A key made for an enrollment or a rotation that is not confirmed yet.
 
-    `rotation_id` is the id of the rotation to publish; `expected_generation` is the generation that
-    the person saw, which the rotation replaces.
+    `request_id` is the id of the request to publish; `expected_generation` is the generation that
+    the person saw, which the rotation replaces; None of an enrollment.
     """
 
-    rotation_id: str
+    request_id: str
     session_id: str
     project: str
-    expected_generation: int
+    expected_generation: int | None
     api_key: SecretStr
 
 
@@ -109,7 +109,7 @@ class FreshKeys:
         self._max_held = max_held
         self._held: dict[str, FreshKey] = {}
 
-    def make(self, session_id: str, project: str, expected_generation: int) -> FreshKey:
+    def make(self, session_id: str, project: str, expected_generation: int | None) -> FreshKey:
         """Make a key. An earlier one of the same session and project is dropped.
 
         So a page that was loaded twice can only publish the key that it showed last, the one that
@@ -117,21 +117,21 @@ class FreshKeys:
         """
         for other in tuple(self._held.values()):
             if (other.session_id, other.project) == (session_id, project):
-                self.drop(other.rotation_id)
+                self.drop(other.request_id)
         while len(self._held) >= self._max_held:
             self.drop(next(iter(self._held)))
         fresh = FreshKey(
             new_id(), session_id, project, expected_generation, SecretStr(new_api_key())
         )
-        self._held[fresh.rotation_id] = fresh
-        asyncio.get_running_loop().call_later(self._life_s, self.drop, fresh.rotation_id)
+        self._held[fresh.request_id] = fresh
+        asyncio.get_running_loop().call_later(self._life_s, self.drop, fresh.request_id)
         return fresh
 
-    def find(self, rotation_id: str, session_id: str) -> FreshKey | None:
+    def find(self, request_id: str, session_id: str) -> FreshKey | None:
         """Return a key that is still held for this session."""
-        fresh = self._held.get(rotation_id)
+        fresh = self._held.get(request_id)
         return fresh if fresh is not None and fresh.session_id == session_id else None
 
-    def drop(self, rotation_id: str) -> None:
+    def drop(self, request_id: str) -> None:
         """Discard a key."""
-        self._held.pop(rotation_id, None)
+        self._held.pop(request_id, None)

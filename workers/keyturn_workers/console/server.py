@@ -31,6 +31,7 @@ from keyturn_workers.process.http_server.tls import open_certificate
 _IDLE_TIMEOUT_S: Final = 60.0
 _HEAD_TIMEOUT_S: Final = 15.0
 _MAX_CONNECTIONS: Final = 500
+_UNNAMED: Final = ConsoleSettings.model_fields["deployment"].default
 
 _log = structlog.get_logger()
 
@@ -99,5 +100,13 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[AS
         if prometheus is not None:
             stack.push_async_callback(prometheus.close)
         compile_templates()
-        context = ConsoleContext(settings.publisher_name, asker, actions, census, prometheus)
+        context = ConsoleContext(
+            settings.publisher_name,
+            asker,
+            actions,
+            census,
+            prometheus,
+            "" if settings.deployment == _UNNAMED else settings.deployment,
+            settings.console_color,
+        )
         yield auth.protect(create_app(context, auth))

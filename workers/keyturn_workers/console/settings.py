@@ -6,7 +6,7 @@ reads neither the bucket's settings nor a master key.
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import orjson
@@ -101,6 +101,8 @@ PrometheusUrl = Annotated[SecretStr, PlainValidator(_prometheus)]
 SessionKey = Annotated[Secret, NoDecode, BeforeValidator(_session_key)]
 Names = Annotated[tuple[str, ...], NoDecode, PlainValidator(_names)]
 ClaimName = Annotated[str, Field(min_length=1, max_length=256)]
+Color = Literal["teal", "blue", "green", "orange", "pink", "purple", "red"]
+"""An accent color of the style sheet, legible in both themes."""
 
 
 class ConsoleSettings(PublisherSettings, LogSettings):
@@ -111,6 +113,8 @@ class ConsoleSettings(PublisherSettings, LogSettings):
     # TLS on that port: PEM files, read again when they change. Without them: plain HTTP.
     console_tls_cert: Path | None = None
     console_tls_key: Path | None = None
+    # Tells the consoles of several deployments apart, with the deployment's name.
+    console_color: Color = "teal"
     # The origin as browsers see it; needed behind a proxy.
     console_public_url: PublicOrigin | None = None
     # Signs the cookies. A new key signs everybody out.

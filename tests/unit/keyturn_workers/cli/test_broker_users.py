@@ -37,7 +37,7 @@ _MAY = {
     "billing": ["upload.requested", "rotation.requested"],
     "gateway": ["upload.requested", "rotation.requested", "delete.requested"],
     "console": [
-        *("rotation.requested", "sweep.requested", "delete.requested"),
+        *("enroll.requested", "rotation.requested", "sweep.requested", "delete.requested"),
         *("status.requested", "dead_letters.requested", "customer_key"),
     ],
 }

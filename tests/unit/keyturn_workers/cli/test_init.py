@@ -22,6 +22,7 @@ from keyturn.crypto import IntakeKey, IntakePublicKey, SigningKey, from_base64, 
 from keyturn.settings import FILES_OF_INIT, PublisherSettings, S3Settings
 from keyturn.topology import REQUESTS
 from keyturn_workers.cli.app import _SUMMARIES, app
+from keyturn_workers.console.actions import REQUEST_TYPES
 from keyturn_workers.console.settings import ConsoleSettings
 from keyturn_workers.core.key_uris import VaultUri
 from keyturn_workers.process.settings import GatewaySettings, WorkerSettings
@@ -219,7 +220,7 @@ def test_the_console_of_init_holds_little_and_may_request_what_its_pages_offer(
         grant = WorkerSettings.read().publishers[console.publisher_name]
     assert [key.public_bytes for key in grant.keys] == [console.publisher_key.public_bytes]
     allowed = {request for request in REQUESTS if grant.allows(request, "*")}
-    assert allowed == set(REQUESTS) - {"upload.requested", "enroll.requested"}
+    assert allowed == set(REQUEST_TYPES.values()) | {"status.requested"}
 
 
 def test_the_people_of_a_console_are_kept(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from keyturn.crypto import check_api_key
 from keyturn.errors import BrokerUnavailableError, OutcomeUnknownError
-from keyturn.messages import ProjectStatus
+from keyturn.messages import CodeCount, ProjectStatus
 from keyturn_workers.console.actions import ActionState
 from tests.unit.keyturn_workers.cli.fakes import event
 from tests.unit.keyturn_workers.console.scene import Scene, lived, words_of
@@ -217,6 +217,48 @@ def test_a_key_is_published_once_after_it_was_shown_and_confirmed(console: Scene
         assert key not in console.get(path)
 
 
+def test_a_project_that_a_letter_asks_for_is_enrolled_with_a_key_that_was_saved(
+    console: Scene,
+) -> None:
+    enroll, letter = "/projects/newcomer/enroll", f"/dead/{UPLOAD_DEAD}/{digest('unknown')}"
+    row = console.publisher.rows["dead_letters"][3]
+    of_unknown = {"letter": digest("unknown"), "code": "unknown_project", "project": "newcomer"}
+    console.publisher.rows["dead_letters"] = [row.model_copy(update=of_unknown)]
+    for path in ("/dead", letter):
+        assert f'href="{enroll}"' in console.get(path)
+    made = console.post(
+        f"{enroll}/key", 200, form=console.token(console.get(enroll), f"{enroll}/key")
+    )
+    key = re.search(r'<pre class="secret"[^>]*>([^<]*)</pre>', made.text)
+    assert key is not None
+    confirmed: dict[str, Any] = {
+        "form": console.token(made.text, enroll),
+        "saved": "yes",
+        "typed": "newcomer",
+    }
+    assert "typed" in console.post(enroll, 422, **confirmed | {"typed": "acme"}).text
+    location = console.post(enroll, **confirmed).headers["location"]
+    assert console.post(enroll, **confirmed).headers["location"] == location
+    ((kind, sent),) = console.sent
+    assert (kind, sent["project"], sent["actor"]) == ("enrollment", "newcomer", "kim")
+    assert sent["api_key"].get_secret_value() == check_api_key(key[1])
+    of = {"request_id": sent["request_id"], "project": "newcomer"}
+    console.answer(sent["request_id"], event("project.enrolled", generation=1, **of))
+    assert "Enrolled newcomer has a keyring" in console.words(location)
+
+
+def test_a_project_that_is_known_is_not_enrolled_again(console: Scene) -> None:
+    enroll = "/projects/acme/enroll"
+    page = console.get(enroll)
+    assert "The project is known already" in page
+    console.post(f"{enroll}/key", 409, form=console.token(page, f"{enroll}/key"))
+    # A letter that names no project that could exist leads nowhere.
+    row = console.publisher.rows["dead_letters"][3]
+    odd = {"code": "unknown_project", "project": "Not One"}
+    console.publisher.rows["dead_letters"] = [row.model_copy(update=odd)]
+    assert "Enroll…" not in console.words("/dead")
+
+
 def test_a_button_pressed_twice_makes_another_key_and_drops_the_first(console: Scene) -> None:
     made = console.token(console.get(_ROTATE), _MAKE)
     first_page, first = _make(console, made)
@@ -318,7 +360,7 @@ def test_the_role_view_is_refused(console: Scene) -> None:
     made = console.token(console.get(_ROTATE), _MAKE)
     sweep = console.token(console.get(_SWEEP), _SWEEP)
     console.sign_in("kim", "view")
-    for path in (_SWEEP, _ROTATE, _DELETE, f"{_CONFIRM}replay"):
+    for path in (_SWEEP, _ROTATE, _DELETE, "/projects/zoo/enroll", f"{_CONFIRM}replay"):
         console.get(path, 403)
     for path, token in ((_SWEEP, sweep), (_MAKE, made), (_DELETE, ""), ("/dead/move", "")):
         console.post(path, 403, form=token, scope="project", project="acme")
@@ -355,6 +397,15 @@ def test_all_letters_of_a_code_are_moved_by_a_worker(console: Scene, move: str) 
     outcome = console.words(location)
     assert f"90 {move}ed" in outcome
     assert f"2 could not be {move}ed, and stay where they are." in outcome
+
+
+@pytest.mark.parametrize(("count", "button"), [(1, "Discard this letter"), (2, "with this code")])
+def test_one_letter_is_not_called_all(console: Scene, count: int, button: str) -> None:
+    code = CodeCount(queue=UPLOAD_DEAD, code="bad_seal", count=count)
+    console.publisher.more["dead_letters"] = {"codes": (code,)}
+    page = console.words(f"{_CONFIRM}discard")
+    assert button in page
+    assert "that arrive after you confirm stay where they are" in page
 
 
 def test_selected_letters_have_a_form_for_each_queue(console: Scene) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -47,6 +47,8 @@ READ: Final = {
     "/projects/{project}/evidence/{digest}",
     "/projects/{project}/rotate",
     "/projects/{project}/rotate/key",
+    "/projects/{project}/enroll",
+    "/projects/{project}/enroll/key",
     "/projects/{project}/delete",
     "/sweeps",
     "/sweeps/new",
@@ -70,6 +72,8 @@ ACT: Final = {
     "/keys/count/cancel",
     "/projects/{project}/rotate/key",
     "/projects/{project}/rotate",
+    "/projects/{project}/enroll/key",
+    "/projects/{project}/enroll",
     "/projects/{project}/delete",
     "/actions/{request_id}/repeat",
     "/dead/confirm",
@@ -204,13 +208,16 @@ def test_a_page_without_an_answer_opens_and_says_since_when_and_why(path: str) -
 def test_with_the_broker_away_a_page_keeps_what_it_knows_with_its_age(path: str) -> None:
     now_s = 1000.0
     scene = lived(clock=lambda: now_s)
-    known = scene.words(path)
-    assert "Nothing newer" not in known
+    known = scene.get(path)
+    assert "No response" not in known
+    # One time for the whole page, and those of two items that are 40 seconds old.
+    assert known.count('class="as-of"') == (3 if path == "/" else 1)
     now_s += 10
     scene.publisher.error = WaitTimeoutError("none")
     page = scene.words(path)
-    assert "Nothing newer since" in page
-    assert "No control worker responds." in page
+    # Once for the whole page, not at each of its parts.
+    assert page.count("No response since") == page.count("No control worker responds.") == 1
+    assert "Nothing newer" not in page
     assert "not been read yet" not in page
 
 
@@ -266,12 +273,43 @@ def test_now_shows_what_needs_attention_with_its_remedy_and_link() -> None:
         assert shown in words
     assert "240 projects 44 sweeps and rotations running 4 workers reporting" in words
     assert "341 requests waiting in the queues" in words
-    # What runs comes before what was done.
-    assert words.index("Sweeps and rotations under way") < words.index("Work done")
-    assert "Proving 46 of 91 objects, earliest end in" in words
-    assert "The last hour, as reported by workers at" in words
-    # Each value has its time, also the totals.
-    assert "dead letters to replay or discard as of" in words
+    # What runs comes first.
+    places = [words.index(each) for each in ("under way", "Needs attention", "Work done")]
+    assert places == sorted(places)
+    assert "Proved 46 of 91 objects; waiting " in words
+    assert "The last hour, as reported by workers." in words
+
+
+def test_now_has_one_card_for_each_kind_of_problem() -> None:
+    publisher = console_data.deployment()
+    items = publisher.rows["attention"]
+    dead = next(each for each in items if each.rule == "dead_letters")
+    more = [
+        dead.model_copy(update={"title": "1 dead letter: unknown_project", "command": "keyturn x"}),
+        items[0].model_copy(update={"rule": "queue_unserved", "title": "Nothing consumes plan"}),
+        items[0].model_copy(update={"rule": "queue_unserved", "title": "Nothing consumes sweep"}),
+        items[0].model_copy(update={"rule": "of_tomorrow", "title": "One"}),
+        items[0].model_copy(update={"rule": "of_tomorrow", "title": "Two"}),
+    ]
+    publisher.rows["attention"] = [*items, *more]
+    page = Scene(publisher).get("/")
+    assert page.count("<article") == len({each.rule for each in publisher.rows["attention"]})
+    words = words_of(page)
+    for title in ("133 dead letters, 2 codes", "Queues without a worker: 2", "Of tomorrow: 2"):
+        assert title in words
+    for row in ("92 dead letters with bad_seal", "1 dead letter: unknown_project", "keyturn x"):
+        assert row in words
+    # The navigation counts cards.
+    assert "Now 4 need attention now" in words
+
+
+def test_only_what_is_stale_says_how_old_it_is() -> None:
+    """The page says it once for all that is as old as the page."""
+    publisher = console_data.deployment()
+    publisher.age = timedelta(minutes=5)
+    words = Scene(publisher).words("/queues")
+    assert words.index("as of") < words.index("5 min ago") < words.index("Workers differ")
+    assert words.count("as of") == 3  # the page, and both tables
 
 
 def test_now_shows_more_than_an_hour_only_from_prometheus() -> None:
@@ -408,6 +446,30 @@ def test_each_filter_of_projects_can_be_chosen() -> None:
         assert f'<option value="{state}"' in page
 
 
+def test_the_page_of_a_project_leads_with_what_people_ask_and_folds_the_rest() -> None:
+    page = lived().get("/projects/acme")
+    overview, _, rest = page.partition('<details id="keyring-details">')
+    names = ["State", "Objects", "API key since", "Last proof", "Customer key"]
+    assert re.findall(r"<dt>(.*?)</dt>", overview) == names
+    for name in ("Generation", "Master key", "Enrolled", "User KEK"):
+        assert f"<dt>{name}</dt>" in rest
+    buttons = re.findall(r'<a class="button(.*?)" href="[^"]+">(\w+)', page.partition("<dt>")[0])
+    assert buttons == [(" primary", "Rotate"), ("", "Sweep"), (" quiet", "Delete")]
+
+
+@pytest.mark.parametrize(
+    ("rotated_at", "words"), [(None, "Not rotated yet"), ("2026-11-01T00:00:00Z", "Never proven")]
+)
+def test_a_new_project_is_not_said_to_lack_a_proof(rotated_at: str | None, words: str) -> None:
+    change = {"rotated_at": rotated_at, "last_proof_at": None, "last_end_clean": None}
+    publisher = console_data.deployment()
+    publisher.rows["projects"] = [
+        row.model_copy(update=change) for row in publisher.rows["projects"] if row.project == "acme"
+    ]
+    scene = Scene(publisher)
+    assert all(words in scene.words(path) for path in ("/projects?text=acme", "/projects/acme"))
+
+
 def test_the_page_of_an_erasure_speaks_of_no_objects() -> None:
     scene = lived()
     page = scene.words(f"/sweeps/{ERASED}/{made_up_id('erasure')}")
@@ -477,7 +539,7 @@ def test_progress_and_the_moments_of_a_sweep_are_those_of_its_record() -> None:
     scene = lived()
     page = scene.words(_PROVING)
     for words in (
-        "Proving 46 of 91 objects, earliest end in",
+        "Proved 46 of 91 objects; waiting ",
         "two leases after the desired state changed",
         "Requested",
         "First rewrap",
@@ -582,6 +644,8 @@ def test_a_letter_keeps_its_row_while_newer_ones_come_above_it() -> None:
 def test_one_dead_letter_is_shown_without_what_is_sealed_and_one_that_is_gone_is_said() -> None:
     scene = lived()
     page = scene.words(_LETTER)
+    assert page.startswith("reports/3.pdf · Keyturn")
+    assert "Dead letters / reports/3.pdf" in page
     assert "It goes back to keyturn.upload" in page
     assert "(4,096 bytes)" in page
     gone = scene.words(f"/dead/keyturn.upload.dead/{digest('none')}", 404)
@@ -635,9 +699,9 @@ def test_cards_turn_to_a_warning_while_their_source_is_away() -> None:
     scene.publisher.error = WaitTimeoutError("none")
     page = scene.get("/")
     assert page.count("tile away") == 5
-    assert "240 projects nothing newer since" in words_of(page)
+    assert "240 projects 44 sweeps" in words_of(page)
     never = Scene(MadeUp(error=BrokerUnavailableError("the broker cannot be reached")))
-    assert "— projects not read yet" in never.words("/")
+    assert "— projects —" in never.words("/")
 
 
 @pytest.mark.parametrize(("chosen", "shown"), [("dark", "dark"), ("light", "light"), ("x", "")])
@@ -647,6 +711,35 @@ def test_the_theme_that_was_chosen_is_in_the_page(chosen: str, shown: str) -> No
     page = scene.get("/projects")
     assert f'data-theme="{shown}"' in page if shown else "data-theme" not in page
     assert f'value="{shown}" selected' in page
+
+
+@pytest.mark.parametrize("name", ["production", ""])
+def test_every_page_and_every_confirmation_names_its_deployment(name: str) -> None:
+    """Production and staging must not look alike where something is deleted."""
+    scene = lived(deployment=name, color="red")
+    begin, sweep = (scene.get(path) for path in ("/projects/acme/rotate", "/sweeps/new"))
+    make, start = "/projects/acme/rotate/key", "/sweeps/new"
+    letters = "/dead/confirm?move=discard&queue=keyturn.upload.dead&code=bad_seal"
+    confirmations = [
+        begin,
+        sweep,
+        scene.get("/projects/acme/delete"),
+        scene.get(letters),
+        scene.post(make, 200, form=scene.token(begin, make)).text,
+        scene.post(start, 200, form=scene.token(sweep, start), scope="all").text,
+    ]
+    plate = f'<p class="deployment"><span class="vh">Deployment </span>{name}</p>'
+    for page in confirmations:
+        form = page.partition('class="confirm')[2].partition("</form>")[0]
+        assert form.count(plate) == bool(name)
+    pages = [*map(scene.get, _ALL), *confirmations]
+    scene.auth.person = None
+    pages.append(scene.get("/nowhere", 404))
+    for page in pages:
+        title = page.partition("<title>")[2].partition("</title>")[0]
+        assert title.endswith(" · production · Keyturn" if name else " · Keyturn")
+        assert 'data-color="red"' in page
+        assert (plate in page) is bool(name)
 
 
 def test_queues_and_workers_are_shown_with_what_differs() -> None:

@@ -6,20 +6,62 @@ import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from typing import TYPE_CHECKING, get_args
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from keyturn_workers.console.rendering import charts, text
 from keyturn_workers.console.rendering.templates import StaticFiles
+from keyturn_workers.console.settings import Color
 from tools.harness.console_data import MadeUp
 from tools.harness.console_preview import PreviewAuth, client, preview_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _AT = datetime(2026, 11, 26, 8, 0, tzinfo=UTC)
 
 
 def series(*values: float) -> list[charts.Point]:
     return [(_AT + timedelta(minutes=number), value) for number, value in enumerate(values)]
+
+
+def _colors(sheet: str, color: str) -> Iterator[dict[str, str]]:
+    """The variables of the style sheet with this color, in the light theme and in the dark one."""
+    own = re.findall(rf':root\[data-color="{color}"\] {{(.*?)}}', sheet)
+    pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", sheet[:2000] + "".join(own))
+    for theme in (1, 2):
+        yield {each[0]: each[theme] for each in pairs}
+
+
+def _contrast(one: str, other: str) -> float:
+    """The contrast of two colors by WCAG 2."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("color", get_args(Color))
+def test_each_accent_color_is_legible_in_both_themes(color: str) -> None:
+    sheet = client(preview_app(MadeUp())).get("/static/console.css").text
+    assert color == "teal" or f'data-color="{color}"' in sheet
+    for shown in _colors(sheet, color):
+        found = {
+            (front, back): _contrast(shown[front], shown[back])
+            for front, back in (
+                ("accent-text", "accent"),
+                *(("accent", back) for back in ("bg", "surface", "raised", "accent-soft")),
+            )
+        }
+        assert {pair: value for pair, value in found.items() if value < 4.5} == {}
 
 
 def parsed(svg: str) -> ET.Element:
@@ -191,6 +233,8 @@ def test_ages(seconds: float, shown: str) -> None:
 def test_times_say_utc_with_seconds_today_and_the_date_of_another_day() -> None:
     assert text.clock_time(_NOW - timedelta(hours=1), _NOW) == "11:00:30 UTC"
     assert text.clock_time(_NOW - timedelta(days=1), _NOW) == "2026-11-25 12:00 UTC"
+    short = [text.short_time(_NOW - timedelta(hours=hours), _NOW) for hours in (1, 24)]
+    assert short == ["11:00 UTC", "2026-11-25"]
     exact = text.clock_time(_NOW - timedelta(days=1), _NOW, is_exact=True)
     assert exact == "2026-11-25 12:00:30 UTC"
     assert text.iso(_NOW) == "2026-11-26T12:00:30Z"

@@ -158,6 +158,7 @@ def test_roles_are_lists_and_the_issuer_stays_as_it_is(monkeypatch: pytest.Monke
         ({"CONSOLE_OIDC_SCOPES": "profile"}, "must contain openid"),
         ({"CONSOLE_OIDC_VIEW_ROLES": "view"}, "not a JSON list of names"),
         ({"CONSOLE_OIDC_VIEW_ROLES": "[1]"}, "not a JSON list of names"),
+        ({"CONSOLE_COLOR": "#ff0000"}, "KEYTURN_CONSOLE_COLOR must be 'teal', 'blue'"),
     ],
 )
 def test_a_wrong_setting_is_one_line(

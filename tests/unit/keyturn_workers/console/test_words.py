@@ -13,7 +13,8 @@ from keyturn.errors import all_errors
 from keyturn.identifiers import parse_time
 from keyturn.messages import AttentionLink, AuditStatus, Counts, Progress, SweepStatus
 from keyturn.messages.audit import AuditAction
-from keyturn.progress import KeyProblem
+from keyturn.progress import WHY_WAIT, KeyProblem
+from keyturn.topology import REQUESTS
 from keyturn_workers.console.rendering import words
 from keyturn_workers.process.code_help import CODES, code_help
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _ID = "2f6c9a0e-0000-4000-8000-000000000001"
 _NOW = parse_time("2026-11-26T09:30:00Z")
+_SOON = "2026-11-26T09:30:12Z"
 _ROW = SweepStatus(sweep_id=_ID, project="acme", kind="sweep", status="running")
 _COUNTS = Counts(objects=10, current=4, plaintext=1, deleted=2, failed=1, noncurrent_stale=3)
 
@@ -129,6 +131,71 @@ def test_no_record_shows_as_if_its_action_still_went_on(
     assert words.audit_outcome(row).kind != "busy"
 
 
+_RECORD = AuditStatus(
+    audit_id=_ID,
+    at="2026-11-26T09:30:00Z",
+    process=_ID,
+    counter=1,
+    role="worker control",
+    host="worker-1",
+    action="request.served",
+    actor="kim",
+    project="bulk",
+    outcome="done",
+    offset=0,
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"request_type": "rotation.requested", "generation": 4},
+            "kim rotated bulk to generation 4",
+        ),
+        (
+            {"request_type": "sweep.requested", "project": "*"},
+            "kim started a sweep of all projects",
+        ),
+        (
+            {"request_type": "delete.requested", "object_key": "q3 <b>"},
+            "kim deleted q3 &lt;b&gt; of bulk",
+        ),
+        ({"request_type": "delete.requested", "object_count": 3}, "kim deleted 3 objects of bulk"),
+        (
+            {
+                "action": "request.refused",
+                "request_type": "rotation.requested",
+                "outcome": "not_permitted",
+            },
+            "kim tried to rotate bulk",
+        ),
+        (
+            {"action": "request.refused", "outcome": "malformed_request"},
+            "kim tried to send a request",
+        ),
+        (
+            {"action": "dead_letter.replayed", "outcome": "started", "project": None},
+            "kim replayed a dead letter",
+        ),
+        (
+            {"action": "object.opened_as_operator", "outcome": "started"},
+            "kim opened objects of bulk with a master key",
+        ),
+        ({"request_type": "of_tomorrow.requested"}, "kim sent of_tomorrow.requested"),
+        ({"actor": "<script>", "action": "of.tomorrow"}, "&lt;script&gt; sent of.tomorrow"),
+    ],
+)
+def test_an_audit_record_is_a_sentence(change: dict[str, Any], sentence: str) -> None:
+    said = words.audit_sentence(_RECORD.model_copy(update=change))
+    assert re.sub(r"</?(a|bdi|strong)\b[^>]*>", "", said).strip() == sentence
+
+
+def test_each_recorded_request_and_action_has_its_words() -> None:
+    actions = set(get_args(AuditAction)) - {"request.served", "request.refused"}
+    assert words._ACTS.keys() == actions | set(REQUESTS)
+
+
 @pytest.mark.parametrize(
     ("change", "shown"),
     [
@@ -156,41 +223,38 @@ def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
             words.SweepProgress("Rewrapping, 5 objects so far"),
         ),
         (
-            {
-                "progress": Progress(
-                    phase="rewrapping", done=5, total=20, proof_possible_at="2026-11-26T09:30:12Z"
-                )
-            },
-            words.SweepProgress("Rewrapping 5 of 20 objects", 5, 20),
+            {"progress": Progress(phase="rewrapping", done=5, total=20, proof_possible_at=_SOON)},
+            words.SweepProgress("Rewrapping 5 of 20 objects", 0.125),
         ),
         (
             # The project has grown since it was counted.
             {"progress": Progress(phase="rewrapping", done=30, total=20)},
-            words.SweepProgress("Rewrapping 30 of 20 objects", 20, 20),
+            words.SweepProgress("Rewrapping 30 of 20 objects", 0.5),
+        ),
+        (
+            {"progress": Progress(phase="proving", done=46, total=92, proof_possible_at=_SOON)},
+            words.SweepProgress(f"Proved 46 of 92 objects; waiting 12 s, {WHY_WAIT}", 0.75),
         ),
         (
             {
                 "progress": Progress(
-                    phase="proving", done=46, total=91, proof_possible_at="2026-11-26T09:30:12Z"
+                    phase="proving", done=46, total=92, proof_possible_at="2026-11-26T09:29:00Z"
                 )
             },
-            words.SweepProgress("Proving 46 of 91 objects, earliest end in 12 s", 46, 91),
+            words.SweepProgress("Proving 46 of 92 objects", 0.75),
         ),
         (
-            {
-                "progress": Progress(
-                    phase="proving", done=46, total=91, proof_possible_at="2026-11-26T09:29:00Z"
-                )
-            },
-            words.SweepProgress("Proving 46 of 91 objects", 46, 91),
+            # The second half of the bar begins where the first ended.
+            {"progress": Progress(phase="proving", total=9, proof_possible_at=_SOON)},
+            words.SweepProgress(f"All rewrapped; waiting 12 s, {WHY_WAIT}", 0.5),
         ),
         (
             {"project": "*", "progress": Progress(phase="rewrapping", done=3, total=9)},
-            words.SweepProgress("Rewrapping 3 of 9 projects", 3, 9),
+            words.SweepProgress("Rewrapping 3 of 9 projects", 1 / 6),
         ),
         (
             {"progress": Progress(phase="rewrapping", done=1, total=1)},
-            words.SweepProgress("Rewrapping 1 of 1 object", 1, 1),
+            words.SweepProgress("Rewrapping 1 of 1 object", 0.5),
         ),
         (
             # As on the page of the project: tombstones are no objects.
@@ -214,12 +278,12 @@ def test_kinds_of_sweeps(change: dict[str, Any], shown: str) -> None:
                 "progress": Progress(
                     phase="proving",
                     done=46,
-                    total=91,
-                    proof_possible_at="2026-11-26T09:30:12Z",
+                    total=92,
+                    proof_possible_at=_SOON,
                     waits_for_key="customer_key_refused",
                 )
             },
-            words.SweepProgress("Proving 46 of 91 objects, waiting for the customer key", 46, 91),
+            words.SweepProgress("Proving 46 of 92 objects, waiting for the customer key", 0.75),
         ),
         (
             {"kind": "erasure", "progress": Progress(phase="waiting")},
@@ -255,7 +319,7 @@ def test_the_moments_of_a_sweep_pass_one_after_the_other() -> None:
                 phase="proving",
                 first_rewrap_at="2026-11-26T09:21:00Z",
                 all_rewrapped_at="2026-11-26T09:22:00Z",
-                proof_possible_at="2026-11-26T09:30:12Z",
+                proof_possible_at=_SOON,
             )
         }
     )

@@ -6,7 +6,7 @@
 | `projects` | *Projects*, *Project*, evidence to download |
 | `sweeps` | *Sweeps*, *Sweep*, the files of its failures |
 | `requests` | the forms of a sweep and of a delete, and the outcome of a request |
-| `rotation` | the rotation of a project's key |
+| `rotation` | the enrollment of a project, and the rotation of its key |
 | `keys` | *Master keys*, the census of what depends on each, the steps of a rotation |
 | `dead` | *Dead letters*: by code, one by one, replay and discard |
 | `queues` | *Queues and workers* |

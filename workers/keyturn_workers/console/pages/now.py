@@ -1,6 +1,7 @@
 """*Now*: problems that need a person, and the rate of work (SPEC 16.2)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -10,14 +11,15 @@ from starlette.routing import Route
 
 from keyturn.identifiers import parse_time
 from keyturn.messages.events import StatusReported
-from keyturn.messages.status import TotalsStatus
-from keyturn.topology import NOTIFICATIONS
+from keyturn.messages.status import AttentionStatus, QueueStatus, TotalsStatus
+from keyturn.topology import NOTIFICATIONS, UNSIGNED_DEAD_QUEUE
 from keyturn_workers.console.ask import Query, filled
 from keyturn_workers.console.context import ATTENTION, QUEUES, ask, context_of
 from keyturn_workers.console.prometheus import History
 from keyturn_workers.console.rendering import charts
 from keyturn_workers.console.rendering.templates import REFRESH_S, render
 from keyturn_workers.console.rendering.words import Badge
+from keyturn_workers.core.wording import plural
 
 SPANS_H: Final = (1, 6, 24)
 _CHARTS: Final = (
@@ -32,10 +34,22 @@ _LOOKS: Final = {
     "soon": Badge("warn", "Soon"),
     "info": Badge("busy", "For your information"),
 }
+_KINDS: Final = {"queue_unserved": "Queues without a worker", "backlog_grows": "Queues that grow"}
+"""Kinds of problems whose rule does not read as words."""
 _PROJECTS: Final = Query("projects", limit=1)
 _RUNNING: Final = Query("sweeps", filter=filled(state="running"), limit=_SWEEPS)
 _WORKERS: Final = Query("workers")
 _TOTALS: Final = Query("totals")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The problems of one kind; `title` is shown if there are several `rows`."""
+
+    rule: str
+    severity: str
+    title: str
+    rows: Sequence[AttentionStatus]
 
 
 async def show(request: Request) -> Response:
@@ -55,19 +69,18 @@ async def show(request: Request) -> Response:
         row for row in (workers.report and workers.report.workers) or () if not row.is_missing
     ]
     rows = (queues.report and queues.report.queues) or ()
-    known = [each.at for each in (projects, running, workers, queues) if each.at is not None]
     return render(
         request,
         "now.html",
         refresh_s=REFRESH_S,
         attention=attention,
+        cards=cards((attention.report and attention.report.attention) or (), rows),
         looks=_LOOKS,
         projects=projects,
         running=running,
         workers=workers,
         workers_present=sum(not row.is_stopping for row in present),
         queues=queues,
-        totals_at=min(known, default=None),
         backlog=sum(row.depth or 0 for row in rows if row.queue != NOTIFICATIONS),
         dead=sum(row.dead or 0 for row in rows),
         hours=hours,
@@ -81,6 +94,24 @@ async def show(request: Request) -> Response:
         history=history,
         history_at=history_at,
     )
+
+
+def cards(items: Sequence[AttentionStatus], queues: Sequence[QueueStatus]) -> list[Card]:
+    """Return one card for each kind of problem, the most urgent first, as the items are."""
+    kinds: dict[str, list[AttentionStatus]] = {}
+    for item in items:
+        kinds.setdefault(item.rule, []).append(item)
+    return [
+        Card(rule, rows[0].severity, _title(rule, len(rows), queues), rows)
+        for rule, rows in kinds.items()
+    ]
+
+
+def _title(rule: str, count: int, queues: Sequence[QueueStatus]) -> str:
+    dead = sum(row.dead or 0 for row in queues if row.queue != UNSIGNED_DEAD_QUEUE)
+    if rule == "dead_letters" and dead:
+        return f"{plural(dead, 'dead letter')}, {count} codes"
+    return f"{_KINDS.get(rule) or rule.replace('_', ' ').capitalize()}: {count}"
 
 
 def _of_totals(report: StatusReported | None) -> History:

@@ -1,13 +1,17 @@
-"""The rotation of a project's key: a fresh key shown once, then published (SPEC 8.1, 16.2).
+"""Enrollment, and the rotation of a project's key: a fresh key shown once, then published.
 
-1. A page explains the rotation. It has the button that makes a key.
+1. A page explains the enrollment or rotation. It has the button that makes a key.
 2. Only the response to that button shows the key: not a reload, not the browser's history.
    Pressed again, it makes another key, and the first one is dropped.
-3. The form below the key publishes it, once it was saved and the project's id was typed. It names
-   the generation that the page showed, so that of two rotations from two pages one is refused.
+3. The form below the key publishes it, once it was saved and the project's id was typed. That of a
+   rotation names the generation that the page showed, so that of two rotations from two pages one
+   is refused.
 
-A key that was shown and never published opens nothing.
+A key that was shown and never published opens nothing (SPEC 6.5, 8.1, 16.2).
 """
+
+from functools import partial
+from typing import Final, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,8 +35,8 @@ from keyturn_workers.console.pages.forms import (
 )
 from keyturn_workers.console.rendering.templates import render
 
-_MAKE = "rotation-key"
-_PUBLISH = "rotation"
+Kind = Literal["enrollment", "rotation"]
+VERBS: Final[dict[Kind, str]] = {"enrollment": "enroll", "rotation": "rotate"}
 
 
 async def _known(request: Request, project: str) -> tuple[Answer, ProjectStatus | None]:
@@ -40,62 +44,72 @@ async def _known(request: Request, project: str) -> tuple[Answer, ProjectStatus 
     return answer, next(iter((answer.report and answer.report.projects) or ()), None)
 
 
-async def _explanation(request: Request, project: str, status_code: int = 200) -> Response:
+def _is_possible(kind: Kind, row: ProjectStatus | None) -> bool:
+    """Return whether a worker could accept it, as far as is known."""
+    if kind == "enrollment":
+        return row is None
+    return row is not None and row.generation is not None and row.erased_at is None
+
+
+async def _explanation(
+    request: Request, kind: Kind, project: str, status_code: int = 200
+) -> Response:
     answer, row = await _known(request, project)
     return render(
         request,
-        "actions/rotate.html",
+        f"actions/{VERBS[kind]}.html",
         status_code=status_code,
         project=project,
         answer=answer,
         row=row,
-        token=new_token(request, _MAKE, project),
-        life_s=KEY_LIFE_S,
+        is_possible=_is_possible(kind, row),
+        token=new_token(request, f"{kind}-key", project),
     )
 
 
-async def show(request: Request) -> Response:
-    """Explain the rotation, with the button that makes a key."""
+async def show(request: Request, *, kind: Kind) -> Response:
+    """Explain the enrollment or rotation, with the button that makes a key."""
     require_operate(request)
     project = project_of_path(request)
-    return await _explanation(request, project)
+    return await _explanation(request, kind, project)
 
 
-async def make_key(request: Request) -> Response:
+async def make_key(request: Request, *, kind: Kind) -> Response:
     """Make a key, and show it in this response only."""
     require_operate(request)
     project = project_of_path(request)
-    token = read_token(request, await read_form(request), _MAKE)
+    token = read_token(request, await read_form(request), f"{kind}-key")
     if token is None or token.subject != (project,):
-        return expired_page(request, _path(project))
+        return expired_page(request, _path(kind, project))
     _, row = await _known(request, project)
-    if row is None or row.generation is None or row.erased_at is not None:
-        return await _explanation(request, project, 409)
-    fresh = actions_of(request).fresh_keys.make(session_of(request).id, project, row.generation)
-    return _key_page(request, fresh, shown=True)
+    if not _is_possible(kind, row):
+        return await _explanation(request, kind, project, 409)
+    generation = None if row is None else row.generation
+    fresh = actions_of(request).fresh_keys.make(session_of(request).id, project, generation)
+    return _key_page(request, kind, fresh, shown=True)
 
 
-async def publish(request: Request) -> Response:
+async def publish(request: Request, *, kind: Kind) -> Response:
     """Publish the key that was shown last, once."""
     person = require_operate(request)
     project = project_of_path(request)
     form = await read_form(request)
     actions = actions_of(request)
-    token = read_token(request, form, _PUBLISH)
+    token = read_token(request, form, kind)
     if token is None or token.subject != (project,):
-        return expired_page(request, _path(project))
+        return expired_page(request, _path(kind, project))
     if (known := actions.get(token.request_id)) is not None:
         return outcome_page(known)
     fresh = actions.fresh_keys.find(token.request_id, session_of(request).id)
     if fresh is None:
-        return expired_page(request, _path(project))
+        return expired_page(request, _path(kind, project))
     problems = _problems(form, project)
     if problems:
-        return _key_page(request, fresh, shown=False, form=form, problems=problems)
-    actions.fresh_keys.drop(fresh.rotation_id)
+        return _key_page(request, kind, fresh, shown=False, form=form, problems=problems)
+    actions.fresh_keys.drop(fresh.request_id)
     action = Action(
-        fresh.rotation_id,
-        "rotation",
+        fresh.request_id,
+        kind,
         project,
         person.name,
         expected_generation=fresh.expected_generation,
@@ -114,6 +128,7 @@ def _problems(form: dict[str, str], project: str) -> dict[str, str]:
 
 def _key_page(
     request: Request,
+    kind: Kind,
     fresh: FreshKey,
     *,
     shown: bool,
@@ -130,19 +145,24 @@ def _key_page(
         is_saved=(form or {}).get("saved") == "yes",
         problems=problems or {},
         life_s=KEY_LIFE_S,
-        token=new_token(request, _PUBLISH, fresh.project, request_id=fresh.rotation_id),
-        again=new_token(request, _MAKE, fresh.project),
+        path=_path(kind, fresh.project),
+        token=new_token(request, kind, fresh.project, request_id=fresh.request_id),
+        again=new_token(request, f"{kind}-key", fresh.project),
     )
 
 
-def _path(project: str) -> str:
-    return f"/projects/{project}/rotate"
+def _path(kind: Kind, project: str) -> str:
+    return f"/projects/{project}/{VERBS[kind]}"
 
 
 routes = [
-    Route("/projects/{project}/rotate", show),
-    Route("/projects/{project}/rotate/key", make_key, methods=["POST"]),
-    # A reload of the response to the form, without sending it again.
-    Route("/projects/{project}/rotate/key", show),
-    Route("/projects/{project}/rotate", publish, methods=["POST"]),
+    Route(f"/projects/{{project}}/{verb}{path}", partial(endpoint, kind=kind), methods=[method])
+    for kind, verb in VERBS.items()
+    for method, path, endpoint in (
+        ("GET", "", show),
+        ("POST", "/key", make_key),
+        # A reload of the response to the form, without sending it again.
+        ("GET", "/key", show),
+        ("POST", "", publish),
+    )
 ]

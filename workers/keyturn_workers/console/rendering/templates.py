@@ -6,6 +6,7 @@ takes effect at once.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -20,6 +21,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from keyturn.identifiers import is_project
+from keyturn_workers.console.ask import Answer
 from keyturn_workers.console.auth.person import SESSION_SCOPE, session_of
 from keyturn_workers.console.context import ATTENTION, QUEUES, ConsoleContext, context_of
 from keyturn_workers.console.rendering import text, words
@@ -139,12 +142,15 @@ def environment() -> Environment:
         text.duration,
         text.ago,
         text.clock_time,
+        text.is_stale,
+        text.short_time,
         text.iso,
         text.moment,
         text.evidence_date,
         plural,
         words.audit_action,
         words.audit_outcome,
+        words.audit_sentence,
         words.project_path,
         words.project_words,
         words.key_wait_words,
@@ -161,6 +167,7 @@ def environment() -> Environment:
     made.filters["code_meaning"] = lambda code: code_help(code).meaning
     made.filters["code_remedy"] = lambda code: code_help(code).remedy
     made.tests["known_code"] = CODES.__contains__
+    made.tests["project_id"] = is_project
     made.globals["static"] = static_files().url
     made.globals["zip"] = zip
     return made
@@ -191,10 +198,12 @@ def render(
             person uses it, such as a confirmation.
         headers: Further response headers.
         values: Values for the template besides `person`, `may_operate`, `csrf`, `nav`, `path`,
-            `now`, `own_publisher`, `header`, `refresh_s` and `theme`.
+            `now`, `as_of`, `own_publisher`, `header`, `refresh_s`, `theme`, `deployment` and
+            `color`.
     """
     context = context_of(request)
     session = session_of(request) if SESSION_SCOPE in request.scope else None
+    now = datetime.now(UTC)
     shown: dict[str, object] = {
         "person": session and session.person,
         "may_operate": session is not None and session.person.may_operate,
@@ -202,13 +211,23 @@ def render(
         "nav": _nav(context) if session is not None else (),
         "header": context.asker.peek(ATTENTION),
         "path": request.url.path,
-        "now": datetime.now(UTC),
+        "now": now,
+        "as_of": _as_of(values.values(), now),
         "own_publisher": context.publisher_name,
         "refresh_s": refresh_s,
         "theme": _theme(request),
+        "deployment": context.deployment,
+        "color": context.color,
     }
     page = environment().get_template(template).render(shown | values)
     return HTMLResponse(page, status_code=status_code, headers=headers)
+
+
+def _as_of(values: Iterable[object], now: datetime) -> datetime | None:
+    """Return the age of a page: of its oldest answer that does not show its own."""
+    known = [each.at for each in values if isinstance(each, Answer) and each.at is not None]
+    fresh = [at for at in known if not text.is_stale(at, now)]
+    return min(fresh or known, default=None)
 
 
 def _theme(request: Request) -> str:
@@ -224,7 +243,11 @@ def _nav(context: ConsoleContext) -> list[NavItem]:
     items = (attention and attention.attention) or ()
     dead = sum(row.dead or 0 for row in (queues and queues.queues) or ())
     badges = {
-        "/": (sum(item.severity == "act" for item in items), "need attention now", True),
+        "/": (
+            len({item.rule for item in items if item.severity == "act"}),
+            "need attention now",
+            True,
+        ),
         "/dead": (dead, "waiting", False),
     }
     nothing = (0, "", False)

@@ -18,6 +18,7 @@ _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
 _UNITS: Final = ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min"), (1, "s"))
 _SHOWN_CHARACTERS: Final = 4096
+_STALE_S: Final = 30
 _OPTION: Final = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
@@ -103,6 +104,11 @@ def ago(at: datetime, now: datetime) -> str:
     return "now"  # pragma: no cover
 
 
+def is_stale(at: datetime, now: datetime) -> bool:
+    """Return whether a part of a page is so old that it must say so itself."""
+    return (now - at).total_seconds() > _STALE_S
+
+
 def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
     """Return a time in UTC: with seconds today or if exact; with the date on another day."""
     at = at.astimezone(UTC)
@@ -110,6 +116,12 @@ def clock_time(at: datetime, now: datetime, *, is_exact: bool = False) -> str:
     day = "" if is_today else "%Y-%m-%d "
     shape = f"{day}%H:%M:%S UTC" if is_today or is_exact else f"{day}%H:%M UTC"
     return at.strftime(shape)
+
+
+def short_time(at: datetime, now: datetime) -> str:
+    """Return a time in UTC that fits one line with its age: today the minute, otherwise the day."""
+    at = at.astimezone(UTC)
+    return at.strftime("%H:%M UTC" if at.date() == now.astimezone(UTC).date() else "%Y-%m-%d")
 
 
 def moment(at: datetime | str | None) -> datetime | None:

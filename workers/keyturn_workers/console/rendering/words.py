@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final, TypeVar, cast
 from urllib.parse import quote, urlencode
 
+from markupsafe import Markup
 from starlette.datastructures import QueryParams
 
 from keyturn.counts import Counts
@@ -16,8 +17,8 @@ from keyturn.errors import CustomerKeyRefusedError
 from keyturn.identifiers import ALL_PROJECTS, ALL_PROJECTS_FOLDER, is_project
 from keyturn.messages.audit import DONE, STARTED
 from keyturn.messages.status import AttentionLink, AuditStatus, SweepStatus
-from keyturn.progress import Progress
-from keyturn_workers.console.rendering.text import duration, moment, number
+from keyturn.progress import WHY_WAIT, Progress
+from keyturn_workers.console.rendering.text import duration, moment, number, visible
 from keyturn_workers.core.wording import plural
 
 _T = TypeVar("_T", bound=str)
@@ -40,6 +41,24 @@ AUDIT_ACTIONS: Final[dict[str, str]] = {
     "dead_letter.discarded": "Dead letter discarded",
     "project_kek.exported": "Project's key exported",
     "master_key.imported": "Master key imported",
+}
+# What a person did, what they tried if it was refused, and with or to what.
+_ACTS: Final = {
+    "enroll.requested": ("enrolled", "enroll", "{project}"),
+    "rotation.requested": ("rotated", "rotate", "{project}"),
+    "sweep.requested": ("started", "start", "a sweep of {project}"),
+    "delete.requested": ("deleted", "delete", "{object} of {project}"),
+    "upload.requested": ("uploaded", "upload", "{object} of {project}"),
+    "recover.requested": ("recovered", "recover", "the keyring of {project}"),
+    "erase.requested": ("requested", "request", "the erasure of {project}"),
+    "status.requested": ("looked at", "look at", "the state of {project}"),
+    "dead_letters.requested": ("moved", "move", "dead letters"),
+    "kek.derived": ("derived", "derive", "a key of {project} from a master key"),
+    "object.opened_as_operator": ("opened", "open", "{object} of {project} with a master key"),
+    "dead_letter.replayed": ("replayed", "replay", "a dead letter of {project}"),
+    "dead_letter.discarded": ("discarded", "discard", "a dead letter of {project}"),
+    "project_kek.exported": ("exported", "export", "the key of {project}"),
+    "master_key.imported": ("imported", "import", "a master key"),
 }
 MOVED: Final = {"dead_letter.replayed": "Replayed", "dead_letter.discarded": "Discarded"}
 """The fate of a dead letter, by the recorded action."""
@@ -78,11 +97,10 @@ class Badge:
 
 @dataclass(frozen=True, slots=True)
 class SweepProgress:
-    """The progress of a sweep. `done` and `of` are for a bar; without them only text is shown."""
+    """The progress of a sweep. `fraction` is for a bar; without it only text is shown."""
 
     text: str
-    done: int | None = None
-    of: int | None = None
+    fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +181,27 @@ def audit_action(action: str) -> str:
     return AUDIT_ACTIONS.get(action, action)
 
 
+def audit_sentence(row: AuditStatus) -> Markup:
+    """Return who did what: `kim rotated bulk to generation 4`."""
+    is_request = row.action in ("request.served", "request.refused")
+    named = row.request_type or "a request" if is_request else row.action
+    did, tried, what = _ACTS.get(named, (f"sent {named}", f"send {named}", ""))
+    verb = did if row.outcome in (DONE, STARTED) else f"tried to {tried}"
+    project: object = visible(row.project) if row.project else ""
+    if row.project == ALL_PROJECTS:
+        project = project_words(row.project)
+    elif row.project:
+        project = Markup('<a href="{}">{}</a>').format(project_path(row.project), project)
+    else:
+        what = what.replace(" of {project}", "")
+    key = "objects" if row.object_key is None else visible(row.object_key, 300)
+    objects = plural(row.object_count, "object") if row.object_count else key
+    if row.generation is not None:
+        what += f" to generation {row.generation}"
+    said = Markup(what).format(project=project, object=objects)  # noqa: S704 - from the table
+    return Markup("<strong>{}</strong> {} {}").format(visible(row.actor, 200), verb, said)
+
+
 def audit_outcome(row: AuditStatus) -> Badge:
     """Return the outcome. A command is recorded before it acts; after that, only its failure."""
     if row.outcome not in (DONE, STARTED):
@@ -218,12 +257,14 @@ def sweep_progress(row: SweepStatus, now: datetime) -> SweepProgress:
     verb = "Proving" if known.phase == "proving" else "Rewrapping"
     if known.total is None:
         return SweepProgress(f"{verb}, {plural(known.done, unit)} so far{waits_for_key}")
-    text = f"{verb} {number(known.done)} of {plural(known.total, unit)}{waits_for_key}"
+    of_total = f"{number(known.done)} of {plural(known.total, unit)}"
+    text = f"{verb} {of_total}{waits_for_key}"
     # Before that phase, rewrapping takes longer than the leases.
     left_s = known.seconds_to_proof(now) if known.phase == "proving" else None
     if left_s is not None and not waits_for_key:
-        text += f", earliest end in {duration(left_s)}"
-    return SweepProgress(text, min(known.done, known.total), known.total)
+        state = f"Proved {of_total}" if known.done else "All rewrapped"
+        text = f"{state}; waiting {duration(left_s)}, {WHY_WAIT}"
+    return SweepProgress(text, known.fraction)
 
 
 def _counted(counts: Counts) -> str:

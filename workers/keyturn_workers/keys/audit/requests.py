@@ -16,6 +16,7 @@ from typing import Any, Final
 from keyturn.errors import CodedError, MalformedRequestError
 from keyturn.identifiers import is_project
 from keyturn.messages.codec import identity, parse_request, request_id
+from keyturn.messages.events import Event, RotationAccepted
 from keyturn.messages.requests import (
     DeadLettersRequested,
     DeleteRequested,
@@ -49,13 +50,20 @@ class RequestRecorder:
         # Bounded: the publishers are in the settings, and there are few views.
         self._refreshed_at: dict[tuple[str, str], float] = {}
 
-    async def served(self, request: Request, origin: RequestOrigin) -> None:
-        """Record a served request. Call this after the effect and before the acknowledgment."""
+    async def served(
+        self, request: Request, origin: RequestOrigin, event: Event | None = None
+    ) -> None:
+        """Record a served request. Call this after the effect and before the acknowledgment.
+
+        `event` is the answer.
+        """
         if isinstance(request, DeadLettersRequested):
             return
         if isinstance(request, StatusRequested) and not self._is_due(request, origin.publisher):
             return
+        generation = event.generation if isinstance(event, RotationAccepted) else None
         for fields in _of_request(request):
+            fields["generation"] = generation
             await self._trail.record("request.served", **_of_origin(origin, request), **fields)
 
     def _is_due(self, request: StatusRequested, publisher: str) -> bool:

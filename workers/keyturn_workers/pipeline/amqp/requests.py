@@ -112,8 +112,8 @@ class RequestHandler(Protocol):
 class RequestAudit(Protocol):
     """Records requests in the audit trail (SPEC 15.3)."""
 
-    async def served(self, request: Request, origin: RequestOrigin) -> None:
-        """Record that the request was served; returns once recorded."""
+    async def served(self, request: Request, origin: RequestOrigin, event: Event | None) -> None:
+        """Record that the request was served with this event; returns once recorded."""
 
     async def refused(self, body: bytes, publisher: str, error: CodedError) -> None:
         """Record that this publisher's message was refused for good; returns once recorded."""
@@ -320,7 +320,7 @@ class RequestSettlement(Settlement[RequestJob, Handled]):
             if self._audit is not None:
                 # After the effect and before the acknowledgment: if the change is not recorded, the
                 # request is delivered again, and recorded then.
-                served = partial(self._audit.served, job.request, job.origin)
+                served = partial(self._audit.served, job.request, job.origin, result.event)
                 await self._once("served", served)
             if result.event is not None:
                 await self._publish(result.event, job)

@@ -109,6 +109,7 @@ class DeadLetter:
     dead_at: datetime | None
     size_bytes: int
     obstacle: Obstacle | None
+    object_key: str | None = None
 
     @property
     def id(self) -> str:
@@ -161,6 +162,7 @@ def describe(message: AbstractIncomingMessage, queue: str) -> DeadLetter:
         dead_at=dead_at(headers),
         size_bytes=len(message.body),
         obstacle=_obstacle(message, queue),
+        object_key=_text(document.get("key")),
     )
 
 

@@ -51,6 +51,7 @@ _LOCK_TIMEOUT_S: Final = 2.0
 _MAX_CODES: Final = 500
 _WORD_MAX_CHARACTERS: Final = 64
 _DETAIL_MAX_CHARACTERS: Final = 300
+_KEY_MAX_CHARACTERS: Final = 900
 _TEXT_MAX_CHARACTERS: Final = 2000
 _SEARCHED: Final = (
     "letter",
@@ -204,6 +205,7 @@ def _row(message: AbstractIncomingMessage, queue: str) -> DeadLetterStatus:
         message_id=letter.message_id,
         type=_cut(letter.type),
         project=_cut(letter.project),
+        object_key=_cut(letter.object_key, _KEY_MAX_CHARACTERS),
         code=letter.code,
         detail=_cut(letter.detail, _DETAIL_MAX_CHARACTERS),
         publisher=_cut(letter.publisher),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keyturn.errors import GenerationMismatchError, MalformedRequestError, NotPermittedError
-from keyturn.messages import RequestOrigin, parse_request
+from keyturn.messages import RequestOrigin, RotationAccepted, parse_request
 from keyturn_workers.keys.audit.requests import (
     NAMED_KEYS_MAX_BYTES,
     REFRESHES_RECORDED_EVERY_S,
@@ -20,7 +20,7 @@ from tools.generate.examples import SEALED, compact, requests
 
 if TYPE_CHECKING:
     from keyturn.errors import CodedError
-    from keyturn.messages import AuditRecorded
+    from keyturn.messages import AuditRecorded, Event
 
 _SECRETS = (
     "upload_sealed_key",
@@ -30,16 +30,16 @@ _SECRETS = (
 )
 REQUESTS = {name: next(iter(titles.values())) for name, titles in requests().items()}
 
-
+_AT = "2026-11-26T09:30:00Z"
 OF_LETTERS = {"dead_letters.requested"}
 
 
-async def _served(document: dict[str, Any]) -> AuditRecorded:
+async def _served(document: dict[str, Any], event: Event | None = None) -> AuditRecorded:
     stream, body = Stream(), compact(document)
     trail = trail_to(stream)
     async with trail.running():
         origin = RequestOrigin.of("billing", body)
-        await RequestRecorder(trail).served(parse_request(body), origin)
+        await RequestRecorder(trail).served(parse_request(body), origin, event)
     (record,) = stream.records
     return record
 
@@ -64,6 +64,15 @@ async def test_a_served_request_is_named(name: str) -> None:
     assert (record.project, record.object_key) == ("acme", document.get("key"))
     shown = record.model_dump_json()
     assert not [name for name in _SECRETS if SEALED[name] in shown]
+
+
+async def test_a_served_rotation_names_the_generation_that_it_led_to() -> None:
+    rotation = REQUESTS["rotation.requested"]
+    event = RotationAccepted(
+        rotation_id=rotation["rotation_id"], project="acme", generation=4, at=_AT
+    )
+    assert (await _served(rotation, event)).generation == 4
+    assert (await _served(rotation)).generation is None
 
 
 async def _records_of_delete(keys: list[str], error: CodedError | None) -> list[AuditRecorded]:

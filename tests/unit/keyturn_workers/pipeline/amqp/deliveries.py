@@ -226,7 +226,9 @@ class FakeAudit:
 
     scene: Scene
 
-    async def served(self, request: Request, origin: RequestOrigin) -> None:
+    async def served(
+        self, request: Request, origin: RequestOrigin, _event: Event | None = None
+    ) -> None:
         assert (request.type, origin.publisher) == ("upload.requested", "api")
         self.scene.step("recorded")
 

@@ -98,6 +98,7 @@ async def test_letters_are_described_without_secrets_and_stay_where_they_are(sce
     assert (first.queue, first.letter) == (_UPLOADS, hashlib.sha256(dead.body).hexdigest())
     assert (first.message_id, first.type) == (document["upload_id"], "upload.requested")
     assert (first.project, first.code, first.publisher) == ("acme", "request_expired", "api")
+    assert first.object_key == document["key"]
     assert (first.work_queue, first.obstacle) == ("keyturn.upload", "expired")
     assert first.dead_at == "2026-11-26T09:00:00.000000Z"
     assert document["upload_id"] in (first.text or "")

@@ -58,6 +58,13 @@
     });
   }
 
+  // On a phone the navigation is one row that scrolls.
+  const here = document.querySelector("nav [aria-current]");
+  if (here) {
+    const nav = document.getElementById("nav");
+    nav.scrollLeft = here.offsetLeft - (nav.clientWidth - here.offsetWidth) / 2;
+  }
+
   // An open page asks for itself again a second after it was opened, which did not wait long for
   // answers, and then every few seconds, while it is visible. What is typed, opened or ticked stays:
   // htmx changes only what differs.
