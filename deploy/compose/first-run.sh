@@ -18,7 +18,8 @@ trap 'rm -rf "$made"' EXIT
 keyturn init --dir "$made" >"$made/files"
 keyturn --env-file "$made/keyturn.env" broker-users --role all \
   --publisher dev --publisher gateway --publisher console \
-  --save-to "$made/addresses" >"$made/definitions.json"
+  --save-to "$made/addresses" >"$made/definitions.json" 2>"$made/notes" ||
+  { cat "$made/notes" >&2; exit 1; }
 
 # put FILE FOLDER BROKER_USER: with the address of this user in place of the broker's.
 put() {

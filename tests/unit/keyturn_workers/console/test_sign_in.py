@@ -307,11 +307,12 @@ def test_sessions_of_a_link_end_with_its_process(local: _Local) -> None:
     assert local.auth_of_new_process().sessions.read(cookie) is None
 
 
-def test_with_accounts_there_is_no_link(tmp_path: Path) -> None:
+def test_with_accounts_there_is_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "_CHECK_S", 0)
     path = tmp_path / "passwords"
     path.write_text(format_users({"kim": User("kim", "view", _CHEAP.hash("one"))}))
     by_password = Auth(console_settings(path), _LOCAL_URL, 8090, link=SignInLink(), hasher=_CHEAP)
-    path.write_text("")
+    path.write_text("")  # nor once the last of them is removed
     by_provider = Auth(
         console_settings(path, "https://sso.example.com"), _LOCAL_URL, 8090, link=SignInLink()
     )

@@ -69,7 +69,8 @@ class Accounts:
         link: SignInLink | None = None,
     ) -> None:
         self._users = users
-        self._link = link if settings.console_oidc_issuer is None else None
+        has_accounts = settings.console_oidc_issuer is not None or _has_users(users)
+        self._link = None if has_accounts else link
         self.rules = ClaimRules(
             role_claim=settings.console_oidc_role_claim,
             view_roles=settings.console_oidc_view_roles,
@@ -87,7 +88,7 @@ class Accounts:
     @property
     def link(self) -> SignInLink | None:
         """The one-time link; None for good once anyone has an account."""
-        if self._users is not None and self._users.has_users():
+        if self._link is not None and _has_users(self._users):
             self._link = None
         return self._link
 
@@ -115,6 +116,10 @@ class Accounts:
             return None
         name = self.rules.name_of(claims)
         return Account("oidc", claims["sub"], name, role, self._provider_stamp)
+
+
+def _has_users(file: PasswordFile | None) -> bool:
+    return file is not None and file.has_users()
 
 
 def _stamp_of(user: User) -> str:
