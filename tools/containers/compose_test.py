@@ -1,7 +1,7 @@
 """compose.yaml as it is, scaled to several workers, two of them killed: `make compose-test`.
 
-The settings are made as docs/howto/deploy.md says. What sends and reads runs on the host, through
-the published ports, with the settings of a publisher.
+Nothing is made before: as docs/howto/deploy.md says, the first run makes the settings. What sends
+and reads runs on the host, through the published ports, with the settings of a publisher.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -16,7 +17,6 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from dotenv import dotenv_values
-from typer.testing import CliRunner
 
 from keyturn.crypto import new_api_key
 from keyturn.errors import UnauthorizedError
@@ -24,7 +24,6 @@ from keyturn.gateway import Client
 from keyturn.messages import ProjectEnrolled, RotationAccepted, RotationCompleted
 from keyturn.publisher import Publisher
 from keyturn.settings import PublisherSettings, S3Settings
-from keyturn_workers.cli.app import app
 from tools.containers.container import (
     PROJECT,
     CheckFailedError,
@@ -34,9 +33,9 @@ from tools.containers.container import (
     read_back,
     require,
     send,
-    shorten_leases,
 )
 from tools.containers.engine import CannotRunError
+from tools.containers.images import IMAGE
 from tools.harness.console import Account
 from tools.harness.console_client import console_client
 
@@ -55,6 +54,13 @@ _HEALTHY_AGAIN_S: Final = 60.0
 _FIRST: Final = 1000
 _SECOND: Final = 300
 _OPERATOR: Final = Account("kim", "operate")
+_LINK: Final = re.compile(r"http://127\.0\.0\.1:8090(/sign-in/link\?token=\S+)")
+_SETTINGS: Final = ("workers", "gateway", "console", "publisher", "storage", "broker")
+# A rotation takes seconds: its proof begins two leases after it.
+_OVERRIDES: Final = "services:\n" + "".join(
+    f"  {name}: {{environment: {{KEYTURN_LEASE_S: '5'}}}}\n"
+    for name in ("upload", "control", "sweep", "ingest")
+)
 _COUNTERS: Final = {
     "upload": 'keyturn_requests_served_total{type="upload.stored"}',
     "sweep": "keyturn_sweep_objects_total",
@@ -98,6 +104,8 @@ class ComposeTest:
         self._project = project
         self._report = report
         self._name = f"keyturn-test-{secrets.token_hex(4)}"
+        self._keys = ("", "")
+        self._sent: list[TestObject] = []
 
     def run(self) -> None:
         """Run all checks.
@@ -111,42 +119,22 @@ class ComposeTest:
             raise CannotRunError("there is no `docker compose`")
         if taken := taken_ports():
             raise CannotRunError(f"in use on 127.0.0.1: {', '.join(map(str, taken))}")
+        (self._project / "short-leases.yaml").write_text(_OVERRIDES)
         try:
-            self._settings()
             self._up()
             asyncio.run(self._use())
             self._operate()
+            self._up_again()
+            asyncio.run(self._read(*self._keys, self._sent))
+            asyncio.run(self._sign_in())
             self._down()
         finally:
             self._compose_attempt("down", "--volumes", "--timeout", "1")
 
-    def _settings(self) -> None:
-        with self._report.check(
-            "settings for compose, by `keyturn init` and the service `add-user`"
-        ):
-            self._keyturn(
-                *("init", "--amqp-url", "amqp://keyturn:keyturn@127.0.0.1:5672/"),
-                *("--s3-endpoint-url", f"http://127.0.0.1:{PORTS['storage']}"),
-            )
-            shorten_leases(self._project)
-            adding = self._command("run", "--rm", "-T", "add-user", _OPERATOR.name)
-            password = f"{_OPERATOR.password}\n"
-            self._engine.run(*adding, "--role", _OPERATOR.role, stdin=password)
-
-    def _keyturn(self, *arguments: str) -> None:
-        given = ("--dir", str(self._project)) if arguments[0] == "init" else ()
-        done = CliRunner().invoke(app, [*arguments, *given])
-        require(done.exit_code == 0, f"keyturn {arguments[0]}: {done.output}")
-
     def _up(self) -> None:
-        scale = [part for name, count in SCALE.items() for part in ("--scale", f"{name}={count}")]
-        with self._report.check("`docker compose up`: every replica is healthy") as seen:
-            self._compose(
-                *("up", "--detach", "--no-build", "--wait"),
-                *("--wait-timeout", str(_UP_TIMEOUT_S), *scale),
-                timeout_s=_UP_TIMEOUT_S + 30,
-            )
-            rows = self._rows()
+        with self._report.check("`docker compose up` in a clone: all is healthy") as seen:
+            self._start()
+            rows = [row for row in self._rows() if row["Service"] != "first-run"]
             healthy = [row for row in rows if row["Health"] == "healthy"]
             services = sorted({row["Service"] for row in rows})
             expected = len(services) + sum(SCALE.values()) - len(SCALE)
@@ -161,8 +149,70 @@ class ComposeTest:
                 container.check_limits()
             seen.append(f"{len(ours)} containers")
 
+    def _start(self) -> None:
+        scale = [part for name, count in SCALE.items() for part in ("--scale", f"{name}={count}")]
+        # Without --wait, which fails once a service has ended, as the first run does.
+        self._compose("up", "--detach", "--no-build", *scale, timeout_s=_UP_TIMEOUT_S)
+        for row in self._rows():
+            if row["Service"] != "first-run":
+                Container(self._engine, row["Name"]).wait_healthy()
+
+    def _up_again(self) -> None:
+        with self._report.check("a second `docker compose up` changes nothing"):
+            ids, settings = self._ids(), self._settings()
+            self._start()
+            require(self._ids() == ids, f"{ids} became {self._ids()}")
+            require(self._settings() == settings, "the settings changed")
+        with self._report.check("`down` and `up` keep keys, objects and broker users"):
+            self._compose("down", timeout_s=_DOWN_TIMEOUT_S)
+            self._start()
+            require(self._settings() == settings, "the settings changed")
+
+    def _ids(self) -> dict[str, str]:
+        return {row["Name"]: row["ID"] for row in self._rows() if row["Service"] != "first-run"}
+
+    def _settings(self) -> str:
+        """The digests of all files that the first run made."""
+        volumes = [f"--volume={self._name}_{name}:/settings/{name}:ro" for name in _SETTINGS]
+        return self._engine.run(
+            *("run", "--rm", "--user=0:0", *volumes, "--entrypoint=sh", IMAGE, "-c"),
+            "find /settings -type f -exec sha256sum {} + | sort",
+        )
+
+    def _link(self) -> str:
+        """The path and query of the newest link that the console printed."""
+        links: list[str] = _LINK.findall(self._compose("logs", "--no-log-prefix", "console"))
+        return links[-1]
+
+    async def _sign_in(self) -> None:
+        url = f"http://127.0.0.1:{PORTS['console']}"
+        with self._report.check("the printed link signs in at the console, once"):
+            link = self._link()
+            async with console_client(url) as first, console_client(url) as second:
+                page = await first.get(link)
+                require((page.status, page.path) == (200, "/"), f"{page.status} {page.path}")
+                projects = await first.get("/projects")
+                require(PROJECT in projects.text, "the project is not shown")
+                used = await second.get(link)
+                require(used.status == 403, f"the link was used again: {used.status}")
+        with self._report.check("`add-user` adds a person, and ends the link") as seen:
+            adding = self._command("run", "--rm", "-T", "add-user", _OPERATOR.name)
+            password = f"{_OPERATOR.password}\n"
+            self._engine.run(*adding, "--role", _OPERATOR.role, stdin=password)
+            self._compose("restart", "console", timeout_s=_UP_TIMEOUT_S)
+            (container,) = self._containers("console")
+            container.wait_healthy()
+            require(self._link() == link, "a new link was printed")
+            async with console_client(url, _OPERATOR) as person:
+                page = await person.get("/projects")
+                require(page.path == "/projects" and PROJECT in page.text, f"{page.path}")
+            seen.append(_OPERATOR.role)
+
     async def _use(self) -> None:
-        for name, value in dotenv_values(self._project / "publisher.env").items():
+        reading = ("run", "--rm", "-T", "--entrypoint=cat", "keyturn", "/keys/host.env")
+        file = self._project / "publisher.env"
+        file.write_text(self._compose(*reading))
+        for name, value in dotenv_values(file).items():
             os.environ[name] = str(value)
         settings, s3 = PublisherSettings.read(), S3Settings.read()
         first, second = burst("first", _FIRST), burst("second", _SECOND)
@@ -173,12 +223,8 @@ class ComposeTest:
                 require(isinstance(enrolled, ProjectEnrolled), str(enrolled))
             await self._burst(publisher, first)
             await self._rotate(publisher, new, second)
-        await self._read(old, new, [*first, *second])
-        with self._report.check("a person signs in at the console"):
-            url = f"http://127.0.0.1:{PORTS['console']}"
-            async with console_client(url, _OPERATOR) as person:
-                page = await person.get("/projects")
-                require(page.path == "/projects" and PROJECT in page.text, f"{page.path}")
+        self._keys, self._sent = (old, new), [*first, *second]
+        await self._read(old, new, self._sent)
 
     async def _burst(self, publisher: Publisher, objects: list[TestObject]) -> None:
         with self._report.check(f"a burst of {len(objects)} uploads, over all workers") as seen:
@@ -237,9 +283,16 @@ class ComposeTest:
             raise AssertionError("the old API key still opens an object")
 
     def _operate(self) -> None:
-        with self._report.check("an operator's command runs by `docker compose run`"):
+        with self._report.check("commands run by `docker compose run`, of operator and publisher"):
             output = self._compose("run", "--rm", "--no-deps", "-T", "control", "status")
             require(PROJECT in output, output)
+            publisher = ("run", "--rm", "-T", "keyturn")
+            save = ("--generate", "--save-to", "/keys/globex.key")
+            self._compose(*publisher, "enroll", "globex", *save)
+            self._compose(*publisher, "upload", "globex", "Dockerfile")
+            api_key = ("--api-key-file", "/keys/globex.key")
+            output = self._compose(*publisher, "ls", "globex", *api_key)
+            require("Dockerfile" in output, output)
 
     def _down(self) -> None:
         ours = [row["Name"] for row in self._rows()]
@@ -279,4 +332,6 @@ class ComposeTest:
 
     def _command(self, *arguments: str) -> tuple[str, ...]:
         folder, file = str(self._project), str(self._project / "compose.yaml")
-        return ("compose", "-p", self._name, "--project-directory", folder, "-f", file, *arguments)
+        more = str(self._project / "short-leases.yaml")
+        given = ("--project-directory", folder, "-f", file, "-f", more)
+        return ("compose", "-p", self._name, *given, *arguments)

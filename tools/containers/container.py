@@ -52,15 +52,24 @@ print(json.dumps({"status": status, "root": root, "writable": writable}))
 """
 
 
+def service_limits(service: Mapping[str, Any]) -> list[str]:
+    """What a service may do in its container, as options of `docker run`."""
+    flags = ["--read-only"] if service.get("read_only") else []
+    flags += [f"--user={service['user']}"] if "user" in service else []
+    for option in ("cap_drop", "cap_add", "security_opt", "tmpfs"):
+        flags += [f"--{option.replace('_', '-')}={value}" for value in service.get(option, ())]
+    return flags
+
+
 def service_flags(service: Mapping[str, Any]) -> list[str]:
     """A service's limits and health check in compose.yaml, as options of `docker run`."""
-    flags = ["--read-only"] if service.get("read_only") else []
-    flags += [f"--cap-drop={name}" for name in service.get("cap_drop", ())]
-    flags += [f"--security-opt={option}" for option in service.get("security_opt", ())]
+    flags = service_limits(service)
     if "hostname" in service:
         flags.append(f"--hostname={service['hostname']}")
     for name, value in service.get("environment", {}).items():
         flags += ["--env", f"{name}={value}"]
+    if "healthcheck" not in service:
+        return flags
     kind, *test = service["healthcheck"]["test"]
     if kind != "CMD":
         raise ValueError("only health checks of the form CMD are known")

@@ -26,6 +26,7 @@ from tools.containers.container import (
     read_back,
     require,
     service_flags,
+    service_limits,
     shorten_leases,
 )
 from tools.containers.images import IMAGE, STORAGE, broker_reference
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from tools.containers.engine import Engine
 
 _ROLES: Final = ("upload", "control", "sweep", "gateway", "console")
-_FILES: Final = {"gateway": "gateway.env", "console": "console.env"}
 _BY_GATEWAY: Final = ("--gateway", "http://gateway:8080", "--api-key-file")
 _GRACE_S: Final = 90
 _SENT: Final = [
@@ -64,6 +64,7 @@ class ImageTest:
     def __init__(self, engine: Engine, project: Path, folder: Path, report: Report) -> None:
         self._engine = engine
         self._report = report
+        self._project = project
         self._services: dict[str, dict[str, Any]] = yaml.safe_load(
             (project / "compose.yaml").read_text()
         )["services"]
@@ -103,28 +104,26 @@ class ImageTest:
             seen += [f"{STORAGE} {_mb(self._engine, STORAGE)} MB"]
         for folder in (self._settings, self._data, self._out):
             folder.mkdir()
+        for folder in (self._data, self._out):
             os.chown(folder, UID, UID)
         for one in (*_SENT, _LAST):
             (self._data / one.key).write_bytes(one.body())
         self._engine.run("network", "create", self._id)
-        with self._report.check("`keyturn init` in a container writes the settings") as seen:
-            self._cli(
-                *("init", "--dir", "/settings", "--amqp-url", self._amqp_url()),
-                *("--s3-endpoint-url", "http://storage:8000"),
-                env_file=None,
+        with self._report.check("the first run writes the settings of each process") as seen:
+            given = self._services["first-run"]
+            program, *arguments = given["entrypoint"]
+            self._engine.run(
+                *("run", "--rm", "--network", given["network_mode"]),
+                *(*service_flags(given), *self._volumes("first-run")),
+                *(f"--entrypoint={program}", IMAGE, *arguments),
             )
-            shorten_leases(self._settings)
-            seen.append(f"{len(list(self._settings.glob('*.env')))} files")
-
-    def _amqp_url(self) -> str:
-        given = self._services["broker"]["environment"]
-        user, password = given["RABBITMQ_DEFAULT_USER"], given["RABBITMQ_DEFAULT_PASS"]
-        return f"amqp://{user}:{password}@broker:5672/"
+            shorten_leases(self._settings / "workers")
+            seen.append(f"{len(list(self._settings.glob('*/*.env')))} files")
 
     def _start_servers(self) -> None:
         with self._report.check("broker and storage are healthy"):
             self._start("broker", self._broker_image)
-            self._start("storage", STORAGE, env_file="storage.env")
+            self._start("storage", STORAGE)
             for name in ("broker", "storage"):
                 self._running[name].wait_healthy()
 
@@ -132,7 +131,7 @@ class ImageTest:
         with self._report.check(f"{', '.join(_ROLES)} are healthy"):
             for role in _ROLES:
                 published = ("--publish=127.0.0.1::8080",) if role == "gateway" else ()
-                self._start(role, IMAGE, *published, env_file=_FILES.get(role, "keyturn.env"))
+                self._start(role, IMAGE, *published)
             for role in _ROLES:
                 self._running[role].wait_healthy()
         with self._report.check(
@@ -148,7 +147,7 @@ class ImageTest:
             self._cli("upload", PROJECT, *paths)
             listed = json.loads(self._cli("ls", PROJECT, "--json", *_BY_GATEWAY, "/out/key"))
             require(len(listed) == len(_SENT), f"{len(listed)} objects are listed")
-            self._cli("status", env_file="keyturn.env")
+            self._cli("status", service="control")
             seen.append(f"{len(_SENT)} objects")
         with self._report.check("rotate to a new API key, until every object is under it"):
             self._cli("rotate", PROJECT, "--generate", "--save-to", "/out/new", "--watch")
@@ -161,7 +160,7 @@ class ImageTest:
                 "import urllib.request as r; "
                 'print(r.urlopen("http://127.0.0.1:8090/sign-in", timeout=5).read().decode())'
             )
-            require("password" in page, "no form for a password")
+            require("Open the link" in page, "it does not name the link")
 
     def _downloads(self) -> str:
         for one in _SENT:
@@ -190,12 +189,12 @@ class ImageTest:
 
     def _worker_all(self) -> None:
         with self._report.check("`worker all`, the image's default command") as seen:
-            container = self._start("upload", IMAGE, env_file="keyturn.env", command=())
+            container = self._start("upload", IMAGE, command=())
             container.wait_healthy()
             container.check_limits()
             self._cli("upload", PROJECT, f"/data/{_LAST.key}")
             arguments = ("--as-operator", "--reason", "a test", "-o", "/out/last")
-            self._cli("download", PROJECT, _LAST.key, *arguments, env_file="keyturn.env")
+            self._cli("download", PROJECT, _LAST.key, *arguments, service="control")
             require((self._out / "last").read_bytes() == _LAST.body(), "it differs")
             seconds = self._running.pop("upload").stop(grace_s=_GRACE_S)
             seen.append(f"stopped in {seconds:.1f} s")
@@ -210,49 +209,60 @@ class ImageTest:
                 seen.append(expected)
 
     def _refused(self) -> Iterator[tuple[list[str], str]]:
-        limits = _limits(self._services["upload"])
-        yield [*limits, IMAGE], f"{_SETTING} is missing"
+        flags = service_limits(self._services["upload"])
+        yield [*flags, IMAGE], f"{_SETTING} is missing"
         quoted = self._settings / "quoted.env"
-        lines = (self._settings / "keyturn.env").read_text().splitlines()
+        lines = (self._settings / "workers" / "keyturn.env").read_text().splitlines()
         quoted.write_text(
             "\n".join(
                 f"{_SETTING}='{line.partition('=')[2]}'" if line.startswith(_SETTING) else line
                 for line in lines
             )
         )
-        yield [*limits, f"--env-file={quoted}", IMAGE], f"{_SETTING} is in quotes"
-        yield [*limits, IMAGE, "init", "--dir", "/etc"], "Read-only file system"
+        yield [*flags, f"--env-file={quoted}", IMAGE], f"{_SETTING} is in quotes"
+        yield [*flags, IMAGE, "init", "--dir", "/etc"], "Read-only file system"
 
     def _start(
         self,
         service: str,
         image: str,
         *options: str,
-        env_file: str | None = None,
         command: tuple[str, ...] | None = None,
     ) -> Container:
         """Start a service of compose.yaml by `docker run`, under its limits."""
         given = self._services[service]
-        if service == "console":
-            options += (f"--volume={self._settings / 'console'}:/etc/keyturn:ro",)
-        if env_file is not None:
-            options += (f"--env-file={self._settings / env_file}",)
         name = f"{self._id}-{service}"
         words = tuple(given.get("command", ())) if command is None else command
         self._engine.attempt("rm", "--force", name)
         self._engine.run(
             *("run", "--detach", "--name", name, "--network", self._id),
-            *("--network-alias", service, *service_flags(given), *options, image, *words),
+            *("--network-alias", service, *service_flags(given), *self._volumes(service)),
+            *(*options, image, *words),
         )
         self._running[service] = Container(self._engine, name)
         return self._running[service]
 
-    def _cli(self, *arguments: str, env_file: str | None = "publisher.env") -> str:
-        """One command of `keyturn` in a container of its own, under the same limits."""
-        given = () if env_file is None else (f"--env-file={self._settings / env_file}",)
+    def _volumes(self, service: str) -> list[str]:
+        """The volumes of a service: a folder for each with settings; others are the engine's."""
+        found = []
+        for volume in self._services[service].get("volumes", ()):
+            source, _, target = volume.partition(":")
+            if source.startswith("."):
+                found.append(f"--volume={self._project / source}:{target}")
+            elif source in ("objects", "queues"):
+                found.append(f"--volume={target}")  # one without a name, removed with its container
+            else:
+                (self._settings / source).mkdir(exist_ok=True)
+                found.append(f"--volume={self._settings / source}:{target}")
+        return found
+
+    def _cli(self, *arguments: str, service: str = "keyturn") -> str:
+        """One command of `keyturn` in a container of its own, with a service's settings."""
+        given = self._services[service]
+        flags = [f"--env={name}={value}" for name, value in given["environment"].items()]
         return self._engine.run(
-            *("run", "--rm", "--network", self._id, *_limits(self._services["upload"]), *given),
-            f"--volume={self._settings}:/settings",
+            *("run", "--rm", "--network", self._id, *service_limits(given), *flags),
+            *self._volumes(service),
             f"--volume={self._data}:/data:ro",
             f"--volume={self._out}:/out",
             *(IMAGE, *arguments),
@@ -264,13 +274,6 @@ class ImageTest:
         for service in self._services:
             self._engine.attempt("rm", "--force", "--volumes", f"{self._id}-{service}")
         self._engine.attempt("network", "rm", self._id)
-
-
-def _limits(service: dict[str, Any]) -> list[str]:
-    """A service's limits alone."""
-    return [
-        flag for flag in service_flags(service) if flag.startswith(("--read", "--cap", "--sec"))
-    ]
 
 
 def _mb(engine: Engine, image: str) -> int:

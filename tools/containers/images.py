@@ -66,7 +66,7 @@ _BUILD_TIMEOUT_S: Final = 900.0
 # What the build reads, and the deployment's file itself.
 _SOURCES: Final = (
     *("Dockerfile", ".dockerignore", "compose.yaml", "pyproject.toml", "uv.lock"),
-    *(".ci/uv.txt", "contracts", "workers", "tools"),
+    *(".ci/uv.txt", "contracts", "workers", "tools", "deploy/compose"),
 )
 
 

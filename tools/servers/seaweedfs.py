@@ -2,7 +2,7 @@
 
 A second storage for tests (SPEC 10): conditional puts that hold in races on plain and on versioned
 buckets, and keys that are paths. Master, volume server, filer and S3 gateway listen on free ports;
-telemetry is off. It needs no root.
+telemetry is off. It needs no root. `tools/servers/development.py` runs it with a folder that stays.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _VOLUME_SIZE_MB = 1024
 _VOLUMES = 10_000
+_MASTER_PORT = 9333
 
 # Each bucket has volumes of its own. By default the first write to one makes seven.
 _MASTER = """\
@@ -38,16 +39,27 @@ _ACTIONS = ("Admin", "Read", "Write", "List", "Tagging")
 
 
 class SeaweedFS(PrivateServer):
-    """One throwaway server; its data is removed with it.
+    """One server; by default a throwaway one, whose data is removed with it.
 
     Args:
         server: The S3 gateway's port and keys; a free port and fresh keys by default.
+        data: A folder that keeps its data for the next server, which has a network of its own.
+        listen: The gateway's address; everything else has no password, and stays on loopback.
     """
 
-    def __init__(self, *, server: S3Server | None = None) -> None:
-        # No grace: it takes half a minute to end on SIGTERM.
+    def __init__(
+        self,
+        *,
+        server: S3Server | None = None,
+        data: Path | None = None,
+        listen: str = "127.0.0.1",
+    ) -> None:
+        # No grace: it takes half a minute to end on SIGTERM, and killed, it loses nothing.
         super().__init__("seaweedfs")
-        self._master_port = free_port()
+        # A master is known by its port: one with another port would wait for the earlier one.
+        self._master_port = free_port() if data is None else _MASTER_PORT
+        self._data = data or self._folder / "data"
+        self._listen = listen
         self.server = server or S3Server.private(self._port, "seaweedfs")
 
     @staticmethod
@@ -74,7 +86,7 @@ class SeaweedFS(PrivateServer):
         return self.server
 
     def _write_files(self) -> None:
-        (self._folder / "data").mkdir()
+        self._data.mkdir(exist_ok=True)
         # Where it looks for the settings of its master.
         settings = self._folder / ".seaweedfs"
         settings.mkdir()
@@ -92,15 +104,18 @@ class SeaweedFS(PrivateServer):
         }
         ports |= {f"{name}.grpc": free_port() for name in tuple(ports)}
         options: Mapping[str, object] = {
-            "dir": self._folder / "data",
+            "dir": self._data,
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             "master.telemetry": "false",
+            # It elects itself, and by default waits ten seconds for others, if it has run before.
+            "master.electionTimeout": "1s",
             "master.volumeSizeLimitMB": _VOLUME_SIZE_MB,
             "volume.max": _VOLUMES,
             "filer": "true",
             "filer.localSocket": self._folder / "filer.sock",
             "s3": "true",
+            "s3.ip.bind": self._listen,
             "s3.config": self._folder / "s3.json",
             "s3.localSocket": self._folder / "s3.sock",
             "s3.autoCreateBucket": "false",

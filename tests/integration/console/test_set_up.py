@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
+import re
 import signal
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,8 +39,24 @@ def _commands(name: str, ports: dict[str, int]) -> str:
     return block
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A console, and its terminal."""
+
+    url: str
+    terminal: int
+
+    async def link(self) -> str:
+        """The path and query of the link that it prints."""
+        output = b""
+        async with asyncio.timeout(_TIMEOUT_S):
+            while (found := re.search(rb"(/sign-in/link\?token=\S+)\s", output)) is None:
+                output += await asyncio.to_thread(os.read, self.terminal, 65536)
+        return found[1].decode()
+
+
 @asynccontextmanager
-async def _running(folder: Path, commands: str, port: int, *more: int) -> AsyncIterator[str]:
+async def _running(folder: Path, commands: str, port: int, *more: int) -> AsyncIterator[_Running]:
     """Run commands that start a console, and servers on other ports; the broker is away."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {
@@ -46,34 +65,49 @@ async def _running(folder: Path, commands: str, port: int, *more: int) -> AsyncI
         "KEYTURN_AMQP_URL": f"amqp://127.0.0.1:{free_port()}/",
         "KEYTURN_CONSOLE_PORT": str(port),
     }
+    terminal, output = pty.openpty()
     # A session of their own: what they start in the background ends with them.
     process = await asyncio.create_subprocess_exec(
-        "bash", "-euc", commands, cwd=folder, env=env, start_new_session=True
+        "bash", "-euc", commands, cwd=folder, env=env, stdout=output, start_new_session=True
     )
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             while not all(map(accepts_tcp, (port, *more))):
                 assert process.returncode is None
                 await asyncio.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield _Running(f"http://127.0.0.1:{port}", terminal)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        os.close(output)
+        os.close(terminal)
 
 
-async def test_kim_signs_in_by_password_and_by_the_provider(tmp_path: Path) -> None:
+async def test_kim_signs_in_by_link_by_password_and_by_the_provider(tmp_path: Path) -> None:
     port = free_port()
     async with (
-        _running(tmp_path, _commands("password", {}), port) as url,
-        console_client(url, _KIM) as client,
+        _running(tmp_path, _commands("link", {}), port) as running,
+        console_client(running.url) as client,
+    ):
+        link = await running.link()
+        page = await client.get(link)
+        assert (page.status, page.path) == (200, "/")
+        assert "one-time link" in page.text
+        async with console_client(running.url) as thief:
+            assert (await thief.get(link)).status == 403
+    port = free_port()
+    async with (
+        _running(tmp_path, _commands("password", {}), port) as running,
+        console_client(running.url, _KIM) as client,
     ):
         page = await client.get("/projects")
         assert (page.status, page.path) == (200, "/projects")
     port, provider = free_port(), free_port()
     async with (
-        _running(tmp_path, _commands("provider", {"9400": provider}), port, provider) as url,
-        console_client(url) as client,
+        _running(tmp_path, _commands("provider", {"9400": provider}), port, provider) as running,
+        console_client(running.url) as client,
     ):
+        url = running.url
         choice = await client.session.get(f"{url}/sign-in/provider?next=/projects")
         assert choice.url.port == provider, await choice.text()
         # Its forms have buttons for the people it knows.

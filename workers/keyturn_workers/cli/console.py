@@ -19,7 +19,7 @@ from keyturn.errors import SettingsError
 from keyturn_workers.cli.errors import CommandError
 from keyturn_workers.cli.output import print_line
 from keyturn_workers.cli.secrets import write_secret
-from keyturn_workers.console.settings import ConsoleSettings
+from keyturn_workers.console.settings import ConsoleSettings, is_loopback
 from keyturn_workers.process.logging import configure
 
 if TYPE_CHECKING:
@@ -56,16 +56,46 @@ def _needs_extra() -> Iterator[None]:
 
 
 @app.callback(invoke_without_command=True)
-def console(context: typer.Context) -> None:
-    """Run the operator's console: a web UI to monitor and operate a deployment."""
+def console(
+    context: typer.Context,
+    sign_in_link: Annotated[
+        bool,
+        typer.Option(
+            "--sign-in-link",
+            help="Print the link to sign in also if the output is not a terminal, such as in a "
+            "container. KEYTURN_CONSOLE_PUBLIC_URL must then be a loopback address, if it is set.",
+        ),
+    ] = False,
+) -> None:
+    """Run the operator's console: a web UI to monitor and operate a deployment.
+
+    On a loopback address, and while no one has an account, it prints a link to the terminal that
+    signs in once, within an hour.
+    """
     if context.invoked_subcommand is not None:
         return
     settings = ConsoleSettings.read()
+    if sign_in_link and not settings.is_local:
+        raise typer.BadParameter(
+            "--sign-in-link works only if browsers use the console at a loopback address"
+        )
+    # Output that is not a terminal is usually kept in a log, where a token has no place.
+    is_seen = is_loopback(settings.console_host) and _is_terminal()
+    has_link = settings.is_local and (sign_in_link or is_seen)
     configure(settings.log_format, settings.log_level)
     # Starlette, Jinja and Authlib are slow to import, and no other command needs them.
     with _needs_extra():
         from keyturn_workers.console.server import run_console  # noqa: PLC0415
-    uvloop.run(run_console(settings))
+    uvloop.run(run_console(settings, _print_link if has_link else None))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _print_link(url: str) -> None:
+    print_line(f"Sign in, once and within an hour: {url}")
+    sys.stdout.flush()
 
 
 @app.command("add-user")

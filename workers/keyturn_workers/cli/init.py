@@ -65,6 +65,7 @@ _NEXT: Final = (
     (WORKER_FILE, "doctor"),
     (WORKER_FILE, "worker", "all"),
     (GATEWAY_FILE, "gateway"),
+    (CONSOLE_FILE, "console"),
     (PUBLISHER_FILE, "enroll", "acme", "--generate", "--save-to", "acme.key"),
     (PUBLISHER_FILE, "upload", "acme", "README.md"),
 )

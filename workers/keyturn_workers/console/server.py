@@ -6,7 +6,7 @@ status 0.
 """
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Final
 
@@ -19,6 +19,7 @@ from keyturn_workers.console.actions import Actions
 from keyturn_workers.console.app import create_app
 from keyturn_workers.console.ask import Asker
 from keyturn_workers.console.auth.auth import Auth
+from keyturn_workers.console.auth.link import SignInLink
 from keyturn_workers.console.context import ConsoleContext
 from keyturn_workers.console.key_usage import CensusTaker
 from keyturn_workers.console.prometheus import Prometheus
@@ -36,11 +37,15 @@ _UNNAMED: Final = ConsoleSettings.model_fields["deployment"].default
 _log = structlog.get_logger()
 
 
-async def run_console(settings: ConsoleSettings) -> None:
+async def run_console(
+    settings: ConsoleSettings, print_link: Callable[[str], None] | None = None
+) -> None:
     """Serve until a signal stops the process.
 
+    With `print_link`, there is a one-time link while no one has an account.
+
     Raises:
-        SettingsError: a file that the settings name cannot be used.
+        SettingsError: a file that the settings name cannot be used, or there is no way to sign in.
         BrokerTlsError: TLS with the broker failed.
         AddressError: the address is in use or does not exist.
     """
@@ -62,7 +67,7 @@ async def run_console(settings: ConsoleSettings) -> None:
         # The driver logs each attempt to connect, several lines a minute while the broker is down;
         # the console logs once that no query is answered.
         logging.getLogger("aiormq.connection").setLevel(logging.CRITICAL)
-        async with open_console(settings, port) as app:
+        async with open_console(settings, port, print_link) as app:
             await serve(
                 app,
                 listeners,
@@ -76,16 +81,19 @@ async def run_console(settings: ConsoleSettings) -> None:
 
 
 @asynccontextmanager
-async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[ASGIApp]:
+async def open_console(
+    settings: ConsoleSettings, port: int, print_link: Callable[[str], None] | None = None
+) -> AsyncIterator[ASGIApp]:
     """Yield the protected application with an open publisher; the broker may be unavailable.
 
-    `port` is the console's own.
+    `port` is the console's own; its listener is open, so a printed link works.
 
     Raises:
-        SettingsError: a file that the settings name cannot be used.
+        SettingsError: a file that the settings name cannot be used, or there is no way to sign in.
     """
     own_url = url_of(settings.console_host, port, settings.console_scheme)
-    auth = Auth(settings, settings.console_public_url or own_url, port)
+    link = None if print_link is None else SignInLink()
+    auth = Auth(settings, settings.console_public_url or own_url, port, link=link)
     url = settings.console_prometheus_url
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(Publisher.open(settings, connect=False))
@@ -109,4 +117,7 @@ async def open_console(settings: ConsoleSettings, port: int) -> AsyncIterator[AS
             "" if settings.deployment == _UNNAMED else settings.deployment,
             settings.console_color,
         )
-        yield auth.protect(create_app(context, auth))
+        app = auth.protect(create_app(context, auth))
+        if print_link is not None and (link_url := auth.new_link()) is not None:
+            print_link(link_url)
+        yield app

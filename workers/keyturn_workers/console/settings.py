@@ -145,15 +145,16 @@ class ConsoleSettings(PublisherSettings, LogSettings):
         """The URL scheme of the console's port."""
         return "http" if self.console_tls_cert is None else "https"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether browsers on this machine alone use the console."""
+        url = self.console_public_url
+        return is_loopback(self.console_host if url is None else urlsplit(url).hostname or "")
+
     @model_validator(mode="after")
     def _check_sign_in(self) -> Self:
         if (self.console_oidc_issuer is None) != (self.console_oidc_client_id is None):
             raise ValueError("CONSOLE_OIDC_ISSUER and CONSOLE_OIDC_CLIENT_ID must be set together")
-        if self.console_oidc_issuer is None and self.console_password_file is None:
-            raise ValueError(
-                "CONSOLE_OIDC_ISSUER or CONSOLE_PASSWORD_FILE is missing: "
-                "one of them is required for signing in"
-            )
         return self
 
     @model_validator(mode="after")

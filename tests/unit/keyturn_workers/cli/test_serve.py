@@ -23,6 +23,8 @@ from tools.harness.deployment import Deployment
 from tools.servers import S3Server
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typer.testing import Result
 
     from keyturn_workers.console.settings import ConsoleSettings
@@ -273,18 +275,74 @@ def test_a_file_of_something_else_is_not_replaced(tmp_path: Path, content: bytes
     assert file.read_bytes() == content
 
 
-def test_it_serves_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[ConsoleSettings] = []
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ConsoleSettings, bool]]:
+    """The settings of the consoles that were run, and whether each had a link."""
+    consoles: list[tuple[ConsoleSettings, bool]] = []
 
-    async def run(settings: ConsoleSettings) -> None:
-        served.append(settings)
+    async def run(settings: ConsoleSettings, print_link: Callable[[str], None] | None) -> None:
+        consoles.append((settings, print_link is not None))
+        if print_link is not None:
+            print_link("http://127.0.0.1:7/sign-in/link?token=t")
 
     monkeypatch.setattr(console_server, "run_console", run)
     monkeypatch.setattr("keyturn_workers.cli.console.configure", lambda *_: None)
+    return consoles
+
+
+def test_it_serves_with_its_settings(
+    tmp_path: Path, served: list[tuple[ConsoleSettings, bool]]
+) -> None:
     file = tmp_path / "passwords"
     result = _console(**console_env(file, CONSOLE_PORT="7"))
     assert (result.exit_code, result.output) == (0, "")
-    assert (served[0].console_port, served[0].console_password_file) == (7, file)
+    settings, has_link = served[0]
+    assert (settings.console_port, settings.console_password_file) == (7, file)
+    assert not has_link
+
+
+_LOOPBACK_URL = "http://127.0.0.1:8090"
+
+
+@pytest.mark.parametrize(
+    ("host", "public_url", "flag", "is_terminal", "has_link"),
+    [
+        ("127.0.0.1", "", False, True, True),
+        ("::1", _LOOPBACK_URL, False, True, True),
+        ("127.0.0.1", "", False, False, False),  # the output may be a log
+        ("127.0.0.1", "", True, False, True),
+        ("127.0.0.1", "https://console.example.com", False, True, False),  # behind a proxy
+        ("0.0.0.0", _LOOPBACK_URL, False, True, False),  # noqa: S104  # of a container
+        ("0.0.0.0", _LOOPBACK_URL, True, False, True),  # noqa: S104
+    ],
+)
+def test_the_link_is_for_this_machine_and_a_terminal_unless_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served: list[tuple[ConsoleSettings, bool]],
+    host: str,
+    public_url: str,
+    flag: bool,
+    is_terminal: bool,
+    has_link: bool,
+) -> None:
+    monkeypatch.setattr(console, "_is_terminal", lambda: is_terminal)
+    env = console_env(tmp_path, CONSOLE_HOST=host, CONSOLE_PUBLIC_URL=public_url)
+    result = _console(*(["--sign-in-link"] if flag else []), **env)
+    assert result.exit_code == 0
+    assert served[0][1] is has_link
+    assert ("/sign-in/link?token=t\n" in result.stdout) is has_link
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
+def test_no_link_is_printed_for_a_server(
+    tmp_path: Path, served: list[tuple[ConsoleSettings, bool]], host: str
+) -> None:
+    env = console_env(tmp_path, CONSOLE_HOST=host, CONSOLE_PUBLIC_URL="https://console.example.com")
+    result = _console("--sign-in-link", **env)
+    assert result.exit_code == 2
+    assert "at a loopback address" in result.stderr
+    assert not served
 
 
 def test_missing_settings_are_one_line() -> None:

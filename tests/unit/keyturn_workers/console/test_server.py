@@ -143,10 +143,6 @@ def test_roles_are_lists_and_the_issuer_stays_as_it_is(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        (
-            {"CONSOLE_PASSWORD_FILE": None},
-            "CONSOLE_OIDC_ISSUER or CONSOLE_PASSWORD_FILE is missing",
-        ),
         ({"CONSOLE_SESSION_KEY": None}, "KEYTURN_CONSOLE_SESSION_KEY is missing"),
         ({"CONSOLE_SESSION_KEY": "c2hvcnQ="}, "CONSOLE_SESSION_KEY is malformed: not the base64"),
         ({"CONSOLE_OIDC_ISSUER": "https://sso.example.com"}, "CONSOLE_OIDC_CLIENT_ID must be set"),

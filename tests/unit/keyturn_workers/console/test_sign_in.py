@@ -13,7 +13,9 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from keyturn.errors import SettingsError
+from keyturn_workers.console.auth import passwords
 from keyturn_workers.console.auth.auth import Auth
+from keyturn_workers.console.auth.link import LINK_S, SignInLink
 from keyturn_workers.console.auth.passwords import (
     ATTEMPTS_PER_NAME,
     PasswordFile,
@@ -207,6 +209,122 @@ def test_a_provider_that_is_away_is_a_page(browser: _Browser) -> None:
 
 
 _LOCAL_URL = "http://127.0.0.1:8090"
+_CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+class _Local:
+    """A console on a loopback address with an empty password file; requests keep no cookies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.now = path, 0.0
+        path.write_text("")
+        self.auth = self.auth_of_new_process()
+        self.link = self.auth.new_link() or ""
+        app = self.auth.protect(preview_app(MadeUp(), auth=self.auth))
+        self._client = TestClient(app, base_url=_LOCAL_URL, follow_redirects=False)
+
+    def auth_of_new_process(self) -> Auth:
+        link = SignInLink(clock=lambda: self.now)
+        return Auth(console_settings(self.path), _LOCAL_URL, 8090, link=link, hasher=_CHEAP)
+
+    def request(self, url: str, method: str = "GET", **headers: str) -> httpx2.Response:
+        self._client.cookies.clear()
+        return self._client.request(method, url, headers=headers)
+
+    def cookie(self, answer: httpx2.Response) -> str:
+        (cookie,) = [
+            each
+            for each in answer.headers.get_list("set-cookie")
+            if each.startswith(f"{COOKIE}=") and "Secure; HttpOnly; SameSite=Lax" in each
+        ]
+        return cookie.partition(";")[0]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> _Local:
+    return _Local(tmp_path / "passwords")
+
+
+def test_the_link_signs_in_once_and_its_token_is_in_no_log_or_address(local: _Local) -> None:
+    token = local.link.partition("?token=")[2]
+    assert len(token) == 43  # 32 bytes
+    with capture_logs() as logs:
+        page = local.request("/sign-in")
+        answer = local.request(local.link)
+        again = local.request(local.link)
+    assert "Open the link" in page.text
+    assert "Password" not in page.text
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    shown = local.request("/nowhere", Cookie=local.cookie(answer))
+    assert shown.status_code == 404
+    assert "one-time link" in shown.text
+    assert "operate" in shown.text
+    assert again.status_code == 403
+    assert "was used before" in again.text
+    assert f"{COOKIE}=" not in again.headers["set-cookie"]
+    assert token not in str(logs) + page.text + again.text + str(answer.headers)
+    # In the browser that is signed in, a second click leads on.
+    second = local.request(local.link, Cookie=local.cookie(answer))
+    assert (second.status_code, second.headers["location"]) == (303, "/")
+
+
+def test_a_link_is_used_up_by_nothing_but_a_sign_in(local: _Local) -> None:
+    """Not by a preview, a wrong token, or a page whose name resolves to this machine."""
+    assert local.request(local.link, "HEAD").status_code == 403
+    assert local.request(local.link, "POST", Origin=_LOCAL_URL).status_code == 405
+    assert local.request(local.link[:-1]).status_code == 403
+    assert local.request("/sign-in/link").status_code == 403
+    assert local.request(local.link, Host="attacker.example.com:8090").status_code == 400
+    assert local.request(local.link).status_code == 303
+
+
+def test_a_link_ends_after_an_hour_and_with_a_newer_one(local: _Local) -> None:
+    newer = local.auth.new_link() or ""
+    assert local.request(local.link).status_code == 403
+    local.now = LINK_S
+    assert local.request(newer).status_code == 403
+    assert local.request(local.auth.new_link() or "").status_code == 303
+
+
+def test_the_first_account_ends_the_link_and_its_sessions_for_good(
+    local: _Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "_CHECK_S", 0)
+    cookie, unused = local.cookie(local.request(local.link)), local.auth.new_link() or ""
+    local.path.write_text(format_users({"kim": User("kim", "view", _CHEAP.hash("one"))}))
+    assert local.request("/nowhere", Cookie=cookie).status_code == 303
+    assert "Password" in local.request(unused).text
+    local.path.write_text("")
+    assert local.request(unused).status_code == 403
+    assert local.request("/nowhere", Cookie=cookie).status_code == 303
+    assert local.auth.new_link() is None
+
+
+def test_sessions_of_a_link_end_with_its_process(local: _Local) -> None:
+    name, _, cookie = local.cookie(local.request(local.link)).partition("=")
+    assert name == COOKIE
+    assert local.auth.sessions.read(cookie) is not None
+    assert local.auth_of_new_process().sessions.read(cookie) is None
+
+
+def test_with_accounts_there_is_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords, "_CHECK_S", 0)
+    path = tmp_path / "passwords"
+    path.write_text(format_users({"kim": User("kim", "view", _CHEAP.hash("one"))}))
+    by_password = Auth(console_settings(path), _LOCAL_URL, 8090, link=SignInLink(), hasher=_CHEAP)
+    path.write_text("")  # nor once the last of them is removed
+    by_provider = Auth(
+        console_settings(path, "https://sso.example.com"), _LOCAL_URL, 8090, link=SignInLink()
+    )
+    for auth in (by_password, by_provider):
+        assert auth.new_link() is None
+        assert "/sign-in/link" not in _paths(list(auth.routes))
+
+
+def test_without_any_way_to_sign_in_it_does_not_start() -> None:
+    with pytest.raises(SettingsError, match="PASSWORD_FILE is missing"):
+        Auth(console_settings(None), _LOCAL_URL, 8090)
+    assert Auth(console_settings(None), _LOCAL_URL, 8090, link=SignInLink()).new_link()
 
 
 def _paths(routes: list[BaseRoute]) -> set[str]:
@@ -228,9 +346,6 @@ def test_a_way_to_sign_in_that_is_not_set_has_no_route(tmp_path: Path) -> None:
 def test_a_file_that_is_missing_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="KEYTURN_CONSOLE_PASSWORD_FILE"):
         Auth(console_settings(tmp_path / "missing"), _LOCAL_URL, 8090)
-
-
-_CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 def test_a_user_is_stamped_by_role_and_password(tmp_path: Path) -> None:

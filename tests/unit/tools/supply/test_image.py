@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from keyturn.topology import DEAD_POLICIES
 from keyturn_workers.cli.init import (
     CONSOLE_FILE,
     GATEWAY_FILE,
@@ -28,9 +32,11 @@ from tools.supply.lock import ROOT
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OURS = ("upload", "control", "sweep", "ingest", "gateway", "console")
 FILES = {"gateway": GATEWAY_FILE, "console": CONSOLE_FILE}
+MANUAL = ("keyturn", "add-user")
+SERVERS = ("broker", "storage")
 UID = "10001"
-# compose's own development broker: its address in this network, with the password beside it.
-_BROKER: Final = "amqp://keyturn:keyturn@broker:5672/"
+_FIRST_RUN: Final = ROOT / "deploy/compose/first-run.sh"
+_VOLUMES: Final = ("workers", "gateway", "console", "publisher", "storage", "broker")
 _SECRET = re.compile(r"_KEY|SECRET|PASSWORD|TOKEN|PEPPER|SEED|AMQP_URL", re.IGNORECASE)
 
 
@@ -108,7 +114,8 @@ def test_the_storage_holds_what_its_program_imports_and_no_development_tool() ->
     syncs = [rest for word, rest in _stages()["storage-build"] if word == "RUN"]
     assert syncs == ["/opt/uv/bin/uv sync --locked --only-group storage"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert len(project["dependency-groups"]["storage"]) == 1
+    assert len(project["dependency-groups"]["storage"]) == 2  # botocore and the server itself
+    assert _last("storage", "USER") == f"{UID}:{UID}"
 
 
 def test_each_stage_installs_from_an_index_of_its_own() -> None:
@@ -145,78 +152,126 @@ def test_no_secret_is_built_in() -> None:
     assert f"/{PASSWORD_FILE.parent}" in ignored
 
 
-@pytest.mark.parametrize("name", [*OURS, "add-user"])
+@pytest.mark.parametrize("name", [*OURS, *MANUAL, "storage", "first-run"])
 def test_every_process_has_a_read_only_root_and_no_privilege(
     name: str, services: dict[str, dict[str, Any]]
 ) -> None:
     service = services[name]
-    assert service["build"] == {"context": ".", "target": "keyturn"}
+    target = "storage" if name == "storage" else "keyturn"
+    assert service["build"] == {"context": ".", "target": target}
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    # Nothing is written, so there is nothing to mount: the integration test shows it. The console
-    # reads a file that `add-user` changes.
-    mounted = {"console": ["console:/etc/keyturn:ro"], "add-user": ["console:/etc/keyturn"]}
-    assert service.get("volumes", []) == mounted.get(name, [])
-    assert not {"tmpfs", "privileged", "cap_add", "user", "pid"} & set(service)
-    if name == "add-user":
-        return
-    assert service["command"] == ([name] if name in FILES else ["worker", name])
+    assert not {"privileged", "pid"} & set(service)
+    # The first run gives files to the user of the others. It has no network.
+    is_first = name == "first-run"
+    assert service.get("cap_add") == (["CHOWN", "DAC_OVERRIDE"] if is_first else None)
+    assert service.get("user") == ("0:0" if is_first else None)
+    assert (service.get("network_mode") == "none") == (name in ("first-run", "add-user"))
+    # Of the others, only the storage writes, and only its own files.
+    assert service.get("tmpfs") == (["/tmp"] if name in ("first-run", "storage") else None)  # noqa: S108
+    if name in OURS and name not in FILES:
+        assert service["command"] == ["worker", name]
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_secrets_come_from_files_beside_the_deployment(
-    name: str, services: dict[str, dict[str, Any]]
+def test_each_process_gets_its_own_settings_and_no_others(
+    services: dict[str, dict[str, Any]],
 ) -> None:
-    service = services[name]
-    assert service["env_file"] == [FILES.get(name, WORKER_FILE)]
-    given = service["environment"]
-    assert given["KEYTURN_AMQP_URL"] == _BROKER
-    named = {name for name in given if not name.endswith("_FILE")} - {"KEYTURN_AMQP_URL"}
-    assert not any(_SECRET.search(variable) for variable in named)
+    """The broker and the storage get nothing that opens an object."""
+    written = {
+        **{name: [f"{name if name in FILES else 'workers'}:/etc/keyturn:ro"] for name in OURS},
+        "keyturn": ["publisher:/keys", ".:/clone:ro"],
+        "add-user": ["console:/etc/keyturn"],
+        "broker": ["broker:/etc/keyturn:ro", "queues:/var/lib/rabbitmq"],
+        "storage": ["storage:/etc/keyturn:ro", "objects:/data"],
+        "first-run": [
+            "./deploy/compose/first-run.sh:/first-run.sh:ro",
+            *(f"{name}:/settings/{name}" for name in _VOLUMES),
+        ],
+    }
+    assert {name: service["volumes"] for name, service in services.items()} == written
+    for name, service in services.items():
+        given = service.get("environment", {})
+        assert "env_file" not in service
+        named = {each for each in given if not each.endswith("_FILE")} - {"KEYTURN_AMQP_URL"}
+        assert not any(_SECRET.search(variable) for variable in named)
+        if name in OURS:
+            assert given["KEYTURN_ENV_FILE"] == f"/etc/keyturn/{FILES.get(name, WORKER_FILE)}"
 
 
-def test_the_names_of_this_network_are_in_compose_alone(
+@pytest.mark.slow
+def test_the_first_run_makes_everything_once(
     tmp_path: Path, services: dict[str, dict[str, Any]]
 ) -> None:
-    """The files of `keyturn init` work on the host, through the published ports."""
-    init(tmp_path, force=False, amqp_url="amqp://k:k@127.0.0.1:5672/",
-         s3_endpoint_url="http://127.0.0.1:8000")  # fmt: skip
-    for file in tmp_path.glob("*.env"):
-        assert not re.search(r"@broker\b|//storage\b", file.read_text()), file
-    for name in OURS:
-        expected = None if name == "console" else "http://storage:8000"
-        assert services[name]["environment"].get("KEYTURN_S3_ENDPOINT_URL") == expected
-    broker = services["broker"]["environment"]
-    assert set(broker.values()) == {"keyturn"}
+    def run() -> dict[str, str]:
+        env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **services["first-run"]["environment"],
+            "TMPDIR": str(tmp_path),
+        }
+        owner = f"{os.getuid()}:{os.getgid()}"
+        command = ["sh", str(_FIRST_RUN), str(tmp_path / "settings"), owner]
+        subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+        files = [each for each in (tmp_path / "settings").rglob("*") if each.is_file()]
+        return {str(each.relative_to(tmp_path / "settings")): each.read_text() for each in files}
+
+    for name in _VOLUMES:
+        (tmp_path / "settings" / name).mkdir(parents=True)
+    made = run()
+    assert run() == made
+    assert set(made) == {
+        "workers/keyturn.env",
+        "gateway/gateway.env",
+        "console/console.env",
+        "console/passwords",
+        "publisher/publisher.env",
+        "publisher/host.env",
+        "storage/storage.env",
+        "broker/conf.d/keyturn.conf",
+        "broker/definitions.json",
+    }
+    secret = [path for path in made if not path.startswith("broker/")]
+    for path in secret:
+        assert (tmp_path / "settings" / path).stat().st_mode & 0o77 == 0, path
+    definitions = json.loads(made["broker/definitions.json"])
+    users = {"all", "dev", "gateway", "console"}
+    assert {each["name"] for each in definitions["users"]} == users
+    assert {each["user"] for each in definitions["permissions"]} == users
+    assert {each["name"] for each in definitions["policies"]} == {p.name for p in DEAD_POLICIES}
+    for path, user in (("workers/keyturn", "all"), ("console/console", "console")):
+        assert re.search(rf"AMQP_URL=amqp://{user}:\S+@broker:5672/keyturn", made[f"{path}.env"])
+    host = made["publisher/host.env"]
+    assert "@127.0.0.1:5672/" in host
+    assert "http://127.0.0.1:8000" in host
+    assert not re.search(r"@broker|//storage", host)
+    # One that was interrupted begins again, and all files agree.
+    (tmp_path / "settings/workers/keyturn.env").unlink()
+    again = run()
+    assert set(again) == set(made)
+    assert not {again[path] for path in secret} & {made[path] for path in secret} - {""}
 
 
-def test_no_other_service_is_ours(services: dict[str, dict[str, Any]]) -> None:
-    """The broker and the development storage keep state and are not this image."""
-    assert set(services) == {*OURS, "broker", "storage", "add-user"}
+def test_only_loopback_is_published_and_all_services_are_known(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    assert set(services) == {*OURS, *SERVERS, *MANUAL, "first-run"}
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    console = services["console"]
+    # Which makes its link safe to print.
+    assert console["command"] == ["console", "--sign-in-link"]
+    assert console["ports"] == ["127.0.0.1:8090:8090"]
+    assert console["environment"]["KEYTURN_CONSOLE_PUBLIC_URL"] == "http://127.0.0.1:8090"
 
 
 def test_people_are_added_where_the_console_reads_them(
     services: dict[str, dict[str, Any]],
 ) -> None:
-    """By the image's own user, in a volume that begins as the image's folder; not by `up`."""
+    """By the image's own user; not by `up`."""
     adding = services["add-user"]
     file = services["console"]["environment"]["KEYTURN_CONSOLE_PASSWORD_FILE"]
     assert adding["entrypoint"] == ["keyturn", "console", "add-user", "--file", file]
-    assert adding["profiles"]
-    assert adding["network_mode"] == "none"
-    assert f"install -d -o {UID} -g {UID} {Path(file).parent}" in DOCKERFILE
-    for service in services.values():
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
-
-
-def test_only_the_processes_that_need_keys_get_their_file(
-    services: dict[str, dict[str, Any]],
-) -> None:
-    """The broker gets no file of ours, the development storage none but the bucket's keys."""
-    files = {name: service.get("env_file", []) for name, service in services.items()}
-    assert files["broker"] == []
-    assert files["storage"] == [STORAGE_FILE]
+    assert all(services[name]["profiles"] for name in MANUAL)
 
 
 def test_the_storage_container_learns_no_key_that_opens_anything(tmp_path: Path) -> None:

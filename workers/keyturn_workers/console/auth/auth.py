@@ -12,6 +12,8 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from keyturn.errors import SettingsError
+from keyturn_workers.console.auth.link import TOKEN, SignInLink
 from keyturn_workers.console.auth.passwords import Hasher, PasswordFile, Passwords
 from keyturn_workers.console.auth.protection import (
     AccessLog,
@@ -22,7 +24,14 @@ from keyturn_workers.console.auth.protection import (
 )
 from keyturn_workers.console.auth.provider import Provider
 from keyturn_workers.console.auth.sessions import Sessions, SignedOut
-from keyturn_workers.console.auth.sign_in import CALLBACK, OPEN_PATHS, Accounts, Render, SignIn
+from keyturn_workers.console.auth.sign_in import (
+    CALLBACK,
+    LINK,
+    OPEN_PATHS,
+    Accounts,
+    Render,
+    SignIn,
+)
 from keyturn_workers.console.rendering.templates import http_error_page
 from keyturn_workers.console.rendering.templates import render as render_page
 from keyturn_workers.console.settings import ConsoleSettings
@@ -37,6 +46,7 @@ class Auth:
         public_url: str,
         port: int,
         *,
+        link: SignInLink | None = None,
         render: Render = render_page,
         error_page: ErrorPage = http_error_page,
         hasher: Hasher | None = None,
@@ -44,15 +54,21 @@ class Auth:
     ) -> None:
         """Read the files that the settings name.
 
-        `public_url` is the origin as browsers see it, `port` the console's own. By default `hasher`
-        is argon2's, and the provider is reached over the network.
+        `public_url` is the origin as browsers see it, `port` the console's own. `link` signs in
+        while no one has an account. By default `hasher` is argon2's, and the provider is reached
+        over the network.
 
         Raises:
-            SettingsError: a file cannot be used.
+            SettingsError: a file cannot be used, or there is no way to sign in.
         """
         path = settings.console_password_file
+        if path is None and settings.console_oidc_issuer is None and link is None:
+            raise SettingsError(
+                "KEYTURN_CONSOLE_OIDC_ISSUER or KEYTURN_CONSOLE_PASSWORD_FILE is missing: one of "
+                "them is required for signing in; on your own machine, --sign-in-link replaces them"
+            )
         users = None if path is None else PasswordFile(path)
-        accounts = Accounts(settings, users)
+        self._accounts = accounts = Accounts(settings, users, link)
         self.sessions: Final = Sessions(
             settings.console_session_key,
             accounts.stamp_of,
@@ -79,6 +95,11 @@ class Auth:
     def routes(self) -> Sequence[BaseRoute]:
         """The routes of sign-in and sign-out."""
         return self._sign_in.routes
+
+    def new_link(self) -> str | None:
+        """Return the URL of a new one-time link; None if there is no link, or anyone's account."""
+        link = self._accounts.link
+        return None if link is None else f"{self._origins.public}{LINK}?{TOKEN}={link.new_token()}"
 
     @property
     def middleware(self) -> Sequence[Middleware]:

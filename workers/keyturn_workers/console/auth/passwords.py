@@ -108,10 +108,17 @@ class PasswordFile:
 
     def user(self, name: str) -> User | None:
         """Return a user of the file as it is now, or was up to a second ago."""
+        return self._current().get(name)
+
+    def has_users(self) -> bool:
+        """Return whether the file has any user."""
+        return bool(self._current())
+
+    def _current(self) -> Mapping[str, User]:
         if self._clock() - self._checked_at >= _CHECK_S:
             self._checked_at = self._clock()
             self._read_again()
-        return self._users.get(name)
+        return self._users
 
     def _read(self) -> dict[str, User]:
         # Before the content: a write in between counts as one more change.

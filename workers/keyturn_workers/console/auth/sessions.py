@@ -101,15 +101,15 @@ _ID_BYTES: Final = 16
 _SALT: Final = b"keyturn/console/session/v1"
 # A cookie is written again once this part of the idle time is over.
 _RENEW_PART: Final = 0.1
-Kind = Literal["password", "oidc"]
+Kind = Literal["password", "oidc", "link"]
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person's identity, by the password file or the provider.
+    """A person's identity, by the password file, the provider or the one-time link.
 
     Attributes:
-        id: The name in the file, or the provider's subject.
+        id: The name in the file, or the provider's subject; empty for the link.
         name: The displayed and recorded name.
         stamp: Changes with whatever must end the account's sessions.
     """

@@ -22,6 +22,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from keyturn.crypto.keys import Secret
+from keyturn_workers.console.auth.link import TOKEN, SignInLink
 from keyturn_workers.console.auth.passwords import (
     PasswordFile,
     Passwords,
@@ -29,7 +30,7 @@ from keyturn_workers.console.auth.passwords import (
     User,
 )
 from keyturn_workers.console.auth.person import CSRF_FIELD, SESSION_SCOPE, Role, session_of
-from keyturn_workers.console.auth.protection import SIGN_IN, cookie_header, local_path
+from keyturn_workers.console.auth.protection import HOME, SIGN_IN, cookie_header, local_path
 from keyturn_workers.console.auth.provider import (
     ClaimRules,
     Provider,
@@ -42,9 +43,10 @@ from keyturn_workers.console.settings import ConsoleSettings
 PRE_COOKIE: Final = "__Host-keyturn-console-sign-in"
 PROVIDER: Final = f"{SIGN_IN}/provider"
 CALLBACK: Final = f"{SIGN_IN}/callback"
+LINK: Final = f"{SIGN_IN}/link"
 SIGN_OUT: Final = "/sign-out"
 SIGNED_OUT: Final = "/signed-out"
-OPEN_PATHS: Final = frozenset({SIGN_IN, PROVIDER, CALLBACK, SIGNED_OUT})
+OPEN_PATHS: Final = frozenset({SIGN_IN, PROVIDER, CALLBACK, LINK, SIGNED_OUT})
 _PRE_COOKIE_S: Final = 600
 _RETRY_AFTER: Final = {"Retry-After": "15"}
 _NEXT: Final = "next"
@@ -60,8 +62,15 @@ class Accounts:
     provider and the rules for roles. A change at the provider counts from the next sign-in on.
     """
 
-    def __init__(self, settings: ConsoleSettings, users: PasswordFile | None) -> None:
+    def __init__(
+        self,
+        settings: ConsoleSettings,
+        users: PasswordFile | None,
+        link: SignInLink | None = None,
+    ) -> None:
         self._users = users
+        has_accounts = settings.console_oidc_issuer is not None or _has_users(users)
+        self._link = None if has_accounts else link
         self.rules = ClaimRules(
             role_claim=settings.console_oidc_role_claim,
             view_roles=settings.console_oidc_view_roles,
@@ -76,8 +85,17 @@ class Accounts:
             )
         )
 
+    @property
+    def link(self) -> SignInLink | None:
+        """The one-time link; None for good once anyone has an account."""
+        if self._link is not None and _has_users(self._users):
+            self._link = None
+        return self._link
+
     def stamp_of(self, kind: Kind, account: str, role: Role) -> str | None:
         """Return the stamp of an account with this role; None if there is no such account."""
+        if kind == "link":
+            return None if self.link is None else self.link.account.stamp
         if kind == "oidc":
             return self._provider_stamp
         user = None if self._users is None else self._users.user(account)
@@ -98,6 +116,10 @@ class Accounts:
             return None
         name = self.rules.name_of(claims)
         return Account("oidc", claims["sub"], name, role, self._provider_stamp)
+
+
+def _has_users(file: PasswordFile | None) -> bool:
+    return file is not None and file.has_users()
 
 
 def _stamp_of(user: User) -> str:
@@ -139,6 +161,8 @@ class SignIn:
         ]
         if self.passwords is not None:
             routes.append(Route(SIGN_IN, self.check_password, methods=["POST"], middleware=kept))
+        if self.accounts.link is not None:
+            routes.append(Route(LINK, self.open_link, methods=["GET"], middleware=kept))
         if self.provider is not None:
             routes += [
                 Route(PROVIDER, self.go_to_provider, methods=["GET"], middleware=kept),
@@ -174,6 +198,21 @@ class SignIn:
             _refused("password", "wrong", name if self.accounts.is_user(name) else None)
             return self._form(request, target, name, "wrong", HTTPStatus.FORBIDDEN)
         return self._begin(request, self.accounts.of_user(user), target)
+
+    async def open_link(self, request: Request) -> Response:
+        """Sign in by the one-time link, and lead to an address without its token."""
+        link = self.accounts.link
+        # A HEAD request may be a preview of the link: it does not use it up.
+        if (
+            link is not None
+            and request.method == "GET"
+            and link.redeem(request.query_params.get(TOKEN, ""))
+        ):
+            return self._begin(request, link.account, HOME)
+        if SESSION_SCOPE in request.scope:
+            return RedirectResponse(HOME, HTTPStatus.SEE_OTHER)
+        _refused("link", "not valid")
+        return self._form(request, HOME, problem="link", status=HTTPStatus.FORBIDDEN)
 
     async def go_to_provider(self, request: Request) -> Response:
         """Begin a sign-in at the provider."""
@@ -245,7 +284,8 @@ class SignIn:
             target=target,
             name=name,
             problem=problem,
-            has_passwords=self.passwords is not None,
+            has_link=self.accounts.link is not None,
+            has_passwords=self.passwords is not None and self.accounts.link is None,
             has_provider=self.provider is not None,
         )
 
