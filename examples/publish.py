@@ -14,7 +14,8 @@ async def main() -> int:
         upload_id = await publisher.upload(
             "acme",
             "reports/q3.txt",
-            b"the third quarter",  # bytes, a Path, a binary file or an async stream of bytes
+            # bytes, a Path, a binary file or an async stream of bytes
+            b"the third quarter",
             content_type="text/plain",
             metadata={"author": "kim"},
         )

@@ -34,7 +34,8 @@ function seal(sealingKey, context, plaintext) {
   const first = expand(Buffer.alloc(0), 1);
   const derived = Buffer.concat([first, expand(first, 2)]);
   const [aeadKey, nonce] = [derived.subarray(0, 32), derived.subarray(32, 44)];
-  const sealed = [salt, derived.subarray(44, 76)]; // the salt and the commitment
+  // The salt and the commitment.
+  const sealed = [salt, derived.subarray(44, 76)];
   // The last chunk is always shorter than a full one, so it may be empty.
   for (let number = 0; number * CHUNK_BYTES <= plaintext.length; number++) {
     const chunkNonce = Buffer.from(nonce);
@@ -122,7 +123,8 @@ function isAnswer(event, uploadId, request) {
 
 const plaintext = await readFile(file);
 if (plaintext.length > INLINE_BYTES) throw new Error("stage a body of more than 256 KiB in S3");
-const uploadId = crypto.randomUUID(); // keep it: a retry needs the same one
+// Keep the id: a retry needs the same one.
+const uploadId = crypto.randomUUID();
 const request = await uploadRequest(uploadId, plaintext);
 
 const connection = await amqp.connect(KEYTURN_AMQP_URL);
@@ -152,7 +154,8 @@ channel.publish("keyturn", "upload.requested", request, {
     "keyturn-signature": signature(request),
   },
 });
-await channel.waitForConfirms(); // on the queue from here on
+// After this, the request is on the queue.
+await channel.waitForConfirms();
 
 const event = await answered.promise;
 await connection.close();

@@ -50,7 +50,7 @@ _LISTING_AIM: Final = 0.65
 _MEMORY_AIM_MIB: Final = 256
 # The test cluster keeps its objects in memory, about twice, and the readers hold pieces.
 _MEMORY_A_BYTE: Final = 3
-_STARTED: Final = "gateway started"
+STARTED: Final = "gateway started"
 _PRESIGNED_S: Final = 3600
 _UNRESERVED: Final = "/-_.~"
 
@@ -67,7 +67,7 @@ class Sides:
     @property
     def gateway_url(self) -> str:
         """Where the gateway listens."""
-        return _address(self.gateway)
+        return address_of(self.gateway)
 
     def ours(self, key: str, **headers: str) -> dict[str, Any]:
         """The object from the gateway."""
@@ -85,7 +85,7 @@ class Sides:
     def passed(self, key: str) -> dict[str, Any]:
         """Its stored bytes from the server that passes them through."""
         path = quote(object_s3_key(self.project, key), safe=_UNRESERVED)
-        return {"url": f"{_address(self.passing)}/{path}", "headers": {}}
+        return {"url": f"{address_of(self.passing)}/{path}", "headers": {}}
 
     def bare(self, key: str, **headers: str) -> dict[str, Any]:
         """Its stored bytes from the storage."""
@@ -112,10 +112,10 @@ class Sides:
         return {"url": url, "headers": headers}
 
 
-def _address(running: Running) -> str:
+def address_of(running: Running) -> str:
     """The log's line that says where it listens."""
     lines = [json.loads(line) for line in running.log.read_text().splitlines()]
-    report = next(line for line in lines if line["event"] == _STARTED)
+    report = next(line for line in lines if line["event"] == STARTED)
     return f"http://{report['host']}:{report['port']}"
 
 
@@ -147,12 +147,12 @@ async def opened(
         **{f"KEYTURN_{setting}": value for setting, value in env.items()},
     }
     async with (
-        serving(job, scratch / f"{name}-gateway.log", module, ready=_STARTED) as a,
+        serving(job, scratch / f"{name}-gateway.log", module, ready=STARTED) as a,
         serving(
             job,
             scratch / f"{name}-passing.log",
             ["tools.bench.passthrough_server"],
-            ready=_STARTED,
+            ready=STARTED,
         ) as b,
     ):
         yield Sides(world, project, a, b)

@@ -3,11 +3,12 @@
 `python -m tools.bench.load_client`, with a job as JSON on its standard input, prints one
 JSON object. It shares two cores with what it measures, so it is as cheap as Python allows:
 httptools on an asyncio protocol, no session, no buffers. A connection is open before the
-clock of a request starts. A response that is not 200 or 206, or not of its announced length,
+clock of a request starts. A response that is not 200, 201 or 206, or not of its announced length,
 fails the run.
 
 A job does `count` GETs over its `targets`, `concurrency` of them at once, after `warm` that do not
-count. With `hash`, it also reports the SHA-256 of all bodies.
+count; a target with `body` is a PUT of so many bytes. With `hash`, it also reports the SHA-256 of
+all bodies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import uvloop
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_GOOD = (200, 206)
+_GOOD = (200, 201, 206)
 
 
 class LoadClientError(Exception):
@@ -41,6 +42,7 @@ class Target:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: int = 0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -54,8 +56,14 @@ class Target:
         parts = urlsplit(self.url)
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
         headers = {"host": parts.netloc, **self.headers}
-        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        return "\r\n".join([*lines, "", ""]).encode()
+        method = "PUT" if self.body else "GET"
+        if self.body:
+            headers["content-length"] = str(self.body)
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + bytes(self.body)
 
 
 class Connection(asyncio.Protocol):
@@ -122,7 +130,7 @@ class Connection(asyncio.Protocol):
 
 async def do(job: Mapping[str, Any]) -> dict[str, Any]:
     """One job: the seconds that it took, its bytes, and their SHA-256 if that was asked for."""
-    targets = [Target(each["url"], each["headers"]) for each in job["targets"]]
+    targets = [Target(**each) for each in job["targets"]]
     heads = [target.head for target in targets]
     hashed = hashlib.sha256() if job.get("hash") else None
     loop = asyncio.get_running_loop()

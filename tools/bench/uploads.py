@@ -44,7 +44,7 @@ _LARGE_BODY: Final = bytes(250_000)
 _MIB: Final = 2**20
 _MEMORY_AIM_MIB: Final = 256
 _PUBLISHED_AT_ONCE: Final = 256
-_ENROLLED_AT_ONCE: Final = 64
+ENROLLED_AT_ONCE: Final = 64
 _SAMPLE_S: Final = 0.05
 _DRAIN_S: Final = 180
 _BARE_WARM: Final = 200
@@ -307,8 +307,8 @@ async def measure_projects(
     await enroll(deployment, scratch)
     names = tenants(projects)
     async with open_world(deployment) as world:
-        for first in range(0, projects, _ENROLLED_AT_ONCE):
-            batch = names[first : first + _ENROLLED_AT_ONCE]
+        for first in range(0, projects, ENROLLED_AT_ONCE):
+            batch = names[first : first + ENROLLED_AT_ONCE]
             await asyncio.gather(*(world.enroll(name) for name in batch))
     many, one = list[Rate](), list[Rate]()
     for turn in range(rounds):

@@ -305,7 +305,16 @@ export interface components {
             /** @description Common prefixes; always empty without a delimiter */
             prefixes: string[];
         };
-        /** @description RFC 9457 */
+        /**
+         * @description RFC 9457
+         * @example {
+         *       "title": "Conflict",
+         *       "status": 409,
+         *       "code": "already_exists",
+         *       "detail": "reports/q3.pdf holds another object",
+         *       "upload_id": "2f6c9a0e-5d3b-4c1a-9f5e-0b7d1c8a4e21"
+         *     }
+         */
         Problem: {
             /**
              * @description Keyturn's error code; absent if the HTTP status says it all

@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -189,7 +189,11 @@ def _public_routes(
     async def description_page(_: Request) -> Response:
         return Response(docs, headers=DOCS_HEADERS)
 
+    async def root(_: Request) -> Response:
+        return RedirectResponse("docs")  # relative: a proxy may serve the gateway below a path
+
     return [
+        Route("/", root, name="root"),
         Route("/healthz", healthz, name="healthz"),
         Route("/readyz", readyz, name="readyz"),
         Route("/metrics", prometheus, name="metrics"),

@@ -48,7 +48,7 @@ _SECRET = "a secret in an exception"  # as the name says
 @pytest.mark.parametrize(
     "target",
     [
-        "/",
+        "//",
         "/v1",
         "/v1/projects/acme",
         "/v1/projects/acme/rotations/",
@@ -121,6 +121,8 @@ async def test_public_paths_need_no_api_key() -> None:
     assert (ready.status, ready.document()) == (200, body)
     response = await serving.ask(target="/openapi.json", key=None)
     assert (response.status, response.document()) == (200, orjson.loads(openapi_json()))
+    root = await serving.ask(target="/", key=None)
+    assert (root.status, root.headers["location"]) == (307, "docs")
     page = await serving.ask(target="/docs", key=None)
     assert page.status == 200
     assert {name: page.headers[name] for name in DOCS_HEADERS} == DOCS_HEADERS

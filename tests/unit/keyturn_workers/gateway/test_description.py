@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from importlib.metadata import version
 from typing import Any, Final
 
+import pytest
+from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -34,7 +36,7 @@ _OPERATIONS: Final[list[tuple[str, str, dict[str, Any]]]] = [
     if method != "parameters"
 ]
 _SCHEMAS: Final = DOCUMENT["components"]["schemas"]
-_UNDESCRIBED: Final = {"/openapi.json", "/docs"}
+_UNDESCRIBED: Final = {"/", "/openapi.json", "/docs"}
 
 
 def _values(node: Any, name: str) -> list[Any]:
@@ -100,11 +102,13 @@ def test_its_request_bodies_have_the_fields_of_the_models() -> None:
     bodies = (("createLink", LinkBody), ("rotate", RotationBody), ("deleteMany", DeletesBody))
     for operation_id, model in bodies:
         (operation,) = (each for _, _, each in _OPERATIONS if each["operationId"] == operation_id)
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        assert schema["properties"].keys() == model.model_fields.keys()
-        assert schema["additionalProperties"] is False
-    expires, own = LinkBody.model_json_schema()["properties"]["expires_s"], None
-    (own,) = (each for each in _values(DOCUMENT, "expires_s"))
+        body = operation["requestBody"]["content"]["application/json"]
+        assert body["schema"]["properties"].keys() == model.model_fields.keys()
+        assert body["schema"]["additionalProperties"] is False
+        for example in body["examples"].values():
+            model.model_validate_json(json.dumps(example["value"]))
+    expires = LinkBody.model_json_schema()["properties"]["expires_s"]
+    (own,) = (each for each in _values(DOCUMENT, "expires_s") if isinstance(each, dict))
     assert {name: own[name] for name in ("minimum", "maximum", "default")} == {
         name: expires[name] for name in ("minimum", "maximum", "default")
     }
@@ -117,29 +121,75 @@ def test_every_operation_has_an_id_of_its_own_and_every_reference_resolves() -> 
         assert reference.removeprefix("#/components/schemas/") in _SCHEMAS
 
 
+_WITH_BODIES: Final = [each for each in _OPERATIONS if each[1] in ("post", "put")]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "operation"),
+    _WITH_BODIES,
+    ids=[each["operationId"] for *_, each in _WITH_BODIES],
+)
+def test_every_post_and_put_shows_an_example_of_each_body(
+    path: str, method: str, operation: dict[str, Any]
+) -> None:
+    bodies = [
+        operation["requestBody"],
+        *(each for status, each in operation["responses"].items() if status.startswith("2")),
+    ]
+    assert len(bodies) > 1, (path, method)
+    assert all(content["examples"] for body in bodies for content in body["content"].values())
+
+
+def test_every_example_is_valid_under_its_schema() -> None:
+    contents = [each for node in _values(DOCUMENT["paths"], "content") for each in node.values()]
+    examples = [
+        (content["schema"], example["value"])
+        for content in contents
+        for example in content.get("examples", {}).values()
+    ]
+    examples += [(each, value) for each in _SCHEMAS.values() for value in each.get("examples", ())]
+    assert examples
+    for schema, value in examples:
+        rooted = {**schema, "components": DOCUMENT["components"]}
+        Draft202012Validator(rooted, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(
+            value
+        )
+
+
 _EVIL: Final = "<script>alert(1)</script>&"
 
 
 def _described(text: str) -> dict[str, Any]:
     """A description in which every text is this one."""
     parameter = {"name": text, "in": text, "description": text}
+    schema = {"type": text, "pattern": text, "description": text}
+    fields = {"description": text, "properties": {text: schema}, "examples": [text]}
+    content = {"schema": fields, "examples": {text: {"summary": text, "value": {text: text}}}}
     operation = {
+        "operationId": text,
         "summary": text,
         "description": text,
         "parameters": [parameter],
-        "responses": {text: {"description": text}},
+        "requestBody": {"content": {text: content}},
+        "responses": {text: {"description": text, "content": {text: content}}},
     }
     return {
         "info": {"title": text, "version": text, "summary": text},
         "paths": {text: {"parameters": [parameter], "get": operation}},
+        "components": {"schemas": {text: fields}},
     }
 
 
 def test_every_text_of_the_description_is_escaped() -> None:
     page = docs_page(_described(_EVIL)).decode()
     assert "<script" not in page
-    # The title twice, its version with it, the summary; then the operation with both parameters.
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == 5 + 3 + 2 * 3 + 2
+    fields = 4
+    body = 1 + fields + 3
+    # The title twice, its version with it, the summary; the table of contents; the operation with
+    # both parameters and both bodies; then the schema.
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;&amp;") == (
+        5 + 2 + 4 + 2 * 3 + body + 2 + body + 3 + fields + 1
+    )
 
 
 def test_code_in_a_text_is_shown_as_code() -> None:
@@ -150,11 +200,26 @@ def test_code_in_a_text_is_shown_as_code() -> None:
 
 def test_parameters_of_a_path_are_shown_at_each_of_its_operations() -> None:
     described = _described("x")
-    described["paths"]["x"]["put"] = {"summary": "put", "responses": {}}
+    described["paths"]["x"]["put"] = {"operationId": "y", "summary": "put", "responses": {}}
     described["paths"]["x"]["parameters"] = [{"name": "shared", "in": "path"}]
     page = docs_page(described).decode()
     assert page.count("<code>shared</code> (path)") == 2
-    assert page.count("<section>") == 2
+    assert page.count("<section") == 3
+
+
+def test_bodies_are_shown_with_their_fields_limits_and_examples() -> None:
+    page = docs_page(DOCUMENT).decode()
+    link = page.partition('<section id="createLink">')[2].partition("</section>")[0]
+    request = link.partition("<h3>Request body</h3>")[2].partition("<h3>Responses</h3>")[0]
+    assert (
+        "<th><code>expires_s</code> (optional)</th>"
+        "<td>integer, minimum <code>1</code>, maximum <code>604800</code>, default "
+        "<code>3600</code>." in request
+    )
+    assert "&quot;max_bytes&quot;: 1048576" in request
+    assert '<a href="#CiphertextLink">CiphertextLink</a> or <a href="#Link">Link</a>' in link
+    deletes = page.partition('<section id="deleteMany">')[2].partition("</section>")[0]
+    assert 'array of <a href="#RejectedKey">RejectedKey</a>' in deletes
 
 
 class _Loads(HTMLParser):
@@ -162,10 +227,12 @@ class _Loads(HTMLParser):
         super().__init__()
         self.tags: set[str] = set()
         self.targets: set[str] = set()
+        self.ids: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.targets |= {value or "" for name, value in attrs if name in ("src", "href")}
+        self.ids |= {value or "" for name, value in attrs if name == "id"}
 
 
 def test_the_page_loads_nothing_and_runs_nothing_but_its_own_style() -> None:
@@ -173,7 +240,8 @@ def test_the_page_loads_nothing_and_runs_nothing_but_its_own_style() -> None:
     page = docs_page(DOCUMENT).decode()
     loads = _Loads()
     loads.feed(page)
-    assert loads.targets == {"/openapi.json"}
+    assert {each for each in loads.targets if not each.startswith("#")} == {"/openapi.json"}
+    assert {each[1:] for each in loads.targets if each.startswith("#")} <= loads.ids
     assert not loads.tags & {"script", "link", "img", "iframe", "object"}
     style = page.partition("<style>")[2].partition("</style>")[0]
     digest = b64encode(sha256(style.encode()).digest()).decode()

@@ -285,3 +285,6 @@ def test_a_target_is_sent_unchanged() -> None:
     assert target.head == (
         b"GET /a%20b?c=d HTTP/1.1\r\nhost: 127.0.0.1:81\r\nauthorization: Bearer x\r\n\r\n"
     )
+    assert Target("http://a/b", body=2).head == (
+        b"PUT /b HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n\0\0"
+    )
