@@ -121,6 +121,7 @@ class Predicate(_Model):
         master_key: The id of the master key. Every object is wrapped under it, too.
         customer_key: The customer key of the generation, which both wraps need; None without one.
         former_customer_keys: Those that no wrap needs any more, by this proof; at most 64.
+        omitted_customer_keys: The number of older ones that the file has no room for.
         turned_at: The storage's date of the first response that showed this state.
         proven_from: The storage's date of the first observation that counts as proof.
         proven_to: The storage's date of the last one.
@@ -151,6 +152,7 @@ class Predicate(_Model):
         list[EvidenceCustomerKey],
         Field(max_length=MAX_ORIGINS, exclude_if=lambda value: not value),
     ] = []
+    omitted_customer_keys: Annotated[Count, Field(exclude_if=lambda value: not value)] = 0
     turned_at: Time
     proven_from: Time
     proven_to: Time

@@ -67,6 +67,14 @@ def verify(
             "evidence in the bucket names; may be repeated. Only with --expect-gone.",
         ),
     ] = None,
+    no_customer_key: Annotated[
+        bool,
+        typer.Option(
+            "--no-customer-key",
+            help="The project never had a customer key, although no evidence in the bucket says "
+            "so. Only with --expect-gone.",
+        ),
+    ] = False,
     expect_gone: Annotated[
         bool,
         typer.Option("--expect-gone", help="Exit with 0 only if the key opens nothing."),
@@ -114,8 +122,10 @@ def verify(
     labels say, and exits with 0 only if there is none. For a project that ever had a customer key,
     also give the secret of each (--customer-secret-file): without them, the result is undecided.
     """
-    if customer_secret_id and not expect_gone:
-        raise typer.BadParameter("--customer-secret-id applies only with --expect-gone")
+    if (customer_secret_id or no_customer_key) and not expect_gone:
+        raise typer.BadParameter(
+            "--customer-secret-id and --no-customer-key apply only with --expect-gone"
+        )
     secrets = read_customer_secrets(customer_secret_file)
     settings = S3Settings.read()
     keys = _read_keys(project, api_key_file, admin_kek_file, tuple(generation or ()))
@@ -128,6 +138,7 @@ def verify(
         shown,
         secret_ids=set(customer_secret_id or ()),
         given_secret_ids=keys.secret_ids,
+        may_lack_secret_ids=expect_gone and not customer_secret_id and not no_customer_key,
     )
     started_at = format_time(datetime.now(UTC))
     asyncio.run(_check(settings, keys, report, concurrency))
@@ -195,7 +206,9 @@ async def _check(
         task = progress.add_task("", total=None)
         async with open_bucket(settings, max_connections=concurrency + 1) as storage:
             if report.expectation == "gone":
-                report.secret_ids |= await _find_secret_ids(storage, keys.project)
+                found, are_all = await _find_secret_ids(storage, keys.project)
+                report.secret_ids |= found
+                report.may_lack_secret_ids &= not are_all
             await check_project(
                 storage,
                 keys,
@@ -205,7 +218,7 @@ async def _check(
             )
 
 
-async def _find_secret_ids(storage: Storage, project: str) -> set[str]:
+async def _find_secret_ids(storage: Storage, project: str) -> tuple[set[str], bool]:
     try:
         return await find_secret_ids(storage, project)
     except MalformedEvidenceError as exc:

@@ -110,6 +110,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Bench:
     use_bucket(monkeypatch, "verify", bench.storage)
     for key in ("a", "b"):
         bench.put(NEW, 2, key)
+    bench.put_evidence({"generation": 2})
     return bench
 
 
@@ -463,8 +464,32 @@ def test_a_wrap_of_an_old_key_and_a_secret_is_found_whatever_its_label(
 
 
 def test_evidence_without_a_customer_key_needs_no_secret(bucket: Bench) -> None:
-    bucket.put_evidence({"generation": 2})
     assert bucket.run("--expect-gone", API_KEY=OLD).exit_code == 0
+
+
+@pytest.mark.parametrize("evidence", ["none", "not all"])
+def test_no_key_is_gone_while_no_evidence_names_every_secret(
+    bucket: Bench, tmp_path: Path, evidence: str
+) -> None:
+    """A bucket writer can remove the label that says that a wrap needs a secret."""
+    bucket.put_locked(OLD, "locked", SECRET)
+    metadata = bucket.metadata("locked")
+    label = ":".join(metadata["enc-kek-user"].split(":")[:2])
+    bucket.relabel("locked", {**metadata, "enc-kek-user": label})
+    if evidence == "none":
+        asyncio.run(bucket.storage.delete(".keyturn/evidence/acme/2-x.json"))
+    else:
+        bucket.put_evidence({"generation": 2, "omitted_customer_keys": 1})
+    for given in ((), _secrets(tmp_path, FORMER)):
+        result = bucket.run("--expect-gone", *given, API_KEY=OLD)
+        assert result.exit_code == 1
+        assert "no evidence in the bucket says which customer keys" in result.stderr
+    named: tuple[str, ...] = ("--customer-secret-id", SECRET_ID)
+    assert SECRET_ID in bucket.run("--expect-gone", *named, API_KEY=OLD).stderr
+    named = (*named, *_secrets(tmp_path, SECRET))
+    assert "it opens 1 of 3 wraps" in bucket.run("--expect-gone", *named, API_KEY=OLD).stderr
+    asyncio.run(bucket.storage.delete("acme/locked"))
+    assert bucket.run("--expect-gone", "--no-customer-key", API_KEY=OLD).exit_code == 0
 
 
 @pytest.mark.parametrize("predicate", [None, {"customer_key": {}}, {"customer_key": 7}])

@@ -74,8 +74,11 @@ async def check_project(
                 group.create_task(check_rows())
 
 
-async def find_secret_ids(storage: Storage, project: str) -> set[str]:
+async def find_secret_ids(storage: Storage, project: str) -> tuple[set[str], bool]:
     """Return the ids of the customer secrets that the project's evidence in the bucket names.
+
+    The second value is False if there may be others: there is no evidence yet, or no longer, or
+    it has not named them all.
 
     A file that is no evidence is not passed over: it may be one that was damaged to hide a secret.
 
@@ -83,7 +86,7 @@ async def find_secret_ids(storage: Storage, project: str) -> set[str]:
         MalformedEvidenceError: a file cannot be read as evidence.
         StorageUnavailableError, StorageResponseError: the evidence cannot be read.
     """
-    found = set()
+    found, has_evidence, has_others = set[str](), False, False
     async for listed in storage.list(evidence_prefix(project)):
         _, body = await storage.read(listed.key, max_bytes=MAX_EVIDENCE_BYTES + 1)
         try:
@@ -92,11 +95,13 @@ async def find_secret_ids(storage: Storage, project: str) -> set[str]:
             former = predicate.get("former_customer_keys", ())
             named = [predicate.get("customer_key"), *former, *predicate.get("keys", ())]
             found |= {str(each["secret_id"]) for each in named if each is not None}
+            has_others |= bool(predicate.get("omitted_customer_keys"))
         except (MalformedRequestError, AttributeError, KeyError, TypeError, ValueError):
             raise MalformedEvidenceError(
                 f"{listed.key} cannot be read: which customer keys the project had is not known"
             ) from None
-    return found
+        has_evidence = True
+    return found, has_evidence and not has_others
 
 
 async def _next(rows: AsyncIterator[Listed], turn: asyncio.Lock) -> Listed | None:

@@ -34,7 +34,8 @@ class VerifyReport:
 
     `expectation` must hold for every wrap. If `allow_plaintext`, an object that is not encrypted is
     no finding. `found` counts all findings. `secret_ids` are the customer secrets that the project
-    is known to have had, and `given_secret_ids` those that the key was tried with.
+    is known to have had, and `given_secret_ids` those that the key was tried with. If
+    it `may_lack_secret_ids`, nothing shows that these are all.
     """
 
     expectation: Expectation = "opens"
@@ -44,6 +45,7 @@ class VerifyReport:
     found: int = 0
     secret_ids: set[str] = field(default_factory=set)
     given_secret_ids: frozenset[str] = frozenset()
+    may_lack_secret_ids: bool = False
     _groups: Counter[_Group] = field(default_factory=Counter)
 
     def add(self, s3_key: str, version: str | None, check: ObjectCheck) -> None:
@@ -106,7 +108,11 @@ class VerifyReport:
     @property
     def verified(self) -> bool:
         """True if something was tried, nothing contradicts the expectation, and all is decided."""
-        return self.tried > 0 and self.found == 0 and not self.missing_secret_ids
+        return self.tried > 0 and self.found == 0 and self._all_decided
+
+    @property
+    def _all_decided(self) -> bool:
+        return not self.missing_secret_ids and not self.may_lack_secret_ids
 
     @property
     def verdict(self) -> str:
@@ -120,6 +126,12 @@ class VerifyReport:
     def _gone_verdict(self) -> str:
         if self.verified:
             return f"the key opens none of {_wraps(self.tried)}"
+        if self.found == 0 and not self.missing_secret_ids:
+            return (
+                "undecided: no evidence in the bucket says which customer keys the project had: "
+                "name their secrets (--customer-secret-id), or confirm that it never had one "
+                "(--no-customer-key)"
+            )
         if self.found == 0:
             return (
                 "undecided: with a customer secret that was not given, the key may open wraps: "

@@ -80,6 +80,7 @@ def statement_of(
     *,
     customer_key: CustomerKey | None,
     former_customer_keys: Sequence[CustomerKey] = (),
+    omitted: int = 0,
     previous: str | None,
     previous_evidence: Evidence | None,
     key_id: str,
@@ -95,7 +96,8 @@ def statement_of(
         origins: The origins that it ends, the oldest first.
         deployment: The name of the installation.
         customer_key: That of the record's generation.
-        former_customer_keys: Those that the end clears, the oldest first; at most `MAX_ORIGINS`.
+        former_customer_keys: Those that the end clears, the oldest first.
+        omitted: How many of them, the oldest, are only counted: all but `MAX_ORIGINS`, or more.
         previous: The digest of the project's newest evidence, by its keyring.
         previous_evidence: That evidence; None for the first, or if its file is lost.
         key_id: The id of the event key that signs.
@@ -125,7 +127,8 @@ def statement_of(
         kek_id=record.state.kek_id,
         master_key=record.state.master_key,
         customer_key=None if customer_key is None else _customer_key(customer_key),
-        former_customer_keys=[_customer_key(each) for each in former_customer_keys],
+        former_customer_keys=[_customer_key(each) for each in former_customer_keys[omitted:]],
+        omitted_customer_keys=omitted,
         turned_at=format_time(record.changed_at),
         proven_from=format_time(of.proven_from or record.changed_at),
         proven_to=format_time(of.proven_to or record.changed_at),
@@ -221,7 +224,8 @@ class EvidenceLog:
         """
         previous = await self._find_newest(keyring, record.evidence)
         key = self._signing_key(previous)
-        former = _former_customer_keys(keyring)[-MAX_ORIGINS:] if late_writes_refused else []
+        former = _former_customer_keys(keyring) if late_writes_refused else []
+        omitted = max(0, len(former) - MAX_ORIGINS)
         while True:
             statement = statement_of(
                 record,
@@ -230,6 +234,7 @@ class EvidenceLog:
                 self._deployment,
                 customer_key=keyring.current.customer_key,
                 former_customer_keys=former,
+                omitted=omitted,
                 previous=keyring.evidence,
                 previous_evidence=previous,
                 key_id=key.id,
@@ -243,9 +248,9 @@ class EvidenceLog:
             envelope = sign(statement, key)
             # A store chooses the length of what it encrypts: no length may keep a round from its
             # end. Everything else is bounded far below the limit.
-            if len(envelope) <= MAX_EVIDENCE_BYTES or not former:
+            if len(envelope) <= MAX_EVIDENCE_BYTES or omitted == len(former):
                 return envelope
-            former = former[1:]
+            omitted += 1
 
     async def build_erasure(
         self, record: ProjectRecord, origin: Origin, keyring: Keyring, erasure: Erasure

@@ -280,7 +280,9 @@ async def test_evidence_names_as_many_of_the_cleared_customer_keys_as_one_file_c
     proof = (await on.build()).proof
     ids = [each.secret_id for each in proof.former_customer_keys]
     assert ids == [customer_secret_id(each) for each in secrets[former - named : former]]
+    assert proof.omitted_customer_keys == former - named
     assert ("former_customer_keys" in proof.model_dump()) is bool(former)
+    assert ("omitted_customer_keys" in proof.model_dump()) is (former > named)
 
 
 # The file of the one before.
