@@ -74,7 +74,7 @@ _PARTS: Final = {
         uploads.measure_projects, 2, {"projects": (10_000, 1000), "count": (50_000, 5000)}
     ),
     "smallest-100": Part(smallest.measure, 5, {"projects": (100, 10), "count": _SMALL}),
-    "smallest-10000": Part(smallest.measure, 5, {"projects": (10_000, 1000), "count": _SMALL}),
+    "smallest-1000": Part(smallest.measure, 5, {"projects": (1000, 100), "count": _SMALL}),
     "rotation": Part(rotation.measure, 3, {"count": _SMALL}),
     "gateway-large": Part(gateway.measure_large, 5, {"size_bytes": (1024 * _MIB, 128 * _MIB)}),
     "gateway-bodies": Part(gateway.measure_bodies, 5, {"size_bytes": (16 * _MIB, _MIB)}),
