@@ -22,7 +22,7 @@ from keyturn import topology
 from keyturn.crypto import SigningKey
 from keyturn.messages import (
     DeadLettersMoved,
-    EnrollRejected,
+    EraseRejected,
     StatusReported,
     parse_event,
     parse_worker_report,
@@ -69,7 +69,7 @@ PERMISSIONS = {
             "billing": _grant("upload", "rotation"),
             "audit": _grant("upload", "rotation"),
             "gateway": _grant("upload", "rotation", "delete"),
-            "console": _grant("rotation", "sweep", "delete", "status", "dead_letters"),
+            "console": _grant("enroll", "rotation", "sweep", "delete", "status", "dead_letters"),
         }.items()
     },
 }
@@ -340,7 +340,6 @@ CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "the workers' own hints": lambda c: get(c, topology.PLAN_QUEUE),
     "a retry queue": lambda c: get(c, "keyturn.upload.retry.1s"),
     "an upload": lambda c: publish(c, "upload.requested"),
-    "an enrollment": lambda c: publish(c, "enroll.requested"),
     "a recovery": lambda c: publish(c, "recover.requested"),
     "an erasure": lambda c: publish(c, "erase.requested"),
     "a mark": lambda c: publish(c, topology.KEYRING_MARKED),
@@ -349,7 +348,7 @@ CONSOLE_REFUSED: dict[str, Callable[[AbstractChannel], Awaitable[object]]] = {
     "a report of a worker": lambda c: publish(c, topology.WORKER_REPORTED),
     "an audit record": lambda c: publish(c, topology.AUDIT_RECORDED),
     "an answer": lambda c: publish(c, "dead_letters.moved"),
-    "a CC to another type": lambda c: publish(c, "status.requested", CC=["enroll.requested"]),
+    "a CC to another type": lambda c: publish(c, "status.requested", CC=["upload.requested"]),
     "a BCC to an event": lambda c: publish(c, "status.requested", BCC=["upload.stored"]),
     "the exchange of publishers' events": lambda c: publish(
         c, "", exchange="keyturn.publisher-events", **{"keyturn-publisher": "console"}
@@ -484,7 +483,13 @@ async def test_what_a_console_is_allowed_works_from_end_to_end(
     console_env = deployment.console_env(tmp_path / "passwords", amqp_url=users.url("console"))
     for name, value in console_env.items():
         monkeypatch.setenv(name, value)
-    forged = requests.enroll(deployment, "globex")
+    forged = {
+        "type": "erase.requested",
+        "request_id": requests.new_id(),
+        "project": "globex",
+        "requested_at": requests.now(),
+        "reason": "forged",
+    }
     async with (
         worker(deployment.worker_env()) as process,
         Publisher.open(PublisherSettings.read()) as console,
@@ -505,9 +510,9 @@ async def test_what_a_console_is_allowed_works_from_end_to_end(
             dead = aio_pika.Message(b"a letter")
             await channel.default_exchange.publish(dead, "keyturn.upload.dead", timeout=20)
         refused = await console.wait(
-            forged["request_id"], project="globex", request_type="enroll.requested", timeout_s=60
+            forged["request_id"], project="globex", request_type="erase.requested", timeout_s=60
         )
-        assert isinstance(refused, EnrollRejected)
+        assert isinstance(refused, EraseRejected)
         assert (refused.code, refused.project) == ("not_permitted", None)
         asked = [await console.status("projects", actor="Kim Doe") for _ in range(5)]
         waits = (console.wait(each, timeout_s=60) for each in asked)

@@ -61,4 +61,11 @@ async def test_memory_is_flat_under_large_bodies(served: WorkerUnderTest, kind: 
     await _send(served, kind, _WARM)
     before = await _resident_bytes(process)
     await _send(served, kind, _COUNT)
-    assert await _resident_bytes(process) - before < _GROWTH_MAX_BYTES
+    # On a busy machine, the last deliveries keep their bodies for longer. A worker that keeps
+    # bodies for good never passes.
+    growth = await _resident_bytes(process) - before
+    for _ in range(10):
+        if growth < _GROWTH_MAX_BYTES:
+            break
+        growth = await _resident_bytes(process) - before
+    assert growth < _GROWTH_MAX_BYTES

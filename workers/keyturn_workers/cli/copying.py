@@ -78,7 +78,7 @@ def copy(
     """Copy all objects of a project to another one, under new data keys.
 
     Reads through a gateway, with the project's API key. An operator may read the bucket instead,
-    with the master keys (--as-operator). The plaintext is only in the memory of this command.
+    with the master keys (--as-operator). This command keeps plaintext in memory only.
 
     Run it again to continue after an interruption, or to add new objects: each object is copied
     once. An object key that the target has already with other content is left alone. Exits with 0

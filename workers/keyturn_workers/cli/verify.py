@@ -71,8 +71,8 @@ def verify(
         bool,
         typer.Option(
             "--no-customer-key",
-            help="The project never had a customer key, although no evidence in the bucket says "
-            "so. Only with --expect-gone.",
+            help="Assert that the project never had a customer key, if no evidence in the bucket "
+            "shows it. Only with --expect-gone.",
         ),
     ] = False,
     expect_gone: Annotated[
